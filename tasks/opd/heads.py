@@ -1,0 +1,88 @@
+"""A causal language model in two parts: the body, which gives hidden states, and the head, which turns them into logits.
+
+Training and scoring run the body over whole sequences and the head over chunks of tokens, so that full-vocabulary logits
+never live for more than one chunk. A teacher's hidden states with its head are its exact distribution in 2-10 KB a token.
+Ids at or above `num_valid` pad the embedding matrix and name no token: they are -inf on both sides.
+"""
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last linear layer with what follows it."""
+    weight: Tensor                # [V, d]
+    bias: Tensor | None           # [V]
+    scale: float                  # multiplies the logits
+    softcap: float | None         # logits -> softcap * tanh(logits / softcap)
+    num_valid: int                # ids from here on are padding of the matrix
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 (float64 stays) logits [..., num_valid] of hidden states [..., d]."""
+        weight = self.weight[:self.num_valid]
+        out = hidden.to(weight.dtype) @ weight.T
+        out = out if out.dtype == torch.float64 else out.float()
+        if self.bias is not None:
+            out = out + self.bias[:self.num_valid]
+        out = out * self.scale if self.scale != 1.0 else out
+        return self.softcap * torch.tanh(out / self.softcap) if self.softcap else out
+
+    def logprobs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities [..., num_valid] in nats, of logits / temperature."""
+        return torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
+
+    def to(self, where: torch.dtype | torch.device | str) -> "Head":
+        """The same head in another precision or on another device."""
+        return replace(self, weight=self.weight.to(where), bias=None if self.bias is None else self.bias.to(where))
+
+
+def head_of(model, num_valid: int | None = None) -> Head:
+    """The head of a transformers causal LM; its weight is the live parameter, so gradients reach it."""
+    layer, config = model.get_output_embeddings(), model.config
+    scale = getattr(config, "logit_scale", None) or 1.0
+    if getattr(config, "logits_scaling", None):  # Granite divides
+        scale = scale / config.logits_scaling
+    return Head(weight=layer.weight, bias=getattr(layer, "bias", None), scale=scale,
+                softcap=getattr(config, "final_logit_softcapping", None),
+                num_valid=min(num_valid or layer.weight.shape[0], layer.weight.shape[0]))
+
+
+def hidden_states(model, token_ids: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states after the final norm [B, L, d]; `mask` [B, L] is 1 on tokens, 0 on padding at either side."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return model.base_model(input_ids=token_ids, attention_mask=mask, position_ids=positions,
+                            use_cache=False).last_hidden_state
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
+    """A causal LM from a local safetensors folder, in eval mode, without dropout. Never runs code from the folder."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    return model.to(device).eval()
+
+
+def load_head(folder: Path, num_valid: int | None = None, dtype: torch.dtype = torch.float32) -> Head:
+    """Only the head of a model folder."""
+    head = head_of(load_model(folder, dtype), num_valid)
+    return replace(head, weight=head.weight.detach().clone(),
+                   bias=None if head.bias is None else head.bias.detach().clone())
+
+
+def vocabulary_size(folder: Path) -> int:
+    """Number of token ids that name a token: the highest id of tokenizer.json plus one."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    ids = list(data["model"]["vocab"].values()) if isinstance(data["model"]["vocab"], dict) else \
+        list(range(len(data["model"]["vocab"])))
+    return max(ids + [token["id"] for token in data.get("added_tokens", [])]) + 1
+
+
+def special_ids(folder: Path) -> frozenset[int]:
+    """Ids of the tokenizer's special tokens (end of turn, template), from tokenizer.json."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    return frozenset(token["id"] for token in data.get("added_tokens", []) if token.get("special"))

@@ -1,0 +1,199 @@
+"""Red or green in seconds, before a run: the silent mistakes of on-policy distillation, looked for on four prompts.
+
+Most of what goes wrong in such trainers does not crash: masks are off by one, logits are not shifted, engine and trainer
+disagree, the teacher speaks another vocabulary. Each check measures something and compares it with a bound.
+"""
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tasks.opd.artifacts import model_folder
+from tasks.opd.batches import pack
+from tasks.opd.columns import columns_of
+from tasks.opd.engines import Signal, Want
+from tasks.opd.errors import EngineError, OpdError, TokenizerMismatch
+from tasks.opd.heads import head_of, load_model
+from tasks.opd.losses import Stats, bind_terms, coefficients
+from tasks.opd.records import STUDENT, Prompt, Rollout, derive_seed, read_rows
+from tasks.opd.scored import ScoredSet, make_scored
+from tasks.opd.training import Forward, accumulate, old_logprobs, start_round
+from tasks.opd.writers import teacher_role
+
+DISAGREEMENT = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 0.1}     # engine against trainer, mean nats
+DOUBLE_UP_TO = 20_000_000                                              # parameters of a model checked in float64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One check: what was measured against what bound."""
+    check: str
+    status: str                    # green, yellow or red
+    measured: float | None
+    bound: float | None
+    message: str
+
+
+def verdict(check: str, ok: bool, measured: float | None, bound: float | None, message: str, bad: str = "red") -> Finding:
+    """Green, or else `bad` with the message."""
+    return Finding(check=check, status="green" if ok else bad, measured=measured, bound=bound, message="" if ok else message)
+
+
+def check_vocabulary(student: Path, teacher: Path) -> Finding:
+    """Student and teacher name the same tokens by the same ids. Raises TokenizerMismatch naming the first that differs."""
+    from transformers import AutoTokenizer
+    ours, theirs = ({i: t for t, i in AutoTokenizer.from_pretrained(f, local_files_only=True).get_vocab().items()}
+                    for f in (student, teacher))
+    for i in sorted(ours.keys() | theirs.keys()):
+        if ours.get(i) != theirs.get(i):
+            raise TokenizerMismatch(
+                f"token id {i} is {ours.get(i)!r} to the student and {theirs.get(i)!r} to the teacher ({len(ours)} and "
+                f"{len(theirs)} tokens): choose a teacher with the student's tokenizer")
+    return verdict("vocabulary", True, len(ours), None, "")
+
+
+def check_template(student: Path, teacher: Path, accepts: list[str]) -> Finding:
+    """The chat templates agree; a difference is yellow unless the recipe accepts `templates`."""
+    def digest(folder: Path) -> str:
+        from transformers import AutoTokenizer
+        return hashlib.sha256(str(AutoTokenizer.from_pretrained(folder, local_files_only=True).chat_template).encode()).hexdigest()
+    same = digest(student) == digest(teacher) or "templates" in accepts
+    return verdict("template", same, None, None, "the chat templates of student and teacher differ: the teacher reads the "
+                   "student's rendering; if that is meant, say `accepts: [templates]`", "yellow")
+
+
+def check_stops(student_stops: set[int], teacher_stops: set[int], terms: list[dict], accepts: list[str]) -> Finding:
+    """Both end their turns with a common token, or special tokens are masked in every term that asks a teacher."""
+    masked = all(any(w["name"] == "special_token_mask" for w in t["weights"]) for t in terms)
+    ok = bool(student_stops & teacher_stops) or masked or "stop_tokens" in accepts
+    return verdict("stop tokens", ok, None, None, f"the student stops at {sorted(student_stops)}, the teacher at "
+                   f"{sorted(teacher_stops)}: add the weight special_token_mask, or the student unlearns to stop")
+
+
+def check_masks(rollouts: list[Rollout]) -> Finding:
+    """The packed positions predict exactly the completions, their EOS included, and no prompt or padding."""
+    columns = columns_of(rollouts)
+    starts = columns.lengths.cumsum(0) - columns.lengths
+    packed = pack(rollouts, list(range(len(rollouts))), starts, torch.ones(columns.num_tokens, dtype=torch.bool))
+    wrong = int((packed.token_ids.flatten()[packed.take + 1] != columns.token_ids[packed.flat]).sum())
+    missing = columns.num_tokens - packed.flat.unique().numel()
+    return verdict("masks", wrong + missing == 0, wrong + missing, 0, "the loss mask does not cover exactly the completions")
+
+
+def check_agreement(engine_logprobs: torch.Tensor, trainer_logprobs: torch.Tensor, dtype: str) -> Finding:
+    """Engine and trainer give the sampled tokens the same log-probabilities, up to rounding."""
+    mean = float((engine_logprobs.double() - trainer_logprobs.double()).abs().mean())
+    return verdict("engine against trainer", mean <= DISAGREEMENT[dtype], mean, DISAGREEMENT[dtype],
+                   f"engine and trainer differ by {mean:.4f} nats a token: stale weights, another template or precision")
+
+
+def check_shift(teacher: list[torch.Tensor], student: list[torch.Tensor]) -> Finding:
+    """Moving the teacher by one token at least doubles its distance to the student."""
+    pairs = [(t.double(), s.double()) for t, s in zip(teacher, student) if len(t) > 1]
+    if not pairs:
+        return verdict("shift", False, None, 2.0, "all completions have one token: nothing to shift", "yellow")
+    aligned = torch.cat([(t - s).abs() for t, s in pairs]).mean()
+    moved = torch.cat([(t.roll(1) - s).abs() for t, s in pairs]).mean()
+    ratio = float(moved / aligned.clamp(min=1e-9))
+    return verdict("shift", ratio >= 2, ratio, 2.0, f"a teacher moved by one token is only {ratio:.2f} times as far from the "
+                   "student: its signal is not aligned with the completions, or its prompt is not the student's")
+
+
+@torch.no_grad()
+def own_signal(model, rollouts: list[Rollout], spec: dict) -> ScoredSet:
+    """The scored set in which the student is its own teacher, in the trainer's own arithmetic."""
+    blank = make_scored(rollouts, None, None, spec["loss"]["temperature"])
+    columns = columns_of(rollouts)
+    forward = Forward(model, blank, columns, spec)
+    wanted = torch.ones(columns.num_tokens, dtype=torch.bool)
+    hidden = torch.zeros(columns.num_tokens, model.config.hidden_size, dtype=next(model.parameters()).dtype)
+    for states, flat in forward.micro_batches(list(range(len(rollouts))), wanted):
+        hidden[flat] = states.cpu().to(hidden.dtype)
+    sampled = old_logprobs(forward, wanted)
+    full = [forward.student(h.to(forward.device), torch.zeros(len(h), dtype=torch.long)).full.cpu()
+            for h in hidden.split(columns.lengths.tolist())]
+    top = [f.topk(min(max(spec["top_k"], 1), f.shape[-1]), -1) for f in full]
+    signal = [Signal(sampled=s, ids=t.indices, logprobs=t.values, hidden=h) for s, t, h in
+              zip(sampled.split(columns.lengths.tolist()), top, hidden.split(columns.lengths.tolist()))]
+    return make_scored(rollouts, signal, head_of(model, spec["vocabulary"]), spec["loss"]["temperature"])
+
+
+def gradient_norm(model, scored: ScoredSet, spec: dict) -> float:
+    """Norm of the gradient that training would take on a scored set."""
+    terms = bind_terms(spec["terms"])
+    model.zero_grad(set_to_none=True)
+    forward, prepared = start_round(model, scored, terms, spec, frozenset())
+    batch = list(range(len(scored.rollouts)))
+    coefficient = coefficients(terms, prepared, forward.columns, batch, spec["completion_limit"])
+    accumulate(forward, terms, prepared, coefficient, batch, scored, Stats())
+    return float(sum(p.grad.double().norm() ** 2 for p in model.parameters() if p.grad is not None) ** 0.5)
+
+
+def check_identity(model, rollouts: list[Rollout], spec: dict) -> Finding:
+    """With the teacher equal to the student the gradient vanishes, and with that teacher moved by one token it does not."""
+    same = own_signal(model, rollouts, spec)
+    moved = make_scored(rollouts, [Signal(**{name: getattr(s, name).roll(1, 0) for name in
+                                             ("sampled", "ids", "logprobs", "hidden")}) for s in same.signal],
+                        same.head, same.temperature)
+    norm, other = gradient_norm(model, same, spec), gradient_norm(model, moved, spec)
+    exact = next(model.parameters()).dtype == torch.float64
+    bound = 1e-6 if exact else 0.01 * other
+    return verdict("identity", norm <= bound < other, norm, bound,
+                   f"with teacher = student the gradient is {norm:.3g} (bound {bound:.3g}), with the teacher moved {other:.3g}: "
+                   "the loss does not have its minimum where student and teacher agree")
+
+
+def first_rollouts(inputs: dict[str, Path], spec: dict, engine) -> list[Rollout]:
+    """Rollouts of the first prompts, with made-up rewards so that rows by success are all exercised."""
+    prompts = read_rows(inputs["prompts"] / "prompts.parquet", Prompt)[:spec["num_prompts"]]
+    seeds = [derive_seed(spec["seed"], "preflight", p.prompt_id) for p in prompts]
+    sampling = {**spec["sampling"], "temperature": spec["sampling"]["temperature"] or 1.0,
+                "max_new_tokens": min(64, spec["sampling"]["max_new_tokens"])}
+    done = engine.generate([p.token_ids for p in prompts], sampling, seeds)
+    return [Rollout(rollout_id=p.prompt_id, prompt_id=p.prompt_id, group_id=str(i // 2), domain=p.domain, parent=None,
+                    prompt_token_ids=p.token_ids, token_ids=c.token_ids, logprobs=c.logprobs,
+                    author=[STUDENT] * len(c.token_ids), teacher_prompt_ids=None, origin="student", policy="",
+                    finish_reason=c.finish_reason, reward=float(i % 2), feedback=None)
+            for i, (p, c) in enumerate(zip(prompts, done))]
+
+
+def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """Stage: all checks; preflight.json. Raises OpdError (TokenizerMismatch, EngineError) when one is red."""
+    folder = model_folder(inputs["student"])
+    engine = session.engine("student", folder, spec["engine"])
+    rollouts = first_rollouts(inputs, spec, engine)
+    terms = bind_terms(spec["terms"])
+    taught = [t for t, bound in zip(spec["terms"], terms) if bound.needs_teacher]
+    parameters = sum(p.numel() for p in engine.model.parameters()) if hasattr(engine, "model") else None
+    small = parameters is not None and parameters <= DOUBLE_UP_TO
+    model = load_model(folder, torch.float64 if small else torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
+    spec = {**spec, "train": {"autocast": "off"}, "effort": {"micro_batch_tokens": 4096, "chunk_tokens": 1024}}
+    columns = columns_of(rollouts)
+    forward = Forward(model, make_scored(rollouts, None, None, 1.0), columns, {**spec, "loss": {"temperature": 1.0}})
+    trainer = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
+    own = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want())
+    findings = [check_masks(rollouts), check_agreement(torch.cat([s.sampled for s in own]), trainer, spec["engine"]["dtype"])]
+    if taught:
+        findings += teacher_findings(inputs, spec, session, rollouts, trainer.split(columns.lengths.tolist()), taught)
+        findings.append(check_identity(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
+    (out / "preflight.json").write_text(json.dumps([asdict(f) for f in findings], indent=1))
+    red = [f for f in findings if f.status == "red"]
+    if red:
+        error = EngineError if red[0].check == "engine against trainer" else OpdError
+        raise error("preflight is red, nothing was trained:\n" + "\n".join(f"  {f.check}: {f.message}" for f in red))
+    return {f.check: f.status for f in findings}
+
+
+def teacher_findings(inputs: dict[str, Path], spec: dict, session, rollouts: list[Rollout], student: list[torch.Tensor],
+                     taught: list[dict]) -> list[Finding]:
+    """The checks that need the teacher's engine; a self-teacher shares the student's vocabulary by construction."""
+    ours, theirs = model_folder(inputs["student"]), model_folder(inputs["teacher"])
+    engine = session.engine(teacher_role(inputs["teacher"]), theirs, spec["engine"])
+    vocabulary = check_vocabulary(ours, theirs)
+    scored = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want())
+    stops = session.engine("student", ours, spec["engine"]).eos_ids
+    return [vocabulary, check_template(ours, theirs, spec["accepts"]),
+            check_stops(stops, engine.eos_ids, taught, spec["accepts"]),
+            check_shift([s.sampled for s in scored], list(student))]

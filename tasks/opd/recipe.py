@@ -1,0 +1,249 @@
+"""The one schema of a run: what a recipe may say, with title, meaning, unit and bounds beside every field.
+
+Pydantic only: no torch, no OmegaConf (files are read in `loading`). Models are frozen, unknown keys are refused, and no
+field is a union of models, so that Prefect can draw a form from `Recipe`. A `Slot` names one choice of a slot's table and
+its parameters; `slots.bind` checks both against the function's signature without importing torch.
+"""
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class Model(BaseModel):
+    """Frozen, closed, finite."""
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def setting(default: Any, title: str, description: str, **bounds) -> Any:
+    """A field with its default (`...`: required), title, meaning (unit included) and bounds."""
+    return Field(default, title=title, description=description, **bounds)
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=80)]
+
+
+class Slot(Model):
+    """A named choice with parameters; in YAML `{name: jsd, beta: 0.5}` or just `jsd`."""
+    name: str = setting(..., "Name", "Which entry of the slot's table.")
+    params: dict[str, Any] = setting({}, "Parameters", "Keyword arguments of that entry; see its docstring.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def fold(cls, value: Any) -> Any:
+        """`jsd` and `{name: jsd, beta: 0.5}` become `{name: jsd, params: {beta: 0.5}}`."""
+        if isinstance(value, str):
+            return {"name": value, "params": {}}
+        if isinstance(value, dict) and "name" in value and not (set(value) <= {"name", "params"}):
+            loose = {k: v for k, v in value.items() if k not in ("name", "params")}
+            return {"name": value["name"], "params": {**(value.get("params") or {}), **loose}}
+        return value
+
+
+class About(Model):
+    """Where a variant comes from; shown by `opd variants`."""
+    paper: str = setting("", "Paper", "Authors and year, or 'control' for a placebo.")
+    arxiv: str = setting("", "arXiv id", "For example 2306.13649; empty when there is none.")
+    idea: str = setting("", "Idea", "One line: what this variant changes.")
+    reconstruction: bool = setting(False, "Reconstruction", "True when a value or formula was not found in the paper.")
+
+
+class Sampling(Model):
+    """The law tokens are drawn from."""
+    temperature: float = setting(1.0, "Temperature", "Divides the logits when sampling; 0 is greedy.", ge=0, le=10)
+    top_p: float = setting(1.0, "Top-p", "Nucleus: smallest set of tokens with this mass; 1 is off.", gt=0, le=1)
+    top_k: int = setting(0, "Top-k", "Sample among the k likeliest tokens; 0 is off.", ge=0)
+    max_new_tokens: int = setting(96, "Completion limit", "Tokens a completion may have, EOS included.", ge=1, le=131072)
+
+
+class Pair(Model):
+    """The models. Each is a slot that says how the model comes to be: a folder, a hub id, or made here as a stage."""
+    name: Name = setting(..., "Name", "Name of the pair.")
+    student: Slot = setting(..., "Student", "The model trained.")
+    teacher: Slot = setting(..., "Teacher", "The model imitated.")
+    others: dict[str, Slot] = setting({}, "Other models", "Further models by name (references, more teachers).")
+    context_tokens: int = setting(512, "Context", "Tokens a prompt and its completion may fill together.", ge=8)
+
+
+class Source(Model):
+    """Questions with known answers: a slice of a source, and who grades the answers."""
+    name: Name = setting(..., "Name", "Name under which metrics and samples appear.")
+    source: Slot = setting(..., "Source", "Where questions come from: tiny, reasoning_gym, jsonl, hub.")
+    first: int = setting(0, "First index", "Index in the source of the first question.", ge=0)
+    count: int = setting(..., "Count", "How many questions.", ge=1)
+    max_prompt_tokens: int = setting(256, "Prompt limit", "Longer prompts are quarantined, with the reason.", ge=1)
+    grader: Slot = setting(..., "Grader", "Compares an answer with the truth: exact, numeric, math, reasoning_gym, tiny.")
+
+
+class Benchmark(Source):
+    """A source of held-out questions and how often each is answered."""
+    samples: int = setting(1, "Samples", "Completions per question.", ge=1)
+    pass_at: list[int] = setting([1], "pass@k", "Values of k for the unbiased pass@k; at most `samples`.")
+    sampling: Sampling = setting(Sampling(), "Sampling", "The law of the evaluation.")
+
+    @model_validator(mode="after")
+    def pass_at_fits(self):
+        if any(not 1 <= k <= self.samples for k in self.pass_at):
+            raise ValueError(f"pass_at {self.pass_at} must lie between 1 and samples = {self.samples}; raise samples")
+        return self
+
+
+class Writer(Slot):
+    """Who writes completions, how many, and for which share of the prompts."""
+    n: int = setting(1, "Samples per prompt", "Completions this writer gives each of its prompts.", ge=1)
+    fraction: float = setting(1.0, "Fraction", "Share of a round's prompts this writer gets.", gt=0, le=1)
+    when: Literal["always", "first_round"] = setting("always", "When", "In which rounds it writes; later rounds re-use.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def fold(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        own = {"name", "params", "n", "fraction", "when"}
+        if isinstance(value, dict) and not set(value) <= own:
+            loose = {k: v for k, v in value.items() if k not in own}
+            kept = {k: v for k, v in value.items() if k in own}
+            return {**kept, "params": {**(value.get("params") or {}), **loose}}
+        return value
+
+
+class Rollout(Model):
+    """How completions come to be."""
+    prompts_per_round: int = setting(128, "Prompts a round", "Prompts taken from the training prompts each round.", ge=1)
+    sampling: Sampling = setting(Sampling(), "Sampling", "The law the writers sample from.")
+    writers: list[Writer] = setting([Writer(name="student")], "Writers", "Who writes the completions.", min_length=1)
+    filters: list[Slot] = setting([], "Filters", "Which rollouts are unfit to learn from; each drop is kept and counted.")
+
+
+class Teacher(Model):
+    """Whose distribution is aimed at, and what that model sees."""
+    model: str = setting("teacher", "Model", "A model of the pair by name, or `self`: the student's own weights.")
+    refresh: Slot = setting(Slot(name="frozen"), "Refresh", "For `self`: frozen (the start), live (round's start), ema.")
+    context: Slot = setting(Slot(name="same"), "Context", "What the teacher sees instead of the prompt: same, solution.")
+
+
+class Clip(Model):
+    """What is cut off a divergence."""
+    at: Literal["none", "entry", "position"] = setting(
+        "none", "Where", "entry: each vocabulary entry before the sum; position: the sum at a token.")
+    limit: float = setting(1.0, "Limit", "Upper bound, nats.", gt=0)
+
+
+class Term(Model):
+    """One summand of the loss."""
+    coefficient: float = setting(1.0, "Coefficient", "Multiplies the term.")
+    rows: Slot = setting(Slot(name="sampled"), "Rows", "Which rollouts: all, sampled, succeeded, failed.")
+    target: Slot = setting(Slot(name="teacher"), "Target", "Which distribution is aimed at.")
+    support: Slot = setting(Slot(name="sampled"), "Support", "Where it is compared: sampled, teacher_top_k, student_top_k, full.")
+    divergence: Slot | None = setting(None, "Divergence", "How far apart; exclusive with advantage.")
+    advantage: Slot | None = setting(None, "Advantage", "What a token is worth; exclusive with divergence.")
+    estimator: Slot = setting(Slot(name="exact"), "Estimator", "How it becomes a gradient.")
+    clip: Clip = setting(Clip(), "Clip", "What is cut off the divergence.")
+    weights: list[Slot] = setting([Slot(name="uniform")], "Weights", "Which tokens count, and how much; multiplied.")
+    reduction: Literal["token", "sequence", "prompt", "sum", "constant"] = setting(
+        "token", "Reduction", "How token losses become one number.")
+    denominator: str = setting(
+        "valid", "Denominator", "Tokens divided by: valid, kept (weight > 0), weighted (sum of weights), or a name that terms share.")
+
+    @model_validator(mode="after")
+    def one_signal(self):
+        if (self.divergence is None) == (self.advantage is None):
+            raise ValueError("a term has either a divergence or an advantage: give exactly one of them")
+        return self
+
+
+class Loss(Model):
+    """What all terms share."""
+    temperature: float = setting(1.0, "Loss temperature", "Divides student and teacher logits in the loss; no tau^2.", gt=0)
+
+
+class Train(Model):
+    """The optimizer and its memory."""
+    learning_rate: float = setting(1e-5, "Learning rate", "Peak learning rate of AdamW.", gt=0, le=1)
+    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Schedule", "Decay to 0 over the run's steps.")
+    warmup_steps: int = setting(0, "Warm-up", "Optimizer steps from 0 to the peak.", ge=0)
+    weight_decay: float = setting(0.0, "Weight decay", "AdamW's, on matrices only.", ge=0)
+    beta1: float = setting(0.9, "Beta 1", "AdamW.", ge=0, lt=1)
+    beta2: float = setting(0.95, "Beta 2", "AdamW.", ge=0, lt=1)
+    epsilon: float = setting(1e-8, "Epsilon", "AdamW.", gt=0)
+    max_grad_norm: float = setting(1.0, "Gradient clip", "Largest norm of the whole gradient.", gt=0)
+    epochs: int = setting(1, "Epochs", "Passes over a round's scored rollouts.", ge=1)
+    batch_rollouts: int = setting(0, "Optimizer batch", "Rollouts an optimizer step; 0: all of the round.", ge=0)
+    micro_batch_tokens: int = setting(8192, "Micro-batch", "Padded tokens forwarded at once; never changes the gradient.", ge=1)
+    chunk_tokens: int = setting(1024, "Head chunk", "Tokens whose full-vocabulary logits live at once.", ge=1)
+    autocast: Literal["auto", "off", "bfloat16"] = setting("auto", "Autocast", "bfloat16 compute over float32 master weights.")
+    gradient_checkpointing: bool = setting(False, "Recompute", "Recompute activations in the backward pass.")
+    checkpoint_every: int = setting(1, "Checkpoint every", "Rounds between durable checkpoints.", ge=1)
+
+
+class Engine(Model):
+    """What generates and scores."""
+    name: Literal["torch", "vllm"] = setting("torch", "Engine", "torch: transformers in process; vllm: vLLM.")
+    dtype: Literal["float32", "bfloat16", "float64"] = setting("float32", "Precision", "Of the engine's weights.")
+    batch_tokens: int = setting(65536, "Batch", "Padded tokens in flight at once; never changes results beyond rounding.", ge=1)
+
+
+class Patch(Model):
+    """From this round on, these settings."""
+    round: int = setting(..., "Round", "First round the settings hold.", ge=0)
+    set: dict[str, Any] = setting(..., "Settings", "Dotted keys and values, as overrides on the command line.")
+
+
+class Recipe(Model):
+    """A whole run: distil a teacher into a student, round by round, then benchmark the student."""
+    name: Name = setting(..., "Name", "Name of the variant.")
+    about: About = setting(About(), "About", "Paper, arXiv id and idea.")
+    seed: int = setting(0, "Seed", "All randomness derives from it.", ge=0, lt=2**31)
+    rounds: int = setting(1, "Rounds", "Rollouts then update, this often.", ge=1)
+    pair: Pair = setting(..., "Pair", "The models.")
+    prompts: Source = setting(..., "Prompts", "The training prompts.")
+    rollout: Rollout = setting(Rollout(), "Rollouts", "How completions come to be.")
+    refine: list[Slot] = setting([], "Refine", "Whether trajectories are repaired before learning.")
+    teacher: Teacher = setting(Teacher(), "Teacher", "Whose distribution, under what context.")
+    terms: list[Term] = setting(..., "Terms", "The loss is their sum.", min_length=1)
+    loss: Loss = setting(Loss(), "Loss", "What all terms share.")
+    train: Train = setting(Train(), "Training", "The optimizer and its memory.")
+    engine: Engine = setting(Engine(), "Engine", "What generates and scores.")
+    benchmarks: list[Benchmark] = setting([], "Benchmarks", "Held-out questions, before and after.")
+    schedule: list[Patch] = setting([], "Schedule", "What changes as it goes.")
+    workers: Literal["process", "inline"] = setting("process", "Workers", "process: a supervised worker; inline: in the flow.")
+    accepts: list[str] = setting([], "Accepts", "Preflight findings this variant declares intended.")
+    keep_hidden: bool = setting(False, "Keep hidden states", "Keep the teacher's hidden states after their round.")
+
+    @field_validator("benchmarks")
+    @classmethod
+    def distinct(cls, value):
+        names = [b.name for b in value]
+        if len(set(names)) != len(names):
+            raise ValueError(f"benchmark names must differ, got {names}")
+        return value
+
+    def at(self, round_index: int) -> "Recipe":
+        """This recipe with the schedule's settings of all patches up to `round_index` applied."""
+        data = self.model_dump(mode="json")
+        for patch in sorted(self.schedule, key=lambda p: p.round):
+            if patch.round <= round_index:
+                for key, value in patch.set.items():
+                    set_dotted(data, key, value)
+        return Recipe.model_validate(data)
+
+
+class Suite(Model):
+    """Recipes compared: every variant with every seed, on one pair, against a baseline."""
+    name: Name = setting(..., "Name", "Name of the suite; the MLflow experiment.")
+    variants: list[str] = setting(..., "Variants", "Names of files in configs/variants.", min_length=1)
+    seeds: list[int] = setting([0, 1], "Seeds", "Each variant runs once a seed.", min_length=1)
+    baseline: str = setting(..., "Baseline", "The variant others are compared with, or `start`: the untrained student.")
+    benchmark: str = setting("", "Benchmark", "The benchmark compared; empty: the first.")
+    set: list[str] = setting([], "Overrides", "key=value, for all recipes.")
+    variant_set: dict[str, list[str]] = setting({}, "Variant overrides", "key=value by variant.")
+
+
+def set_dotted(data: dict, key: str, value: Any) -> None:
+    """Set `a.b.0.c` in nested dicts and lists, in place. Raises KeyError naming the part that does not exist."""
+    *path, last = key.split(".")
+    for part in path:
+        data = data[int(part)] if isinstance(data, list) else data[part]
+    if isinstance(data, list):
+        data[int(last)] = value
+    else:
+        data[last] = value

@@ -1,0 +1,120 @@
+"""The resident training state: float32 master weights, AdamW, the moving average, the step; saved and resumed exactly."""
+import json
+import math
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tasks.opd.artifacts import fingerprint_of, model_folder
+from tasks.opd.heads import load_model
+
+COUNTERS = ("step", "tokens_seen", "teacher_tokens")
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """What a student needs to go on learning. `source` is the fingerprint of the artifact whose state this is."""
+    model: torch.nn.Module
+    optimizer: torch.optim.AdamW
+    average: dict[str, torch.Tensor] | None     # exponential moving average of the weights, by name
+    step: int                                   # optimizer steps so far
+    tokens_seen: int                            # tokens trained on so far
+    teacher_tokens: int                         # tokens scored by teachers so far
+    source: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return next(self.model.parameters()).device
+
+
+def new_optimizer(model: torch.nn.Module, train: dict) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train["weight_decay"]},
+              {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=train["learning_rate"], betas=(train["beta1"], train["beta2"]),
+                             eps=train["epsilon"])
+
+
+def resume(folder: Path, train: dict, ema_decay: float | None, dtype: torch.dtype = torch.float32) -> Trainer:
+    """The state saved in an artifact folder; a folder without `trainer.json` is a model before its first step."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(model_folder(folder), dtype, device)
+    if train["gradient_checkpointing"]:
+        model.gradient_checkpointing_enable()
+        model.train()
+    optimizer = new_optimizer(model, train)
+    trainer = Trainer(model=model, optimizer=optimizer, average=None, step=0, tokens_seen=0, teacher_tokens=0, source=fingerprint_of(folder))
+    if (folder / "trainer.json").exists():
+        load_state(trainer, folder)
+    if ema_decay is not None:
+        start = load_model(folder / "ema", dtype, device) if (folder / "ema").exists() else model
+        trainer.average = {name: value.detach().clone() for name, value in start.named_parameters()}
+    return trainer
+
+
+def save(trainer: Trainer, out: Path, origin: Path) -> None:
+    """Write model/, the trainer's state and, with a moving average, ema/; the tokenizer's files are copied from `origin`."""
+    save_model(trainer.model, out / "model", origin)
+    if trainer.average is not None:
+        kept = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        assign(trainer.model, trainer.average)
+        save_model(trainer.model, out / "ema", origin)
+        assign(trainer.model, kept)
+    save_state(trainer, out)
+
+
+def save_state(trainer: Trainer, out: Path) -> None:
+    """trainer.safetensors (AdamW's moments by parameter, the generator's state) and trainer.json (counters): no pickle."""
+    tensors = {f"{index}.{key}": value.cpu().contiguous()
+               for index, state in trainer.optimizer.state_dict()["state"].items() for key, value in state.items()}
+    save_file({**tensors, "rng": torch.get_rng_state()}, out / "trainer.safetensors")
+    (out / "trainer.json").write_text(json.dumps({name: getattr(trainer, name) for name in COUNTERS}))
+
+
+def load_state(trainer: Trainer, folder: Path) -> None:
+    """Take the optimizer's moments, the generator's state and the counters of a checkpoint."""
+    tensors = load_file(folder / "trainer.safetensors")
+    torch.set_rng_state(tensors.pop("rng"))
+    state = defaultdict(dict)
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state[int(index)][key] = value
+    groups = trainer.optimizer.state_dict()["param_groups"]
+    trainer.optimizer.load_state_dict({"state": dict(state), "param_groups": groups})
+    for name, value in json.loads((folder / "trainer.json").read_text()).items():
+        setattr(trainer, name, value)
+
+
+def save_model(model: torch.nn.Module, folder: Path, origin: Path) -> None:
+    """A Hugging Face safetensors folder, with the tokenizer's files of `origin`."""
+    model.save_pretrained(folder, safe_serialization=True)
+    for file in origin.iterdir():
+        if file.is_file() and not (folder / file.name).exists() and ".safetensors" not in file.name:
+            shutil.copy(file, folder / file.name)
+
+
+@torch.no_grad()
+def assign(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> None:
+    """Copy tensors into the model's parameters, by name."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(values[name])
+
+
+@torch.no_grad()
+def update_average(trainer: Trainer, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * weights."""
+    for name, parameter in trainer.model.named_parameters():
+        trainer.average[name].mul_(decay).add_(parameter, alpha=1 - decay)
+
+
+def learning_rate(train: dict, step: int, progress: float) -> float:
+    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule over the run's `progress` in [0, 1)."""
+    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[train["schedule"]]
+    warmup = min(1.0, (step + 1) / train["warmup_steps"]) if train["warmup_steps"] else 1.0
+    return train["learning_rate"] * warmup * factor
