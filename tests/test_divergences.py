@@ -129,7 +129,8 @@ def test_probability_zero_contributes_what_mathematics_says():
 
 def test_tail_is_a_lower_bound_that_grows_to_the_full_divergence():
     order = TEACHER.argsort(descending=True)
-    values = [forward_kl(renormalised(TEACHER[order[:k]][None], "tail"), renormalised(STUDENT[order[:k]][None], "tail")).item()
+    values = [forward_kl(renormalised(TEACHER[order[:k]][None], "tail"),
+                         renormalised(STUDENT[order[:k]][None], "tail")).item()
               for k in (1, 2, 3, 4)]
     full = forward_kl(TEACHER, STUDENT).item()
     assert all(a <= b + 1e-12 for a, b in zip(values, values[1:])) and values[0] < full - 0.01

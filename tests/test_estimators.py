@@ -33,15 +33,17 @@ def test_k3_is_the_reverse_kl_in_the_mean_and_k2_is_not():
 def test_mean_gradients_k1_nothing_k2_reverse_k3_forward_policy_gradient_reverse():
     assert mean_gradient(lambda live: live - TEACHER).abs().max() < 1e-15
     assert torch.allclose(mean_gradient(lambda live: k2(TEACHER, live, STUDENT)), REVERSE_KL_GRADIENT, atol=1e-14)
-    assert torch.allclose(mean_gradient(lambda live: k3(TEACHER, live, STUDENT)), STUDENT.exp() - TEACHER.exp(), atol=1e-14)
-    assert torch.allclose(mean_gradient(lambda live: policy_gradient(-GAP, live, STUDENT)), REVERSE_KL_GRADIENT, atol=1e-14)
+    assert torch.allclose(mean_gradient(lambda live: k3(TEACHER, live, STUDENT)), STUDENT.exp() - TEACHER.exp(),
+                          atol=1e-14)
+    assert torch.allclose(mean_gradient(lambda live: policy_gradient(-GAP, live, STUDENT)), REVERSE_KL_GRADIENT,
+                          atol=1e-14)
 
 
 def test_baselines_keep_the_mean_gradient():
     # V6: adding the state's reverse KL (a constant) or -1 to the reward changes no mean
     reverse_kl = (STUDENT.exp() * GAP).sum()
     for shift in (reverse_kl, -1.0):
-        moved = mean_gradient(lambda live: policy_gradient(-GAP + shift, live, STUDENT))
+        moved = mean_gradient(lambda live, shift=shift: policy_gradient(-GAP + shift, live, STUDENT))
         assert torch.allclose(moved, REVERSE_KL_GRADIENT, atol=1e-14)
 
 
@@ -49,7 +51,8 @@ def test_ppo_clip_is_the_pessimistic_one():
     old = torch.zeros(4, dtype=torch.float64)
     live = torch.tensor([1.5, 0.5, 1.5, 0.5], dtype=torch.float64).log()
     advantage = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
-    # ratio 1.5, A 1: min(1.5, 1.2); ratio .5, A 1: min(.5, .8); ratio 1.5, A -1: min(-1.5, -1.2); ratio .5, A -1: min(-.5, -.8)
+    # ratio 1.5, A 1: min(1.5, 1.2); ratio .5, A 1: min(.5, .8);
+    # ratio 1.5, A -1: min(-1.5, -1.2); ratio .5, A -1: min(-.5, -.8)
     assert policy_gradient(advantage, live, old, clip_low=0.2).tolist() == pytest.approx([-1.2, -0.5, 1.5, 0.8])
     assert policy_gradient(advantage, live, old, clip_low=0.2, clip_high=0.28)[0].item() == pytest.approx(-1.28)
     assert policy_gradient(advantage, live, old).tolist() == pytest.approx([-1.5, -0.5, 1.5, 0.5])

@@ -1,4 +1,4 @@
-"""The gradients that training takes, against exact enumeration: tabular policies, every completion of three tokens of three.
+"""The gradients training takes, against exact enumeration: tabular policies, every completion of three tokens of three.
 
 Identities V1-V8: what the sampled forms estimate, what is biased, and by exactly what.
 """
@@ -37,7 +37,7 @@ def autograd(function):
 
 
 def trained_gradient(spec, table=STUDENT_TABLE):
-    """E over completions of the gradient that `chunk_loss` gives under a term with reduction sum: exact, weights by q(y)."""
+    """E over completions of the gradient `chunk_loss` gives under a term with reduction sum: exact, weights by q(y)."""
     rollouts = [rollout(i, [0], list(s)) for i, s in enumerate(SEQUENCES)]
     columns = columns_of(rollouts, teacher=list(TEACHER_TABLE.log_softmax(-1)[ROWS, TOKENS].view(-1, T)),
                          old=table.log_softmax(-1)[ROWS, TOKENS])
@@ -79,7 +79,8 @@ def true_visits():
 
 
 def test_v1_sequence_kl_is_the_visited_sum_of_token_kls():
-    assert sequence_kl(STUDENT_TABLE).item() == pytest.approx((true_visits() * per_prefix_kl(STUDENT_TABLE)).sum().item(), abs=1e-12)
+    visited = (true_visits() * per_prefix_kl(STUDENT_TABLE)).sum().item()
+    assert sequence_kl(STUDENT_TABLE).item() == pytest.approx(visited, abs=1e-12)
 
 
 def test_v2_return_to_go_with_discount_one_is_the_gradient_of_the_sequence_kl():
@@ -156,7 +157,7 @@ def coefficient_of(batch=(0, 1, 2), **spec):
 def test_reductions_by_hand():
     assert coefficient_of(reduction="token") == pytest.approx([1 / 6] * 6)
     assert coefficient_of(reduction="sequence") == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
-    assert coefficient_of(reduction="prompt") == pytest.approx([1 / 6] * 3 + [1 / 6] * 3)   # groups of 3 tokens, two groups
+    assert coefficient_of(reduction="prompt") == pytest.approx([1 / 6] * 3 + [1 / 6] * 3)  # two groups of 3 tokens
     assert coefficient_of(reduction="sum") == [1] * 6
     assert coefficient_of(reduction="constant") == pytest.approx([1 / 30] * 6)
     assert coefficient_of(batch=(0, 2), reduction="token") == pytest.approx([0.2, 0.2, 0, 0.2, 0.2, 0.2])
@@ -167,7 +168,8 @@ def test_denominators_valid_kept_weighted_and_shared_by_name():
     assert coefficient_of(**skip) == pytest.approx([0, 1 / 6, 0, 0, 1 / 6, 1 / 6])
     assert coefficient_of(denominator="kept", **skip) == pytest.approx([0, 1 / 3, 0, 0, 1 / 3, 1 / 3])
     assert coefficient_of(denominator="weighted", **skip) == pytest.approx([0, 1 / 3, 0, 0, 1 / 3, 1 / 3])
-    shared = [term(divergence="forward_kl", support="full", rows=rows, denominator="pool") for rows in ("succeeded", "failed")]
+    shared = [term(divergence="forward_kl", support="full", rows=rows, denominator="pool")
+              for rows in ("succeeded", "failed")]
     columns, terms = toy_columns(), bind_terms(shared)
     out = coefficients(terms, [prepare(t, columns) for t in terms], columns, [0, 1, 2], 10)
     assert out[0].tolist() == pytest.approx([1 / 6, 1 / 6, 0, 1 / 6, 1 / 6, 1 / 6])      # 5 + 1 tokens in the pool
@@ -175,8 +177,10 @@ def test_denominators_valid_kept_weighted_and_shared_by_name():
 
 
 def test_special_tokens_are_masked_and_rows_without_signal_leave_the_denominator():
-    assert coefficient_of(weights=["special_token_mask"], denominator="kept") == pytest.approx([1 / 3, 0, 0, 1 / 3, 1 / 3, 0])
-    columns = columns_of([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None], old=torch.zeros(3))
+    kept = coefficient_of(weights=["special_token_mask"], denominator="kept")
+    assert kept == pytest.approx([1 / 3, 0, 0, 1 / 3, 1 / 3, 0])
+    columns = columns_of([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
+                         old=torch.zeros(3))
     terms = bind_terms([term(divergence="forward_kl", support="full")])
     out = coefficients(terms, [prepare(terms[0], columns)], columns, [0, 1], 10)[0]
     assert out.tolist() == pytest.approx([0.5, 0.5, 0])
@@ -184,11 +188,19 @@ def test_special_tokens_are_masked_and_rows_without_signal_leave_the_denominator
 
 def test_return_to_go_by_hand():
     columns = columns_of([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4, dtype=torch.float64),
-                         teacher=[torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), torch.tensor([9.0], dtype=torch.float64)])
+                         teacher=[torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64),
+                                  torch.tensor([9.0], dtype=torch.float64)])
     from tasks.opd.advantages import return_to_go
     assert return_to_go(columns, discount=0.0).tolist() == [1, -2, 0.5, 9]
     assert return_to_go(columns, discount=0.5).tolist() == [0.125, -1.75, 0.5, 9]
     assert return_to_go(columns, discount=1.0).tolist() == [-0.5, -1.5, 0.5, 9]
+
+
+def test_the_shifted_control_rotates_the_teacher_within_each_completion():
+    from tasks.opd.advantages import shifted_gap
+    columns = columns_of([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4),
+                         teacher=[torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0])])
+    assert shifted_gap(columns).tolist() == [3, 1, 2, 9]
 
 
 def test_grpo_by_hand():
@@ -207,7 +219,8 @@ def test_grpo_by_hand():
 
 
 def test_a_term_never_sees_what_stands_at_masked_tokens():
-    columns = columns_of([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None], old=torch.zeros(3))
+    columns = columns_of([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
+                         old=torch.zeros(3))
     terms = bind_terms([term(divergence="reverse_kl", support="full")])
     prepared = [prepare(terms[0], columns)]
     coefficient = coefficients(terms, prepared, columns, [0, 1], 10)

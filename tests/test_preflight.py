@@ -30,16 +30,17 @@ def model_artifact(tmp_path: Path, name: str, seed: int, *, vocabulary: int = 20
 def artifacts(tmp_path: Path, **teacher) -> dict[str, Path]:
     """A student, a teacher near it (as far as pairs are in practice), and four prompts."""
     (tmp_path / "prompts").mkdir()
-    prompts = [Prompt(prompt_id=f"p{i}", index=i, text="", token_ids=[2 + i, 5, 7], answer="", solution=None, entry="{}",
-                      domain="") for i in range(4)]
+    prompts = [Prompt(prompt_id=f"p{i}", index=i, text="", token_ids=[2 + i, 5, 7], answer="", solution=None,
+                      entry="{}", domain="") for i in range(4)]
     write_rows(tmp_path / "prompts" / "prompts.parquet", prompts, Prompt)
     return {"prompts": tmp_path / "prompts", "student": model_artifact(tmp_path, "student", 1),
             "teacher": model_artifact(tmp_path, "teacher", 1, noise=0.01, **teacher)}
 
 
 def spec_of(terms, **changes):
-    return train_spec(terms, num_prompts=4, sampling={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12},
-                      engine={"name": "torch", "dtype": "float32", "batch_tokens": 4096}, accepts=[], top_k=0, **changes)
+    return train_spec(terms, num_prompts=4, accepts=[], top_k=0,
+                      sampling={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12},
+                      engine={"name": "torch", "dtype": "float32", "batch_tokens": 4096}, **changes)
 
 
 def run(tmp_path, inputs, terms, **changes):
@@ -55,14 +56,14 @@ def test_a_sound_pair_is_green(tmp_path, terms):
     found = run(tmp_path, artifacts(tmp_path), terms)
     assert {f["status"] for f in found.values()} == {"green"}
     assert found["shift"]["measured"] > 2 and found["identity"]["measured"] < 1e-6
-    assert set(found) == {"masks", "engine against trainer", "vocabulary", "template", "stop tokens", "shift", "identity"}
+    assert set(found) == {"masks", "engine_agreement", "vocabulary", "template", "stop_tokens", "shift", "identity"}
 
 
 def test_terms_without_a_teacher_need_none(tmp_path):
     inputs = artifacts(tmp_path)
     del inputs["teacher"]
     found = run(tmp_path, inputs, [term(divergence="nll", rows="all")])
-    assert set(found) == {"masks", "engine against trainer"}
+    assert set(found) == {"masks", "engine_agreement"}
 
 
 def test_a_divergence_that_is_not_zero_at_equality_is_red(tmp_path, monkeypatch):
@@ -73,16 +74,38 @@ def test_a_divergence_that_is_not_zero_at_equality_is_red(tmp_path, monkeypatch)
         run(tmp_path, artifacts(tmp_path), [FULL])
 
 
+def test_what_a_recipe_accepts_is_yellow(tmp_path, monkeypatch):
+    monkeypatch.setitem(rooms.DISAGREEMENT, "float32", -1.0)
+    with pytest.raises(OpdError, match="engine_agreement"):
+        run(tmp_path, artifacts(tmp_path), [FULL])
+    spec = spec_of([FULL]) | {"accepts": ["engine_agreement"]}
+    with Session() as session:
+        assert rooms.preflight({n: tmp_path / n for n in ("prompts", "student", "teacher")}, spec, tmp_path / "out",
+                               session)["engine_agreement"] == "yellow"
+
+
 def test_another_vocabulary_is_named_by_its_first_differing_id(tmp_path):
     with pytest.raises(TokenizerMismatch, match="token id 20 is None to the student and 'w20'"):
         run(tmp_path, artifacts(tmp_path, vocabulary=23), [FULL])
 
 
-def test_a_teacher_off_by_one_is_red():
-    student = [torch.tensor([-0.1, -3.0, -0.2, -5.0]), torch.tensor([-2.0, -0.1, -4.0])]
-    near = [s - 0.05 for s in student]
-    assert rooms.check_shift(near, student).status == "green"
-    assert rooms.check_shift([n.roll(1) for n in near], student).status == "red"
+def test_a_teacher_off_by_one_is_red(tmp_path, monkeypatch):
+    """The mistake itself: an engine that takes the hidden state at the token written, not the one before it."""
+    from tasks.opd import engines
+    sound = engines.TorchEngine.score
+
+    def off_by_one(engine, prompts, completions, want, **ask):
+        found = sound(engine, prompts, [c + c[-1:] for c in completions], want, **ask)
+        if not want.hidden:                                     # the student's own scores stay right
+            return sound(engine, prompts, completions, want, **ask)
+        head = rooms.wide(engine.head)
+        for signal, completion in zip(found, completions):
+            signal.hidden = signal.hidden[1:]
+            signal.sampled = head.logprobs(signal.hidden).gather(1, torch.tensor(completion)[:, None])[:, 0].detach()
+        return found
+    monkeypatch.setattr(engines.TorchEngine, "score", off_by_one)
+    with pytest.raises(OpdError, match="shift: asked one token too early"):
+        run(tmp_path, artifacts(tmp_path), [SAMPLED])
 
 
 def test_an_engine_with_other_weights_is_red():
@@ -93,12 +116,11 @@ def test_an_engine_with_other_weights_is_red():
     assert rooms.check_agreement(logprobs, logprobs + 0.2, "bfloat16").status == "red"
 
 
-def test_other_stop_tokens_are_red_unless_masked_or_accepted():
-    assert rooms.check_stops({1}, {1, 2}, [FULL], []).status == "green"
-    assert rooms.check_stops({1}, {2}, [FULL], []).status == "red"
-    assert rooms.check_stops({1}, {2}, [FULL], ["stop_tokens"]).status == "green"
+def test_other_stop_tokens_are_red_unless_masked():
+    assert rooms.check_stops({1}, {1, 2}, [FULL]).status == "green"
+    assert rooms.check_stops({1}, {2}, [FULL]).status == "red"
     masked = term(divergence="forward_kl", support="full", weights=["special_token_mask"])
-    assert rooms.check_stops({1}, {2}, [masked], []).status == "green"
+    assert rooms.check_stops({1}, {2}, [masked]).status == "green"
 
 
 def test_masks_hold_on_random_rollouts():

@@ -129,9 +129,9 @@ def test_the_mask_covers_the_completion_with_its_eos_and_nothing_else():
 
 
 def test_only_the_policys_tokens_train_unless_a_term_says_all():
-    from tasks.opd.records import DATASET, ENVIRONMENT, STUDENT, TEACHER
     from tasks.opd.columns import columns_of
     from tasks.opd.losses import prepare
+    from tasks.opd.records import DATASET, ENVIRONMENT, STUDENT, TEACHER
     columns = columns_of([rollout(0, [5], [7, 8, 9, 1], author=[STUDENT, TEACHER, ENVIRONMENT, STUDENT]),
                           rollout(1, [5], [7, 1], author=DATASET)])
     def mask(rows):

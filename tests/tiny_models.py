@@ -7,17 +7,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tasks.opd.records import STUDENT, Rollout, derive_seed
 
 
-def tiny_llama(seed: int = 0, *, vocabulary: int = 20, dtype: torch.dtype = torch.float64, layers: int = 2, hidden: int = 64):
+def tiny_llama(seed: int = 0, *, vocabulary: int = 20, dtype: torch.dtype = torch.float64, layers: int = 2,
+               hidden: int = 64):
     """A random Llama with weights large enough for peaked distributions."""
     torch.manual_seed(seed)
-    config = LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-                         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
+    config = LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden,
+                         num_hidden_layers=layers, num_attention_heads=2, num_key_value_heads=2,
+                         max_position_embeddings=256, tie_word_embeddings=True,
                          bos_token_id=None, eos_token_id=1, pad_token_id=0, initializer_range=0.15)
     return LlamaForCausalLM(config).to(dtype).eval()
 
 
-def rollout(index: int, prompt: list[int], completion: list[int], *, group: str | None = None, reward: float | None = None,
-            author: int | list[int] = STUDENT, logprobs: list[float] | None = None) -> Rollout:
+def rollout(index: int, prompt: list[int], completion: list[int], *, group: str | None = None,
+            reward: float | None = None, author: int | list[int] = STUDENT,
+            logprobs: list[float] | None = None) -> Rollout:
     """A rollout with only what a test cares for."""
     return Rollout(rollout_id=f"r{index}", prompt_id=f"p{index}", group_id=group or f"g{index}", domain="", parent=None,
                    prompt_token_ids=prompt, token_ids=completion, logprobs=logprobs or [0.0] * len(completion),
@@ -29,7 +32,8 @@ def random_rollouts(lengths: list[tuple[int, int]], *, vocabulary: int = 20, see
     """Rollouts of (prompt, completion) lengths with random tokens, ending in EOS (id 1)."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "rollouts"))
     rows = [torch.randint(2, vocabulary, (p + c,), generator=generator).tolist() for p, c in lengths]
-    return [rollout(i, row[:p], row[p:-1] + [1], reward=float(i % 2)) for i, (row, (p, _)) in enumerate(zip(rows, lengths))]
+    return [rollout(i, row[:p], row[p:-1] + [1], reward=float(i % 2))
+            for i, (row, (p, _)) in enumerate(zip(rows, lengths))]
 
 
 def term(**changes) -> dict:
@@ -42,8 +46,8 @@ def train_spec(terms: list[dict], **changes) -> dict:
     """A checkpoint stage's spec with the schema's defaults."""
     from tasks.opd.recipe import Train
     train = {**Train().model_dump(mode="json"), "autocast": "off", **changes.pop("train", {})}
-    return {"terms": terms, "train": train, "loss": {"temperature": 1.0}, "seed": 0, "round": 0, "rounds": 1, "scored": [],
-            "vocabulary": 20, "completion_limit": 16, "ema_decay": None,
+    return {"terms": terms, "train": train, "loss": {"temperature": 1.0}, "seed": 0, "round": 0, "rounds": 1,
+            "scored": [], "vocabulary": 20, "completion_limit": 16, "ema_decay": None,
             "effort": {"micro_batch_tokens": 10_000, "chunk_tokens": 1000}, **changes}
 
 

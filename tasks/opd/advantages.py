@@ -17,6 +17,15 @@ def teacher_gap(columns: Columns) -> Tensor:
     return columns.teacher - columns.old
 
 
+def shifted_gap(columns: Columns) -> Tensor:
+    """A control: `teacher_gap` with the teacher moved by one token in each completion, like an off-by-one. [N] nats."""
+    teacher, there = columns.by_rollout(columns.teacher)
+    last = columns.lengths - 1
+    moved = teacher.roll(1, 1)
+    moved[:, 0] = teacher[torch.arange(columns.num_rollouts), last]
+    return moved[there] - columns.old
+
+
 def return_to_go(columns: Columns, *, discount: Annotated[float, Field(ge=0, le=1)] = 1.0) -> Tensor:
     """G_t = gap_t + discount * G_{t+1} within each completion, gap as in `teacher_gap`. [N] nats.
 
@@ -54,5 +63,5 @@ def grpo(columns: Columns, *, scale: bool = True, epsilon: Annotated[float, Fiel
     return advantage[columns.rollout].to(columns.old.dtype)
 
 
-ADVANTAGES = {"teacher_gap": teacher_gap, "return_to_go": return_to_go, "grpo": grpo}
+ADVANTAGES = {"teacher_gap": teacher_gap, "shifted_gap": shifted_gap, "return_to_go": return_to_go, "grpo": grpo}
 WITHOUT_TEACHER = frozenset({"grpo"})

@@ -9,7 +9,7 @@ from tasks.opd.records import Rollout, derive_seed
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A micro-batch, padded on the right. The hidden state `take[i]` of the flattened [B * L] predicts token `flat[i]`."""
+    """A micro-batch, padded on the right. Hidden state `take[i]` of the flattened [B * L] predicts token `flat[i]`."""
     token_ids: Tensor             # [B, L] long
     mask: Tensor                  # [B, L] long, 1 on prompt and completion
     take: Tensor                  # [n] long, into [B * L]: position P + t - 1 predicts completion token t
@@ -24,7 +24,7 @@ def optimizer_batches(num_rollouts: int, size: int, *seed_parts: int | str) -> l
 
 
 def micro_batches(indices: list[int], lengths: list[int], limit: int) -> list[list[int]]:
-    """Split rollouts, longest first, so that rows * longest row <= `limit` padded tokens (a row alone may exceed it)."""
+    """Split rollouts, longest first: rows * longest row <= `limit` padded tokens (a row alone may exceed it)."""
     batches: list[list[int]] = []
     for i in sorted(indices, key=lambda i: (-lengths[i], i)):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= limit:
@@ -35,9 +35,10 @@ def micro_batches(indices: list[int], lengths: list[int], limit: int) -> list[li
 
 
 def pack(rollouts: list[Rollout], indices: list[int], starts: Tensor, wanted: Tensor) -> Packed:
-    """Pad the rollouts `indices`; `starts` [R] is each rollout's first token in the columns, `wanted` [N] bool the tokens used.
+    """Pad the rollouts `indices`.
 
-    The last token of a completion is predicted but predicts nothing: its hidden state is never taken.
+    `starts` [R] is each rollout's first token in the columns, `wanted` [N] bool the tokens used. The last token of a
+    completion is predicted but predicts nothing: its hidden state is never taken.
     """
     rows = [rollouts[i].prompt_token_ids + rollouts[i].token_ids for i in indices]
     longest = max(map(len, rows))

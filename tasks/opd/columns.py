@@ -1,7 +1,7 @@
 """Per-token columns of a whole scored set: what rows, weights and advantages are functions of.
 
-Tokens of all rollouts lie one after another in the order of the rollouts: N tokens, R rollouts. Columns are detached and
-belong to the round's start, so that neither micro-batches nor optimizer steps change them.
+Tokens of all rollouts lie one after another in the order of the rollouts: N tokens, R rollouts. Columns are detached
+and belong to the round's start, so that neither micro-batches nor optimizer steps change them.
 """
 import math
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Columns:
 
 def columns_of(rollouts: list[Rollout], *, teacher: list[Tensor | None] | None = None, old: Tensor | None = None,
                special_ids: frozenset[int] = frozenset()) -> Columns:
-    """Columns of rollouts; `teacher` holds the teacher's log-probabilities [T] of each rollout, or None where it has none."""
+    """Columns of rollouts; `teacher` holds the teacher's log-probabilities [T] of each rollout, or None without any."""
     lengths = torch.tensor([len(r.token_ids) for r in rollouts])
     token_ids = torch.tensor([t for r in rollouts for t in r.token_ids])
     names = {name: i for i, name in enumerate(dict.fromkeys(r.group_id for r in rollouts))}

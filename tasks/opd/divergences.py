@@ -1,10 +1,11 @@
 """How far apart teacher and student are at a token, in nats.
 
 Each function takes log-probabilities of both on one support, [..., S], and folds the entries of its sum over the last
-axis. `fold` is where a term cuts entries off (see `losses`); left alone, it is the plain sum. Everything is safe at -inf:
-an entry of probability zero contributes what the mathematics says (0 log 0 = 0), in value and in gradient.
+axis. `fold` is where a term cuts entries off (see `losses`); left alone, it is the plain sum. Everything is safe at
+-inf: an entry of probability zero contributes what the mathematics says (0 log 0 = 0), in value and in gradient.
 """
-from typing import Annotated, Callable
+from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -48,13 +49,15 @@ def jsd(teacher: Tensor, student: Tensor, fold: Fold = total, *,
     """Generalised Jensen-Shannon divergence at each token, in nats: [..., S] -> [...].
 
     beta * KL(teacher || mix) + (1 - beta) * KL(student || mix), with mix = beta * teacher + (1 - beta) * student.
-    Divided by beta it tends to the forward KL as beta goes to 0; divided by 1 - beta to the reverse KL as beta goes to 1.
+    Divided by beta it tends to the forward KL as beta goes to 0; divided by 1 - beta to the reverse KL as beta goes
+    to 1.
 
     Source: GKD, arXiv:2306.13649, eq. 1.
     Raises: ValueError unless 0 < beta < 1; at the ends use forward_kl or reverse_kl.
     """
     if not 0 < beta < 1:
-        raise ValueError(f"jsd: beta = {beta}, but it must lie between 0 and 1; at the ends use forward_kl or reverse_kl")
+        raise ValueError(f"jsd: beta = {beta}, but it must lie between 0 and 1; at the ends use forward_kl or "
+                         "reverse_kl")
     somewhere = (teacher > -torch.inf) | (student > -torch.inf)
     weights = torch.tensor([beta, 1 - beta], dtype=torch.float64).log().tolist()
     mix = torch.logaddexp(torch.where(somewhere, teacher, 0.0) + weights[0],

@@ -18,7 +18,7 @@ def exact(divergence: Tensor, live: Tensor, old: Tensor) -> Tensor:
 
 
 def k2(target: Tensor, live: Tensor, old: Tensor) -> Tensor:
-    """(live - target)^2 / 2 on the token written: its gradient has the reverse KL's gradient as its mean. [n] -> [n]."""
+    """(live - target)^2 / 2 on the token written: its gradient's mean is the reverse KL's gradient. [n] -> [n]."""
     return 0.5 * (live - target) ** 2
 
 

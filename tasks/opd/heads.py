@@ -1,8 +1,8 @@
-"""A causal language model in two parts: the body, which gives hidden states, and the head, which turns them into logits.
+"""A causal language model in two parts: the body, which gives hidden states, and the head, which makes them logits.
 
-Training and scoring run the body over whole sequences and the head over chunks of tokens, so that full-vocabulary logits
-never live for more than one chunk. A teacher's hidden states with its head are its exact distribution in 2-10 KB a token.
-Ids at or above `num_valid` pad the embedding matrix and name no token: they are -inf on both sides.
+Training and scoring run the body over whole sequences and the head over chunks of tokens, so that full-vocabulary
+logits never live for more than one chunk. A teacher's hidden states with its head are its exact distribution in 2-10 KB
+a token. Ids at or above `num_valid` pad the embedding matrix and name no token: they are -inf on both sides.
 """
 import json
 from dataclasses import dataclass, replace
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # its bars for every load and save would drown the run's own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,6 @@ def hidden_states(model, token_ids: Tensor, mask: Tensor) -> Tensor:
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
     """A causal LM from a local safetensors folder, in eval mode, without dropout. Never runs code from the folder."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
     return model.to(device).eval()
 

@@ -1,13 +1,14 @@
 """The loss is a sum of terms; here a term's slots become functions and its tokens become coefficients.
 
-What a term needs of the whole scored set (its mask, weights and advantages) is prepared once, before the first optimizer
-step. Reductions and denominators belong to the whole optimizer batch and become one coefficient a token, so that the loss
-of any chunk of tokens is a plain weighted sum, and splitting a batch never changes its gradient.
+What a term needs of the whole scored set (its mask, weights and advantages) is prepared once, before the first
+optimizer step. Reductions and denominators belong to the whole optimizer batch and become one coefficient a token, so
+that the loss of any chunk of tokens is a plain weighted sum, and splitting a batch never changes its gradient.
 """
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ def pick(table: dict, slot: dict) -> Callable:
 
 def bind_term(spec: dict, label: str) -> Term:
     """A term from its slice of the recipe."""
-    divergence, advantage = spec["divergence"], spec["advantage"]
+    divergence, advantage, support = spec["divergence"], spec["advantage"], spec["support"]
     estimator = spec["estimator"]["name"]
     if (TAKES[estimator] == "advantage") != (advantage is not None):
         raise ValueError(f"{label}: estimator {estimator} takes a {TAKES[estimator]}, but the term has "
@@ -88,9 +89,9 @@ def bind_term(spec: dict, label: str) -> Term:
     return Term(
         label=label, coefficient=spec["coefficient"],
         rows=pick(ROWS, spec["rows"]), any_author=spec["rows"]["name"] in ANY_AUTHOR,
-        target=pick(TARGETS, spec["target"]), support=pick(SUPPORTS, spec["support"]),
-        owns_ids=spec["support"]["name"] == "teacher_top_k",
-        renormalise=spec["support"]["params"].get("renormalise", "both") if "top_k" in spec["support"]["name"] else None,
+        target=pick(TARGETS, spec["target"]), support=pick(SUPPORTS, support),
+        owns_ids=support["name"] == "teacher_top_k",
+        renormalise=support["params"].get("renormalise", "both") if "top_k" in support["name"] else None,
         divergence=pick(DIVERGENCES, divergence) if divergence else None,
         advantage=pick(ADVANTAGES, advantage) if advantage else None,
         estimator=pick(ESTIMATORS, spec["estimator"]), takes=TAKES[estimator], clip=spec["clip"],
@@ -137,8 +138,9 @@ def coefficients(terms: list[Term], prepared: list[Prepared], columns: Columns, 
                  completion_limit: int) -> Tensor:
     """What multiplies each token's loss in the optimizer batch: [terms, N], zero outside the batch. float64.
 
-    token: 1 / sum of counts over the batch, or over all terms that name the same denominator. sequence, prompt: the mean
-    over rollouts, or groups, of their token means. sum: 1. constant: 1 / (rollouts * completion_limit), arXiv:2503.20783.
+    token: 1 / sum of counts over the batch, or over all terms that name the same denominator. sequence, prompt: the
+    mean over rollouts, or groups, of their token means. sum: 1. constant: 1 / (rollouts * completion_limit),
+    arXiv:2503.20783.
     """
     inside = torch.zeros(columns.num_rollouts, dtype=torch.bool)
     inside[batch] = True

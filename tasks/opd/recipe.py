@@ -1,8 +1,8 @@
 """The one schema of a run: what a recipe may say, with title, meaning, unit and bounds beside every field.
 
 Pydantic only: no torch, no OmegaConf (files are read in `loading`). Models are frozen, unknown keys are refused, and no
-field is a union of models, so that Prefect can draw a form from `Recipe`. A `Slot` names one choice of a slot's table and
-its parameters; `slots.bind` checks both against the function's signature without importing torch.
+field is a union of models, so that Prefect can draw a form from `Recipe`. A `Slot` names one choice of a slot's table
+and its parameters; `slots.bind` checks both against the function's signature without importing torch.
 """
 from typing import Annotated, Any, Literal
 
@@ -52,7 +52,8 @@ class Sampling(Model):
     temperature: float = setting(1.0, "Temperature", "Divides the logits when sampling; 0 is greedy.", ge=0, le=10)
     top_p: float = setting(1.0, "Top-p", "Nucleus: smallest set of tokens with this mass; 1 is off.", gt=0, le=1)
     top_k: int = setting(0, "Top-k", "Sample among the k likeliest tokens; 0 is off.", ge=0)
-    max_new_tokens: int = setting(96, "Completion limit", "Tokens a completion may have, EOS included.", ge=1, le=131072)
+    max_new_tokens: int = setting(
+        96, "Completion limit", "Tokens a completion may have, EOS included.", ge=1, le=131072)
 
 
 class Pair(Model):
@@ -71,7 +72,8 @@ class Source(Model):
     first: int = setting(0, "First index", "Index in the source of the first question.", ge=0)
     count: int = setting(..., "Count", "How many questions.", ge=1)
     max_prompt_tokens: int = setting(256, "Prompt limit", "Longer prompts are quarantined, with the reason.", ge=1)
-    grader: Slot = setting(..., "Grader", "Compares an answer with the truth: exact, numeric, math, reasoning_gym, tiny.")
+    grader: Slot = setting(
+        ..., "Grader", "Compares an answer with the truth: exact, numeric, math, reasoning_gym, tiny.")
 
 
 class Benchmark(Source):
@@ -91,7 +93,8 @@ class Writer(Slot):
     """Who writes completions, how many, and for which share of the prompts."""
     n: int = setting(1, "Samples per prompt", "Completions this writer gives each of its prompts.", ge=1)
     fraction: float = setting(1.0, "Fraction", "Share of a round's prompts this writer gets.", gt=0, le=1)
-    when: Literal["always", "first_round"] = setting("always", "When", "In which rounds it writes; later rounds re-use.")
+    when: Literal["always", "first_round"] = setting(
+        "always", "When", "In which rounds it writes; later rounds re-use.")
 
     @model_validator(mode="before")
     @classmethod
@@ -108,17 +111,21 @@ class Writer(Slot):
 
 class Rollout(Model):
     """How completions come to be."""
-    prompts_per_round: int = setting(128, "Prompts a round", "Prompts taken from the training prompts each round.", ge=1)
+    prompts_per_round: int = setting(
+        128, "Prompts a round", "Prompts taken from the training prompts each round.", ge=1)
     sampling: Sampling = setting(Sampling(), "Sampling", "The law the writers sample from.")
     writers: list[Writer] = setting([Writer(name="student")], "Writers", "Who writes the completions.", min_length=1)
-    filters: list[Slot] = setting([], "Filters", "Which rollouts are unfit to learn from; each drop is kept and counted.")
+    filters: list[Slot] = setting(
+        [], "Filters", "Which rollouts are unfit to learn from; each drop is kept and counted.")
 
 
 class Teacher(Model):
     """Whose distribution is aimed at, and what that model sees."""
     model: str = setting("teacher", "Model", "A model of the pair by name, or `self`: the student's own weights.")
-    refresh: Slot = setting(Slot(name="frozen"), "Refresh", "For `self`: frozen (the start), live (round's start), ema.")
-    context: Slot = setting(Slot(name="same"), "Context", "What the teacher sees instead of the prompt: same, solution.")
+    refresh: Slot = setting(
+        Slot(name="frozen"), "Refresh", "For `self`: frozen (the start), live (round's start), ema.")
+    context: Slot = setting(
+        Slot(name="same"), "Context", "What the teacher sees instead of the prompt: same, solution.")
 
 
 class Clip(Model):
@@ -133,7 +140,8 @@ class Term(Model):
     coefficient: float = setting(1.0, "Coefficient", "Multiplies the term.")
     rows: Slot = setting(Slot(name="sampled"), "Rows", "Which rollouts: all, sampled, succeeded, failed.")
     target: Slot = setting(Slot(name="teacher"), "Target", "Which distribution is aimed at.")
-    support: Slot = setting(Slot(name="sampled"), "Support", "Where it is compared: sampled, teacher_top_k, student_top_k, full.")
+    support: Slot = setting(
+        Slot(name="sampled"), "Support", "Where it is compared: sampled, teacher_top_k, student_top_k, full.")
     divergence: Slot | None = setting(None, "Divergence", "How far apart; exclusive with advantage.")
     advantage: Slot | None = setting(None, "Advantage", "What a token is worth; exclusive with divergence.")
     estimator: Slot = setting(Slot(name="exact"), "Estimator", "How it becomes a gradient.")
@@ -142,7 +150,8 @@ class Term(Model):
     reduction: Literal["token", "sequence", "prompt", "sum", "constant"] = setting(
         "token", "Reduction", "How token losses become one number.")
     denominator: str = setting(
-        "valid", "Denominator", "Tokens divided by: valid, kept (weight > 0), weighted (sum of weights), or a name that terms share.")
+        "valid", "Denominator", "Tokens divided by: valid, kept (weight > 0), weighted (sum of weights), or a name "
+        "that terms share.")
 
     @model_validator(mode="after")
     def one_signal(self):
@@ -153,13 +162,15 @@ class Term(Model):
 
 class Loss(Model):
     """What all terms share."""
-    temperature: float = setting(1.0, "Loss temperature", "Divides student and teacher logits in the loss; no tau^2.", gt=0)
+    temperature: float = setting(
+        1.0, "Loss temperature", "Divides student and teacher logits in the loss; no tau^2.", gt=0)
 
 
 class Train(Model):
     """The optimizer and its memory."""
     learning_rate: float = setting(1e-5, "Learning rate", "Peak learning rate of AdamW.", gt=0, le=1)
-    schedule: Literal["constant", "linear", "cosine"] = setting("constant", "Schedule", "Decay to 0 over the run's steps.")
+    schedule: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "Schedule", "Decay to 0 over the run's steps.")
     warmup_steps: int = setting(0, "Warm-up", "Optimizer steps from 0 to the peak.", ge=0)
     weight_decay: float = setting(0.0, "Weight decay", "AdamW's, on matrices only.", ge=0)
     beta1: float = setting(0.9, "Beta 1", "AdamW.", ge=0, lt=1)
@@ -168,18 +179,27 @@ class Train(Model):
     max_grad_norm: float = setting(1.0, "Gradient clip", "Largest norm of the whole gradient.", gt=0)
     epochs: int = setting(1, "Epochs", "Passes over a round's scored rollouts.", ge=1)
     batch_rollouts: int = setting(0, "Optimizer batch", "Rollouts an optimizer step; 0: all of the round.", ge=0)
-    micro_batch_tokens: int = setting(8192, "Micro-batch", "Padded tokens forwarded at once; never changes the gradient.", ge=1)
+    micro_batch_tokens: int = setting(
+        8192, "Micro-batch", "Padded tokens forwarded at once; never changes the gradient.", ge=1)
     chunk_tokens: int = setting(1024, "Head chunk", "Tokens whose full-vocabulary logits live at once.", ge=1)
-    autocast: Literal["auto", "off", "bfloat16"] = setting("auto", "Autocast", "bfloat16 compute over float32 master weights.")
+    autocast: Literal["auto", "off", "bfloat16"] = setting(
+        "auto", "Autocast", "bfloat16 compute over float32 master weights.")
     gradient_checkpointing: bool = setting(False, "Recompute", "Recompute activations in the backward pass.")
     checkpoint_every: int = setting(1, "Checkpoint every", "Rounds between durable checkpoints.", ge=1)
+
+    @field_validator("autocast", mode="before")
+    @classmethod
+    def off_is_a_word(cls, value: Any) -> Any:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
 
 
 class Engine(Model):
     """What generates and scores."""
     name: Literal["torch", "vllm"] = setting("torch", "Engine", "torch: transformers in process; vllm: vLLM.")
     dtype: Literal["float32", "bfloat16", "float64"] = setting("float32", "Precision", "Of the engine's weights.")
-    batch_tokens: int = setting(65536, "Batch", "Padded tokens in flight at once; never changes results beyond rounding.", ge=1)
+    batch_tokens: int = setting(
+        65536, "Batch", "Padded tokens in flight at once; never changes results beyond rounding.", ge=1)
 
 
 class Patch(Model):
@@ -205,7 +225,8 @@ class Recipe(Model):
     engine: Engine = setting(Engine(), "Engine", "What generates and scores.")
     benchmarks: list[Benchmark] = setting([], "Benchmarks", "Held-out questions, before and after.")
     schedule: list[Patch] = setting([], "Schedule", "What changes as it goes.")
-    workers: Literal["process", "inline"] = setting("process", "Workers", "process: a supervised worker; inline: in the flow.")
+    workers: Literal["process", "inline"] = setting(
+        "process", "Workers", "process: a supervised worker; inline: in the flow.")
     accepts: list[str] = setting([], "Accepts", "Preflight findings this variant declares intended.")
     keep_hidden: bool = setting(False, "Keep hidden states", "Keep the teacher's hidden states after their round.")
 

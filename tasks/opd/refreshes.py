@@ -1,7 +1,8 @@
 """When the weights of a self-teacher change: which folder of which student version teaches in a round.
 
-Each entry gives (version, folder): version "start" is the student before training, "round" the student as the round begins.
-An exponential moving average is kept by the trainer, updated at every optimizer step, and saved with the checkpoint.
+Each entry gives (version, folder): version "start" is the student before training, "round" the student as the round
+begins. An exponential moving average is kept by the trainer, updated at every optimizer step, and saved with the
+checkpoint.
 """
 from typing import Annotated
 

@@ -18,13 +18,13 @@ class ScoredSet:
     """R rollouts with N tokens, and what the teacher says of them; `signal` is None when no term needs a teacher."""
     rollouts: list[Rollout]
     signal: list[Signal | None] | None
-    flat: dict[str, Tensor]               # sampled [N], ids [N, K], logprobs [N, K], hidden [N, d]; zeros where no signal
+    flat: dict[str, Tensor]               # sampled [N], ids [N, K], logprobs [N, K], hidden [N, d]; zeros: no signal
     head: Head | None
     temperature: float
 
     @property
     def sampled(self) -> list[Tensor | None]:
-        """The teacher's log-probabilities [T] of each rollout's tokens, NaN where not asked for; None without a signal."""
+        """The teacher's log-probabilities [T] of each rollout's tokens, NaN if not asked for; None without a signal."""
         if self.signal is None:
             return [None] * len(self.rollouts)
         return [None if s is None else torch.full((len(r.token_ids),), torch.nan) if s.sampled is None else s.sampled
@@ -65,5 +65,6 @@ def read_scored(inputs: dict[str, Path], spec: dict, device) -> ScoredSet:
     name = spec["scored"][0]
     head = None
     if f"model:{name}" in inputs:
-        head = load_head(model_folder(inputs[f"model:{name}"], spec.get("folder", "model")), spec["vocabulary"]).to(device)
+        folder = model_folder(inputs[f"model:{name}"], spec.get("folder", "model"))
+        head = load_head(folder, spec["vocabulary"]).to(device)
     return make_scored(rollouts, read_signal(inputs[f"scores:{name}"]), head, spec["loss"]["temperature"])

@@ -1,8 +1,8 @@
 """Where teacher and student are compared: the token ids at each position, and what becomes of the mass elsewhere.
 
-A support gives ids [n, S], or None for the whole vocabulary. `renormalise` says what happens off the support: `both` divides
-both distributions by their mass on it; `tail` appends one bucket that holds the rest, so that both sum to one on S + 1
-outcomes and the divergence is at most the full one (data processing).
+A support gives ids [n, S], or None for the whole vocabulary. `renormalise` says what happens off the support: `both`
+divides both distributions by their mass on it; `tail` appends one bucket that holds the rest, so that both sum to one
+on S + 1 outcomes and the divergence is at most the full one (data processing).
 """
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""The resident training state: float32 master weights, AdamW, the moving average, the step; saved and resumed exactly."""
+"""The resident training state: float32 master weights, AdamW, moving average, step; saved and resumed exactly."""
 import json
 import math
 import shutil
@@ -17,19 +17,24 @@ COUNTERS = ("step", "tokens_seen", "teacher_tokens")
 
 @dataclass(kw_only=True)
 class Trainer:
-    """What a student needs to go on learning. `source` is the fingerprint of the artifact whose state this is."""
+    """What a student needs to go on learning. `source` tells the artifact whose state this is."""
     model: torch.nn.Module
     optimizer: torch.optim.AdamW
     average: dict[str, torch.Tensor] | None     # exponential moving average of the weights, by name
     step: int                                   # optimizer steps so far
     tokens_seen: int                            # tokens trained on so far
     teacher_tokens: int                         # tokens scored by teachers so far
-    source: str
+    source: tuple[str, int]
 
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
         return next(self.model.parameters()).device
+
+
+def identity(folder: Path) -> tuple[str, int]:
+    """Tells an artifact from all others and from itself remade: fingerprint and inode, which outlive the rename."""
+    return fingerprint_of(folder), folder.stat().st_ino
 
 
 def new_optimizer(model: torch.nn.Module, train: dict) -> torch.optim.AdamW:
@@ -49,7 +54,8 @@ def resume(folder: Path, train: dict, ema_decay: float | None, dtype: torch.dtyp
         model.gradient_checkpointing_enable()
         model.train()
     optimizer = new_optimizer(model, train)
-    trainer = Trainer(model=model, optimizer=optimizer, average=None, step=0, tokens_seen=0, teacher_tokens=0, source=fingerprint_of(folder))
+    trainer = Trainer(model=model, optimizer=optimizer, average=None, step=0, tokens_seen=0, teacher_tokens=0,
+                      source=identity(folder))
     if (folder / "trainer.json").exists():
         load_state(trainer, folder)
     if ema_decay is not None:
@@ -59,7 +65,7 @@ def resume(folder: Path, train: dict, ema_decay: float | None, dtype: torch.dtyp
 
 
 def save(trainer: Trainer, out: Path, origin: Path) -> None:
-    """Write model/, the trainer's state and, with a moving average, ema/; the tokenizer's files are copied from `origin`."""
+    """Write model/, the trainer's state and, with a moving average, ema/; the tokenizer's files come from `origin`."""
     save_model(trainer.model, out / "model", origin)
     if trainer.average is not None:
         kept = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
@@ -70,7 +76,7 @@ def save(trainer: Trainer, out: Path, origin: Path) -> None:
 
 
 def save_state(trainer: Trainer, out: Path) -> None:
-    """trainer.safetensors (AdamW's moments by parameter, the generator's state) and trainer.json (counters): no pickle."""
+    """trainer.safetensors (AdamW's moments by parameter, generator's state) and trainer.json (counters): no pickle."""
     tensors = {f"{index}.{key}": value.cpu().contiguous()
                for index, state in trainer.optimizer.state_dict()["state"].items() for key, value in state.items()}
     save_file({**tensors, "rng": torch.get_rng_state()}, out / "trainer.safetensors")
@@ -114,7 +120,7 @@ def update_average(trainer: Trainer, decay: float) -> None:
 
 
 def learning_rate(train: dict, step: int, progress: float) -> float:
-    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule over the run's `progress` in [0, 1)."""
-    factor = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[train["schedule"]]
+    """The rate of optimizer step `step` (from 0): linear warm-up, then the schedule over `progress` in [0, 1)."""
+    factors = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}
     warmup = min(1.0, (step + 1) / train["warmup_steps"]) if train["warmup_steps"] else 1.0
-    return train["learning_rate"] * warmup * factor
+    return train["learning_rate"] * warmup * factors[train["schedule"]]

@@ -1,8 +1,8 @@
 """The trainer: scored rollouts in, a checkpoint out, whatever the variant.
 
 A step forwards the body over micro-batches, then the head over chunks of the tokens that count; each chunk's loss is
-back-propagated at once into the hidden states, so that one chunk of full-vocabulary logits lives at a time. Coefficients
-carry the denominators of the whole optimizer batch (see `losses`), so gradients simply add up.
+back-propagated at once into the hidden states, so that one chunk of full-vocabulary logits lives at a time.
+Coefficients carry the denominators of the whole optimizer batch (see `losses`), so gradients simply add up.
 """
 import math
 import time
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tasks.opd.artifacts import fingerprint_of, model_folder
+from tasks.opd.artifacts import model_folder
 from tasks.opd.batches import micro_batches, optimizer_batches, pack
 from tasks.opd.columns import Columns, columns_of
 from tasks.opd.errors import NonFinite
@@ -21,7 +21,7 @@ from tasks.opd.heads import head_of, hidden_states, special_ids
 from tasks.opd.losses import Prepared, Stats, Term, bind_terms, chunk_loss, coefficients, prepare
 from tasks.opd.scored import ScoredSet, read_scored
 from tasks.opd.supports import StudentTokens
-from tasks.opd.trainer import Trainer, learning_rate, resume, save, update_average
+from tasks.opd.trainer import Trainer, identity, learning_rate, resume, save, update_average
 
 POSITION_BUCKETS = (0, 10, 30, 100, 300, 1000, 2000, 4000, 8000)  # first tokens of the buckets of gaps by position
 
@@ -42,10 +42,11 @@ class Forward:
         return torch.autocast(self.device.type, torch.bfloat16) if on else nullcontext()
 
     def micro_batches(self, batch: list[int], wanted: Tensor):
-        """(hidden states [n, d] with a graph, indices [n] into the columns) of the wanted tokens, a micro-batch at a time."""
+        """(hidden states [n, d] with a graph, indices [n] into the columns) of wanted tokens, by micro-batches."""
         rows = torch.zeros(self.columns.num_rollouts, dtype=torch.bool)
         rows[self.columns.rollout[wanted]] = True
-        for micro in micro_batches([i for i in batch if rows[i]], self.lengths, self.spec["effort"]["micro_batch_tokens"]):
+        limit = self.spec["effort"]["micro_batch_tokens"]
+        for micro in micro_batches([i for i in batch if rows[i]], self.lengths, limit):
             packed = pack(self.rollouts, micro, self.starts, wanted)
             with self.autocast():
                 hidden = hidden_states(self.model, packed.token_ids.to(self.device), packed.mask.to(self.device))
@@ -140,8 +141,8 @@ def step(trainer: Trainer, train: dict, rate: float, ema_decay: float | None) ->
     """One optimizer step on the gradient at hand; the gradient's norm before clipping."""
     norm = float(torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), train["max_grad_norm"]))
     if not math.isfinite(norm):
-        raise NonFinite(f"the gradient's norm is {norm} at step {trainer.step}; no step was taken and the last checkpoint "
-                        "stands: lower train.learning_rate")
+        raise NonFinite(f"the gradient's norm is {norm} at step {trainer.step}; no step was taken and the last "
+                        "checkpoint stands: lower train.learning_rate")
     for group in trainer.optimizer.param_groups:
         group["lr"] = rate
     trainer.optimizer.step()
@@ -169,16 +170,18 @@ def gap_by_position(columns: Columns) -> dict[str, float]:
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
     trainer = session.trainer
-    if trainer is None or trainer.source != fingerprint_of(inputs["student"]):
+    if trainer is None or trainer.source != identity(inputs["student"]):
         session.trainer = trainer = resume(inputs["student"], spec["train"], spec["ema_decay"])
     session.trainer = None                      # while it changes it is nobody's state
     origin = model_folder(inputs["student"])
     scored = read_scored(inputs, spec, trainer.device)
     trainer.teacher_tokens += sum(len(s.token_ids) for s in scored.rollouts) if scored.signal else 0
     with session.progress(total=None, label=f"train round {spec['round'] + 1}/{spec['rounds']}", unit="step") as bar:
-        counts = train_round(trainer, scored, spec, special_ids(origin), lambda at, values: session.log(out, at, values), bar)
+        counts = train_round(trainer, scored, spec, special_ids(origin),
+                             lambda at, values: session.log(out, at, values), bar)
     session.log(out, trainer.step, {"train/teacher_tokens": trainer.teacher_tokens})
     save(trainer, out, origin)
-    trainer.source = fingerprint_of(out)
+    trainer.source = identity(out)
     session.trainer = trainer
-    return {**counts, "step": trainer.step, "tokens_seen": trainer.tokens_seen, "teacher_tokens": trainer.teacher_tokens}
+    return {**counts, "step": trainer.step, "tokens_seen": trainer.tokens_seen,
+            "teacher_tokens": trainer.teacher_tokens}

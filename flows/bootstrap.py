@@ -1,0 +1,20 @@
+"""Make a recipe's models and prompts, so that what follows starts at once."""
+from prefect import flow
+
+from flows.distill import crew_of
+from tasks.bootstrap import make_models
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Recipe
+from tasks.prompts import make_prompts
+
+
+@flow(flow_run_name="{recipe.pair.name}", persist_result=False)
+def bootstrap(recipe: Recipe) -> dict[str, dict[str, Artifact]]:
+    """All models of the recipe's pair, its training prompts and those of its benchmarks."""
+    with crew_of(recipe) as crew:
+        models = make_models(recipe.pair, {"student", "teacher", *recipe.pair.others}, crew)
+        student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
+        prompts = make_prompts(recipe.prompts, student, crew, **ask, use="train")
+        held_out = {benchmark.name: make_prompts(benchmark, student, crew, **ask, use="test", train=prompts)
+                    for benchmark in recipe.benchmarks}
+        return {"models": models, "prompts": {"train": prompts}, "benchmarks": held_out}

@@ -1,0 +1,210 @@
+"""The console command `opd`. Exit codes: 0 ok, those of tasks/opd/errors.py, 130 interrupted, 1 anything else.
+
+Results go to standard output, with --json as one object on the last line; progress and complaints go to standard error.
+Prefect and all that is heavy are imported by the command that needs them, after the environment is set: telemetry off,
+Prefect's files under the run's own home, no log lines unless --verbose.
+"""
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from tasks import workers
+from tasks.opd import checking, loading, slots
+from tasks.opd.artifacts import Artifact, home
+from tasks.opd.disk import room_to_write
+from tasks.opd.errors import OpdError, RecipeError
+from tasks.opd.recipe import Recipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    try:
+        arguments = parsed(argv)
+    except SystemExit as done:  # argparse has said why
+        return 1 if done.code else 0
+    try:
+        result, text = arguments.run(arguments)
+    except KeyboardInterrupt:
+        return refused(arguments, 130, "interrupted; finished stages are kept, the same command goes on from there")
+    except OpdError as error:
+        return refused(arguments, error.exit_code, str(error))
+    except Exception as error:
+        return refused(arguments, 1, f"{type(error).__name__}: {error}\n(--verbose shows the traceback)")
+    print(json.dumps(result, default=plain) if arguments.json else text)
+    return 0
+
+
+def refused(arguments: argparse.Namespace, code: int, message: str) -> int:
+    """Say why a command ended, on standard error and, with --json, as an object; the exit code."""
+    if arguments.verbose:
+        traceback.print_exc()
+    print(f"opd: {message}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code
+
+
+def plain(value):
+    """What JSON does not know: artifacts with their paths, other records as dicts, anything else as text."""
+    if isinstance(value, Artifact):
+        return {**value.to_json(), "path": str(value.path)}
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
+
+
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; key=value may stand anywhere after the command."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    shared.add_argument("--verbose", action="store_true", help="Prefect's log lines, and tracebacks")
+    top = argparse.ArgumentParser(prog="opd", description="On-policy distillation of language models.")
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(run, text: str, *positional: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(run.__name__, help=text, description=text, parents=[shared])
+        for name in positional:
+            added.add_argument(name, metavar=name.upper())
+        added.set_defaults(run=run, overrides=[], takes="recipe" in positional or "suite" in positional)
+        return added
+    command(distill, "one recipe: bootstrap, rounds, benchmarks before and after; takes key=value", "recipe")
+    added = command(evaluate, "a checkpoint's or model folder's answers, graded; takes key=value", "checkpoint")
+    added.add_argument("--benchmark", required=True, help="a name in configs/benchmarks, or a file")
+    added.set_defaults(takes=True)
+    command(compare, "variants x seeds, paired over prompts against the baseline; takes key=value", "suite")
+    command(check, "is the recipe sound? without loading a model; takes key=value", "recipe")
+    command(bootstrap, "make a recipe's models and prompts; takes key=value", "recipe")
+    command(variants, "the variants in configs/variants: paper, idea, slots")
+    command(doctor, "versions, cores, GPU, disk, telemetry switches")
+    arguments, rest = top.parse_known_args(argv)
+    arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]
+    if unknown := [word for word in rest if word not in arguments.overrides]:
+        top.error(f"unknown arguments: {' '.join(unknown)}" + ("; settings are key=value" if arguments.takes else ""))
+    return arguments
+
+
+QUIET_SERVER = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")  # 17 ms of its time a task, for nobody to look at
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """The environment of a command that runs flows, before Prefect is imported."""
+    workers.quiet_environment()
+    os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
+    with room_to_write(home()):  # Prefect's server waits long for a folder that is not there
+        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if arguments.verbose else "WARNING")
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "60")
+    for name in QUIET_SERVER:  # of a server that ends with the run; one at PREFECT_API_URL has its own settings
+        os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{name}_ENABLED", "false")
+    for name in () if arguments.verbose else ("FLOW_RUNS", "TASK_RUNS"):  # tracebacks of what we explain ourselves
+        os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name}_LEVEL", "CRITICAL")
+
+
+def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Run a recipe."""
+    recipe, started = loading.load(arguments.recipe, arguments.overrides), time.monotonic()
+    prepare(arguments)
+    from prefect import tags
+
+    from flows.compare import table_of
+    from flows.distill import distill as run
+    with tags(f"variant:{recipe.name}", f"seed:{recipe.seed}"):
+        result, lines = run(recipe), []
+    result["comparison"] = {}
+    for name, report in result["end"].items():
+        table = table_of({(recipe.name, recipe.seed): result}, {}, name, "start")
+        result["comparison"][name] = dataclasses.asdict(table)
+        lines += [f"benchmark {name}", table.to_text(), f"report      {report.path}", ""]
+    result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
+    return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", *ending(result)])
+
+
+def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Run a suite."""
+    loading.load_suite(arguments.suite, arguments.overrides)  # what is wrong is said before anything is started
+    started = time.monotonic()
+    prepare(arguments)
+    from flows.compare import compare as run
+    result = run(arguments.suite, arguments.overrides)
+    text = result.pop("text")
+    result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
+    return result, "\n".join([text, "", f"written to  {result['folder']}", *ending(result)])
+
+
+def ending(result: dict) -> list[str]:
+    """The last lines of a run: how long it took, and how to look at it."""
+    return [f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}"]
+
+
+def evaluate(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Benchmark a folder."""
+    recipe = loading.load(loading.CONFIGS / "base.yaml", [f"benchmarks={arguments.benchmark}", *arguments.overrides])
+    prepare(arguments)
+    from flows.evaluate import evaluate as run
+    reports = run(recipe, arguments.checkpoint)
+    return {"reports": reports}, "\n".join(f"{name}  {told(report.counts)}\n{report.path}"
+                                           for name, report in reports.items())
+
+
+def told(counts: dict) -> str:
+    """Counts on one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in counts.items() if isinstance(value, int | float))
+
+
+def bootstrap(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Make models and prompts."""
+    recipe = loading.load(arguments.recipe, arguments.overrides)
+    prepare(arguments)
+    from flows.bootstrap import bootstrap as run
+    made = run(recipe)
+    return made, "\n".join(f"{kind}  {name}  {artifact.path}" for kind, some in made.items()
+                           for name, artifact in some.items())
+
+
+def check(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Load a recipe and say what it needs. Raises RecipeError with all that is wrong."""
+    recipe = loading.load(arguments.recipe, arguments.overrides)
+    report = checking.report(recipe, loading.provenance(arguments.recipe, arguments.overrides))
+    if report["problems"]:
+        raise RecipeError("\n".join(report["problems"]))
+    needs = [f"{model}: {', '.join(column for column, amount in want.items() if amount)}"
+             for model, want in report["needs"].items()]
+    files = ", ".join(report["files"])
+    return report, f"{recipe.name} is sound; teachers give {'; '.join(needs) or 'nothing'}; read {files}"
+
+
+def variants(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """All variants of the house."""
+    found = [described(loading.load(file)) for file in sorted((loading.CONFIGS / "variants").glob("*.yaml"))]
+    lines = [f"{v['name']:<22}{v['arxiv'] or '-':<13}{v['idea']}" for v in found]
+    return {"variants": found}, "\n".join([f"{'name':<22}{'arXiv':<13}idea", *lines])
+
+
+def described(recipe: Recipe) -> dict:
+    """A variant as `opd variants` shows it; models, prompts and benchmarks are not the variant's."""
+    data = recipe.model_dump(mode="json")
+    chosen = {".".join(map(str, path)): {"name": value["name"], **value["params"]} if value["params"] else value["name"]
+              for path, _, value in slots.found(data) if path[0] not in ("pair", "prompts", "benchmarks")}
+    return {"name": recipe.name, **data["about"], "slots": chosen}
+
+
+def doctor(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """What this machine has."""
+    from flows.doctor import doctor as examine
+    from flows.doctor import pretty
+    workers.quiet_environment()
+    report = examine()
+    return report, pretty(report)
+
+
+def ui_command() -> str:
+    """How to open what was tracked."""
+    from tasks.tracking import ui_command as command
+    return command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

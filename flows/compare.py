@@ -1,0 +1,50 @@
+"""The product: every variant of a suite with every seed, each cell a distillation of its own, in one table."""
+import json
+
+from prefect import flow, tags
+
+from flows.distill import distill, shared_crew
+from tasks import tracking, workers
+from tasks.opd import loading
+from tasks.opd.artifacts import Artifact
+from tasks.opd.comparison import START, Comparison
+from tasks.opd.comparison import compare as compare_cells
+from tasks.publish import publish
+
+
+@flow(flow_run_name="{suite}", persist_result=False)
+def compare(suite: str, overrides: list[str] = ()) -> dict:
+    """Run a suite's cells, go on where one fails, and compare what finished with the baseline, paired over prompts."""
+    plan, cells = loading.load_suite(suite, overrides)
+    first, done, failed = cells[0][2], {}, {}
+    with tracking.suite_for(plan.name) as study, workers.for_run(first) as crew:
+        token = shared_crew.set({first.workers: crew})
+        for variant, seed, recipe in cells:
+            try:
+                with tags(f"suite:{plan.name}", f"variant:{variant}", f"seed:{seed}"):
+                    done[variant, seed] = distill(recipe, plan.name)
+            except Exception as error:  # it is shown in the table; the other cells do not depend on it
+                failed[variant, seed] = error
+        shared_crew.reset(token)
+        if not done:
+            raise next(iter(failed.values()))
+        benchmark = plan.benchmark or first.benchmarks[0].name
+        table = table_of(done, failed, benchmark, plan.baseline)
+        texts = {"comparison.json": table.to_json(), "comparison.md": table.to_markdown()}
+        study.add_files(texts)
+    return {"suite": plan.name, "benchmark": benchmark, "text": table.to_text(), "failed": [*map(list, failed)],
+            "comparison": json.loads(table.to_json()), "folder": publish(plan.name, texts, study.url())}
+
+
+def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Exception], benchmark: str,
+             baseline: str) -> Comparison:
+    """What `distill` returned for cells, and the errors of others, on one benchmark against the baseline."""
+    start = next(iter(done.values()))["start"][benchmark]
+    errors = {cell: f"{type(error).__name__}: {' '.join(str(error).split())}"[:300] for cell, error in failed.items()}
+    ends = {cell: rewards(result["end"][benchmark]) for cell, result in done.items()}
+    return compare_cells({(START, 0): rewards(start), **errors, **ends}, baseline)
+
+
+def rewards(report: Artifact) -> dict[str, float]:
+    """Mean reward by prompt."""
+    return json.loads((report.path / "report.json").read_text())["mean_reward"]

@@ -1,0 +1,60 @@
+"""The main flow: distil a teacher into a student, round by round, and benchmark the student before and after."""
+from contextlib import nullcontext
+from contextvars import ContextVar
+
+from prefect import flow
+
+from tasks import tracking, workers
+from tasks.bootstrap import make_models, models_needed
+from tasks.evaluate import evaluate_student
+from tasks.grade import grade_rollouts
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Recipe
+from tasks.preflight import preflight
+from tasks.prompts import make_prompts
+from tasks.refine import refine_rollouts
+from tasks.rollout import write_rollouts
+from tasks.score import score_rollouts
+from tasks.stage import prune, rounds
+from tasks.train import train_student
+
+shared_crew: ContextVar[dict[str, workers.Crew]] = ContextVar("shared_crew")  # by kind, of the flow around this one
+
+
+def crew_of(recipe: Recipe):
+    """The crew of the flow around this one where it is of the kind wanted, else a crew of this run's own."""
+    crew = shared_crew.get({}).get(recipe.workers)
+    return nullcontext(crew) if crew else workers.for_run(recipe)
+
+
+@flow(flow_run_name="{recipe.name}-seed{recipe.seed}", persist_result=False)
+def distill(recipe: Recipe, suite: str = "") -> dict:
+    """Distil the teacher into the student on the student's own rollouts; benchmark it before and after."""
+    with crew_of(recipe) as crew, tracking.run_for(recipe, suite or None) as run:
+        models = make_models(recipe.pair, models_needed(recipe), crew)
+        student, teacher, ask = models["student"], models.get("teacher"), {"context_tokens": recipe.pair.context_tokens}
+        prompts = make_prompts(recipe.prompts, student, crew, **ask, use="train")
+        held_out = {b.name: make_prompts(b, student, crew, **ask, use="test", train=prompts) for b in recipe.benchmarks}
+        preflight(recipe, models, prompts, crew)
+        start = evaluate_student(recipe, student, held_out, crew, when="start", teacher=teacher)
+        checkpoints = []
+        for round_index in rounds(recipe, crew):
+            now = recipe.at(round_index)  # the schedule, resolved
+            rollouts, student = one_round(now, models, student, prompts, crew, round_index)
+            checkpoints = [*checkpoints[-2:], student]
+            prune(checkpoints)
+        run.sample(rollouts, models["student"])
+        end = evaluate_student(recipe, student, held_out, crew, when="final", teacher=teacher, step=recipe.rounds)
+        return {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end}
+
+
+def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, crew: workers.Crew,
+              round_index: int) -> tuple[Artifact, Artifact]:
+    """The round's graded rollouts, and the student trained on them."""
+    rollouts = write_rollouts(now, models, student, prompts, crew, round_index)
+    rollouts = grade_rollouts(now, prompts, rollouts, crew, round_index)
+    if now.refine:
+        rollouts = refine_rollouts(now, models, student, prompts, rollouts, crew, round_index)
+        rollouts = grade_rollouts(now, prompts, rollouts, crew, round_index)
+    scores = score_rollouts(now, models, student, prompts, rollouts, crew, round_index)
+    return rollouts, train_student(now, models, student, rollouts, scores, crew, round_index)

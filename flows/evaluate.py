@@ -1,0 +1,35 @@
+"""Benchmark a checkpoint of a run, or any model folder."""
+from pathlib import Path
+
+from prefect import flow
+
+from flows.distill import crew_of
+from tasks.bootstrap import make_models
+from tasks.evaluate import evaluate_student
+from tasks.opd.artifacts import Artifact, read_record
+from tasks.opd.errors import DataError
+from tasks.opd.recipe import Recipe, Slot
+from tasks.prompts import make_prompts
+
+
+def artifact_at(folder: Path) -> Artifact | None:
+    """The artifact whose folder, or whose model folder, this is; None for a model from elsewhere."""
+    for place in (folder, folder.parent):
+        record = read_record(place)
+        if record and Artifact.from_json(record).path.resolve() == place.resolve():
+            return Artifact.from_json(record)
+    return None
+
+
+@flow(flow_run_name="evaluate-{folder}", persist_result=False)
+def evaluate(recipe: Recipe, folder: str) -> dict[str, Artifact]:
+    """Reports of the model in `folder` on the recipe's benchmarks; of the recipe only these, context, engine count."""
+    place = Path(folder).expanduser().absolute()
+    if not place.is_dir():
+        raise DataError(f"{folder} is not a folder; give a checkpoint's or a model's")
+    with crew_of(recipe) as crew:
+        given = recipe.pair.model_copy(update={"student": Slot(name="folder", params={"path": str(place)})})
+        student = artifact_at(place) or make_models(given, {"student"}, crew)["student"]
+        ask = {"context_tokens": recipe.pair.context_tokens, "use": "test"}
+        prompts = {benchmark.name: make_prompts(benchmark, student, crew, **ask) for benchmark in recipe.benchmarks}
+        return evaluate_student(recipe, student, prompts, crew, when="final")

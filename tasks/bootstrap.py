@@ -1,0 +1,33 @@
+"""Door to the stage `model`: the models a run starts from."""
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.opd import checking
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Pair, Recipe
+from tasks.refine import refiners_ask_teacher
+from tasks.rollout import writers_with
+from tasks.stage import run_stage
+from tasks.tracking import noted
+from tasks.workers import Crew
+
+
+def models_needed(recipe: Recipe) -> set[str]:
+    """The names of the pair's models that some round reads."""
+    rounds = [recipe.at(at) for at in {0, *(patch.round for patch in recipe.schedule)}]
+    asked = any(refiners_ask_teacher(now) or writers_with(now, "BY_TEACHER", {"teacher"}) for now in rounds)
+    return {"student", *(["teacher"] if asked else [])}.union(*map(checking.needs, rounds)) - {"self"}
+
+
+@task(cache_policy=NO_CACHE)
+def make_models(pair: Pair, names: set[str], crew: Crew) -> dict[str, Artifact]:
+    """Models of the pair by name, each after the one its maker names as `of`. A run's seed has no part in them."""
+    makers, made = {"student": pair.student, "teacher": pair.teacher, **pair.others}, {}
+
+    def make(name: str) -> Artifact:
+        if name not in made:
+            spec, source = {"maker": makers[name].model_dump(mode="json"), "seed": 0}, makers[name].params.get("of")
+            inputs = {"of": make(source)} if source else {}
+            made[name] = noted(run_stage("model", spec, inputs, crew), name, prefix=f"model/{name}")
+        return made[name]
+    return {name: make(name) for name in sorted(names)}

@@ -1,0 +1,19 @@
+"""Door to the stage `grades`: rewards and feedback, then the recipe's filters."""
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Recipe
+from tasks.stage import run_stage
+from tasks.tracking import noted
+from tasks.workers import Crew
+
+
+@task(cache_policy=NO_CACHE, task_run_name="grades-{round_index}")
+def grade_rollouts(recipe: Recipe, prompts: Artifact, rollouts: Artifact, crew: Crew, round_index: int) -> Artifact:
+    """The rollouts with rewards; unfit ones are dropped, but not before they were refined."""
+    filters = recipe.rollout.filters if rollouts.kind == "refined" or not recipe.refine else []
+    spec = {"grader": recipe.prompts.grader.model_dump(mode="json"),
+            "filters": [slot.model_dump(mode="json") for slot in filters]}
+    graded = run_stage("grades", spec, {"prompts": prompts, "rollouts": rollouts}, crew)
+    return noted(graded, f"{round_index:04d}{'-refined' if rollouts.kind == 'refined' else ''}", step=round_index)

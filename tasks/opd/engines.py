@@ -1,0 +1,259 @@
+"""Engines: token ids in, token ids and log-probabilities out. Text never passes here.
+
+`Engine` is what the rest of the house needs of a model that writes or scores; `TorchEngine` does both with transformers
+in this process. Its batches are sorted by length and bounded by padded tokens; neither changes results beyond rounding.
+"""
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tasks.opd.decoding import Completion, decode
+from tasks.opd.errors import EngineError
+from tasks.opd.heads import Head, head_of, hidden_states, load_model, vocabulary_size
+
+CHUNK_LOGITS = 2**25      # logits alive at once while scoring: 128 MiB in float32
+DIGEST_ELEMENTS = 16      # elements of each tensor that enter weights_digest
+NOT_ARCHITECTURE = {"transformers_version", "dtype", "torch_dtype", "use_cache"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Want:
+    """Which columns of a signal are asked for."""
+    sampled: bool = True
+    top_k: int = 0
+    entropy: bool = False
+    hidden: bool = False
+
+
+@dataclass(kw_only=True)
+class Signal:
+    """What a model says about the tokens of one completion; columns not asked for are None. All on the CPU."""
+    sampled: Tensor | None = None   # [T] log-probability of the token written
+    ids: Tensor | None = None       # [T, K] likeliest tokens, best first
+    logprobs: Tensor | None = None  # [T, K] theirs
+    tail: Tensor | None = None      # [T] log of the mass of all others
+    entropy: Tensor | None = None   # [T] nats
+    hidden: Tensor | None = None    # [T, d] what enters the head's product
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capabilities:
+    """What an engine can give."""
+    columns: frozenset[str]         # of sampled, top_k, entropy, hidden
+    max_top_k: int | None           # None: the whole vocabulary
+    generates: bool
+
+
+class Engine(Protocol):
+    """A model that continues prompts and scores completions."""
+    eos_ids: set[int]
+
+    def generate(self, prompts: list[list[int]], sampling: dict, seeds: list[int], *,
+                 progress=None) -> list[Completion]:
+        """One completion a prompt, from its seed, under `sampling`: temperature, top_p, top_k, max_new_tokens."""
+
+    def score(self, prompts: list[list[int]], completions: list[list[int]], want: Want, *, temperature: float = 1.0,
+              progress=None) -> list[Signal]:
+        """The model's distribution (logits / temperature) at each token of each completion after its prompt."""
+
+    def load(self, folder: Path) -> str:
+        """Take other weights; returns `weights_digest` of them."""
+
+    def capabilities(self) -> Capabilities:
+        """What can be asked of this engine."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+
+
+def weights_digest(model, dtype: torch.dtype | None = None) -> str:
+    """Hash of fixed elements of every tensor of a model, as they are in `dtype` (None: as they are).
+
+    A trainer's float32 weights with the engine's dtype give the digest that the engine has after loading them.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    samples = []
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        where = torch.linspace(0, flat.numel() - 1, min(DIGEST_ELEMENTS, flat.numel()), dtype=torch.float64)
+        picked = flat[where.round().long().to(flat.device)]
+        samples.append((picked if dtype is None or not picked.is_floating_point() else picked.to(dtype)).double())
+        hasher.update(f"{name}{tuple(tensor.shape)}".encode())
+    hasher.update(torch.cat(samples).cpu().numpy().tobytes())
+    return hasher.hexdigest()
+
+
+def batches_of(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Indices in batches, longest first; rows times longest stays within `batch_tokens` (one row always goes)."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):  # stable: ties in the order given
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def eos_ids_of(folder: Path, model) -> set[int]:
+    """Every id that ends a completion: of the generation config, the config and the tokenizer."""
+    found: set[int] = set()
+    for config in (model.generation_config, model.config):
+        ids = getattr(config, "eos_token_id", None)
+        found |= set(ids) if isinstance(ids, (list, tuple)) else {ids}
+    if (folder / "tokenizer.json").exists():
+        from transformers import AutoTokenizer
+        found.add(AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id)
+    return found - {None}
+
+
+def architecture(folder: Path) -> dict:
+    """config.json without what does not change the computation."""
+    config = json.loads((folder / "config.json").read_text())
+    return {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE and not key.startswith("_")}
+
+
+@torch.no_grad()
+def copy_weights(folder: Path, model) -> bool:
+    """Copy a folder's safetensors into the model's tensors; False, and nothing changed, if names or shapes differ."""
+    from safetensors.torch import load_file
+    new: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        new |= load_file(file)
+    own = model.state_dict()
+    covered = {own[name].data_ptr() for name in new if name in own}  # tied tensors are stored once
+    fits = all(name in own and own[name].shape == tensor.shape for name, tensor in new.items())
+    if not fits or any(tensor.data_ptr() not in covered for tensor in own.values()):
+        return False
+    for name, tensor in new.items():
+        own[name].copy_(tensor)
+    return True
+
+
+def columns(head: Head, hidden: Tensor, ids: Tensor, want: Want, temperature: float) -> dict[str, Tensor]:
+    """The columns of n tokens from their hidden states [n, d] and ids [n]; an id outside the vocabulary is -inf."""
+    out: dict[str, Tensor] = {}
+    if not (want.sampled or want.top_k or want.entropy):
+        return out
+    logprobs = head.logprobs(hidden, temperature)
+    if want.sampled:
+        inside = ids < head.num_valid
+        picked = logprobs.gather(-1, ids.clamp(max=head.num_valid - 1)[:, None])[:, 0]
+        out["sampled"] = picked.masked_fill(~inside, -torch.inf)
+    if want.top_k:
+        out["logprobs"], out["ids"] = logprobs.topk(min(want.top_k, head.num_valid))
+        covered = out["logprobs"].logsumexp(-1).clamp(max=-1e-7)  # at a mass of 1 the tail would be log 0
+        out["tail"] = torch.log(-torch.expm1(covered))
+    if want.entropy:
+        out["entropy"] = torch.special.entr(logprobs.exp()).sum(-1)
+    return out
+
+
+class TorchEngine:
+    """A transformers model in this process. Scoring takes the head in float32 at least: bfloat16 hurts there most."""
+
+    def __init__(self, folder: Path, dtype: str = "float32", batch_tokens: int = 65536,
+                 device: str | torch.device | None = None):
+        self.dtype, self.batch_tokens = getattr(torch, dtype), batch_tokens
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._build(Path(folder))
+
+    def _build(self, folder: Path) -> None:
+        self.model = load_model(folder, self.dtype, self.device)
+        self._adopt(folder)
+
+    def _adopt(self, folder: Path) -> None:
+        """What goes with the weights of a folder."""
+        self.architecture, self.eos_ids = architecture(folder), eos_ids_of(folder, self.model)
+        num_valid = vocabulary_size(folder) if (folder / "tokenizer.json").exists() else None
+        self.head = head_of(self.model, num_valid)
+        self.vocabulary = self.head.num_valid
+        self.scoring_head: Head | None = None
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[list[int]], sampling: dict, seeds: list[int], *,
+                 progress=None) -> list[Completion]:
+        """See Engine. `progress.update(n)` counts completions. Raises ValueError at an empty prompt."""
+        if len(prompts) != len(seeds) or not all(prompts):
+            raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds: give one seed a prompt and no empty prompt")
+        done: dict[int, Completion] = {}
+        for batch in batches_of([len(p) + sampling["max_new_tokens"] for p in prompts], self.batch_tokens):
+            written = decode(self.model, self.head, [prompts[i] for i in batch], sampling, [seeds[i] for i in batch],
+                             self.eos_ids, progress)
+            done |= zip(batch, written)
+        return [done[i] for i in range(len(prompts))]
+
+    def score(self, prompts: list[list[int]], completions: list[list[int]], want: Want, *, temperature: float = 1.0,
+              progress=None) -> list[Signal]:
+        """See Engine. Columns are float32 (float64 in a float64 engine). Raises ValueError at an empty prompt."""
+        if len(prompts) != len(completions) or not all(prompts):
+            raise ValueError(f"{len(prompts)} prompts, {len(completions)} completions: give one each, no empty prompt")
+        if self.scoring_head is None:
+            with torch.no_grad():
+                self.scoring_head = self.head.to(torch.promote_types(self.dtype, torch.float32))
+        signals: dict[int, Signal] = {}
+        for batch in batches_of([len(p) + len(c) for p, c in zip(prompts, completions)], self.batch_tokens):
+            parts = self._score_batch([prompts[i] for i in batch], [completions[i] for i in batch], want, temperature)
+            for place, i in enumerate(batch):  # cloned, for tensors of inference mode cannot meet a gradient
+                signals[i] = Signal(**{name: columns[place].clone() for name, columns in parts.items()})
+            if progress is not None:
+                progress.update(len(batch))
+        return [signals[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def _score_batch(self, prompts: list[list[int]], completions: list[list[int]], want: Want,
+                     temperature: float) -> dict[str, tuple[Tensor, ...]]:
+        """The columns by name, each a tensor a completion."""
+        lengths = [len(p) + len(c) for p, c in zip(prompts, completions)]
+        width, written = max(lengths), [len(c) for c in completions]
+        padded = [p + c + [0] * (width - n) for p, c, n in zip(prompts, completions, lengths)]
+        mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths], device=self.device)
+        # token t of a completion is predicted at position P - 1 + t
+        rows = torch.tensor([i for i, n in enumerate(written) for _ in range(n)], dtype=torch.long, device=self.device)
+        where = torch.tensor([len(p) - 1 + t for p, n in zip(prompts, written) for t in range(n)],
+                             dtype=torch.long, device=self.device)
+        ids = torch.tensor([t for c in completions for t in c], dtype=torch.long, device=self.device)
+        hidden = hidden_states(self.model, torch.tensor(padded, device=self.device), mask)[rows, where]
+        step = max(1, CHUNK_LOGITS // self.head.num_valid)
+        chunks = [columns(self.scoring_head, hidden[i:i + step], ids[i:i + step], want, temperature)
+                  for i in range(0, max(len(ids), 1), step)]
+        out = {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
+        if want.hidden:
+            out["hidden"] = storable(hidden).cpu()
+        return {name: column.split(written) for name, column in out.items()}
+
+    def load(self, folder: Path) -> str:
+        """Copy the weights of a folder into the tensors there are; a model of another shape is built anew."""
+        folder = Path(folder)
+        same = architecture(folder) == self.architecture
+        if same and copy_weights(folder, self.model):
+            self._adopt(folder)
+        else:
+            self.close()
+            self._build(folder)
+        return weights_digest(self.model)
+
+    def capabilities(self) -> Capabilities:
+        """Everything."""
+        every = frozenset({"sampled", "top_k", "entropy", "hidden"})
+        return Capabilities(columns=every, max_top_k=None, generates=True)
+
+    def close(self) -> None:
+        """Drop the model; only `load` may follow."""
+        self.model = self.head = self.scoring_head = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def storable(hidden: Tensor) -> Tensor:
+    """Hidden states as they are kept: bfloat16 as float16 (finer, same size) unless a value is too large for it."""
+    if hidden.dtype in (torch.float32, torch.float64):
+        return hidden
+    if not torch.isfinite(hidden).all():
+        raise EngineError("the model's hidden states are not finite in bfloat16; use engine.dtype: float32")
+    small = hidden.abs().amax() < 6e4 if hidden.numel() else True
+    return hidden.to(torch.float16 if small else torch.float32)

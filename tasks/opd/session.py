@@ -1,0 +1,79 @@
+"""What a worker keeps between stages: engines with their weights loaded, and the training state. No torch at import."""
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tasks.opd import metrics
+
+
+class Session:
+    """Engines by role, resident training state, metrics and progress bars. A context manager: leaving it closes all."""
+
+    def __init__(self):
+        self.trainer: Any | None = None  # owned by training
+        self._engines: dict[str, tuple[Any, tuple, tuple]] = {}  # role -> engine, kind, identity of the weights loaded
+
+    def engine(self, role: str, folder: Path, settings: dict):
+        """The engine of a role with the weights of `folder`.
+
+        Engines are kept: the same folder is reused as it is, another folder is loaded in place. settings holds name
+        ("torch" or "vllm"), dtype and batch_tokens; another name or dtype makes a new engine.
+        """
+        kind, weights = (settings["name"], settings["dtype"]), identity(folder)
+        engine, old_kind, old_weights = self._engines.get(role, (None, None, None))
+        if engine is not None and old_kind != kind:
+            self._engines.pop(role)
+            engine.close()
+            engine = None
+        if engine is None:
+            engine = open_engine(folder, settings)
+        elif old_weights != weights:
+            self._engines[role] = engine, kind, None  # whatever a failed load leaves behind is not those weights
+            engine.load(Path(folder))
+        if settings.get("batch_tokens"):
+            engine.batch_tokens = settings["batch_tokens"]
+        self._engines[role] = engine, kind, weights
+        return engine
+
+    def log(self, out: Path, step: int, values: dict[str, float]) -> None:
+        """Append points to the metrics of the stage that writes to `out`."""
+        metrics.append(Path(out) / metrics.FILE, step, values)
+
+    def progress(self, total: int, label: str, unit: str):
+        """A bar with ETA on stderr, shown after two seconds; use it with `with`, and call `.update(n)`."""
+        from tqdm import tqdm
+        columns = int(os.environ.get("COLUMNS") or 0)  # set by the flow when a person is watching
+        silent = os.environ.get("OPD_PROGRESS") == "0"
+        return tqdm(total=total, desc=label, unit=f" {unit}", file=sys.stderr, delay=2, leave=False, disable=silent,
+                    ncols=columns or 100, ascii=not columns, mininterval=0.5 if columns else 10)
+
+    def close(self) -> None:
+        """Close all engines and drop the training state; the session can be used again."""
+        engines, self._engines, self.trainer = self._engines, {}, None
+        for engine, *_ in engines.values():
+            engine.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def identity(folder: Path) -> tuple:
+    """Tells a folder from another, and from one that was remade at the same path."""
+    stat = os.stat(folder)
+    return str(Path(folder).resolve()), stat.st_ino, stat.st_mtime_ns
+
+
+def open_engine(folder: Path, settings: dict):
+    """A new engine; libraries are imported here, so that a session costs nothing until an engine is needed."""
+    options = {key: settings[key] for key in ("dtype", "batch_tokens") if settings.get(key)}
+    if settings["name"] == "torch":
+        from tasks.opd.engines import TorchEngine
+        return TorchEngine(Path(folder), **options)
+    if settings["name"] == "vllm":
+        from tasks.opd.vllm_engine import VllmEngine
+        return VllmEngine(Path(folder), **options)
+    raise ValueError(f"engine name is {settings['name']!r}; allowed: torch, vllm")

@@ -1,0 +1,119 @@
+"""The worker: makes stages' files, one command after another, keeping engines and training state between them.
+
+`python -m tasks.opd.worker --socket PATH` takes JSON lines {stage, spec, inputs, out} from a Unix socket and answers
+{ok, counts} or {ok: false, error, message, traceback}; `--once FILE` runs the one command in a file. No torch
+is imported before a stage needs it.
+"""
+import argparse
+import importlib
+import json
+import socket
+import sys
+import traceback
+from pathlib import Path
+
+from tasks.opd.disk import disk_error
+from tasks.opd.errors import ERRORS, EngineError, OpdError
+from tasks.opd.fingerprints import canonical
+from tasks.opd.session import Session
+
+STAGES = {
+    "model": "models:make_model",
+    "prompts": "prompts:make_prompts",
+    "rollouts": "writers:write_rollouts",
+    "grades": "grading:grade_rollouts",
+    "refined": "refiners:refine_rollouts",
+    "scores": "scoring:score_rollouts",
+    "checkpoint": "training:train_student",
+    "report": "benchmarks:evaluate",
+    "preflight": "preflight:preflight",
+}  # stage -> module of tasks.opd, and the function in it
+
+
+def entry_of(stage: str) -> tuple[str, str]:
+    """The module and the function of a stage: a name in STAGES, or `package.module:function` in full.
+
+    Raises: ValueError for any other name.
+    """
+    module, _, function = STAGES.get(stage, stage).partition(":")
+    if not function:
+        raise ValueError(f"stage is {stage!r}; allowed: {', '.join(STAGES)}, or package.module:function")
+    return module if "." in module else f"tasks.opd.{module}", function
+
+
+def perform(command: dict, session: Session) -> dict:
+    """Run one command {stage, spec, inputs, out} and return its counts.
+
+    Raises: OpdError as the stage raised it; DiskFull and EngineError for a full disk and for a lack of memory, however
+    a library says so; anything else unchanged. After an error the session is empty: nothing half-updated survives.
+    """
+    try:
+        module, function = entry_of(command["stage"])
+        inputs = {name: Path(path) for name, path in command["inputs"].items()}
+        out = Path(command["out"])
+        counts = getattr(importlib.import_module(module), function)(inputs, command["spec"], out, session) or {}
+        canonical(counts)  # a tensor or a NaN among the counts is the stage's error, named here
+        return counts
+    except Exception as error:
+        session.close()
+        meant = actionable(error, command)
+        if meant is error:
+            raise
+        raise meant from error
+
+
+def actionable(error: Exception, command: dict) -> Exception:
+    """The error a user can act on behind `error`; `error` itself when there is none."""
+    if isinstance(error, OpdError):
+        return error
+    return disk_error(error, Path(command["out"])) or memory_error(error, command["stage"]) or error
+
+
+def memory_error(error: Exception, stage: str) -> EngineError | None:
+    """EngineError with the way out when `error` is a lack of memory, on the host or on a device."""
+    text = str(error)
+    lacking = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if not lacking and "out of memory" not in text.lower() and "can't allocate memory" not in text:
+        return None
+    return EngineError(f"out of memory in stage {stage}: {text.splitlines()[0] if text else type(error).__name__}. "
+                       "Lower engine.batch_tokens (generating and scoring) or train.micro_batch_tokens (training); "
+                       "neither changes results beyond rounding")
+
+
+def answer(command: dict, session: Session) -> dict:
+    """`perform` as a reply; errors become {ok: false, error: class name, message, traceback}."""
+    try:
+        return {"ok": True, "counts": perform(command, session)}
+    except Exception as error:
+        known = [cls.__name__ for cls in type(error).__mro__ if cls.__name__ in ERRORS]
+        return {"ok": False, "error": known[0] if known else type(error).__name__, "message": str(error),
+                "traceback": traceback.format_exc()}
+
+
+def serve(path: str) -> None:
+    """Answer the commands that come over a Unix socket until it is closed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, Session() as session:
+        connection.connect(path)
+        for line in connection.makefile("r", encoding="utf-8"):
+            reply = answer(json.loads(line), session)
+            connection.sendall((json.dumps(reply) + "\n").encode())
+
+
+def main() -> int:
+    """The command line; `--once` prints the reply and exits with the error's code."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.opd.worker", description="Makes stages' files.")
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--socket", metavar="PATH", help="Unix socket to take commands from")
+    way.add_argument("--once", metavar="FILE", help="JSON file with one command")
+    arguments = parser.parse_args()
+    if arguments.socket:
+        serve(arguments.socket)
+        return 0
+    with Session() as session:
+        reply = answer(json.loads(Path(arguments.once).read_text(encoding="utf-8")), session)
+    print(json.dumps(reply))
+    return 0 if reply["ok"] else ERRORS.get(reply["error"], OpdError).exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

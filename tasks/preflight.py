@@ -1,0 +1,30 @@
+"""Door to the stage `preflight`: the silent mistakes, looked for on four prompts before anything is trained."""
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.opd import checking
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Recipe
+from tasks.score import teacher_of
+from tasks.stage import run_stage
+from tasks.tracking import noted
+from tasks.workers import Crew
+
+NUM_PROMPTS = 4
+
+
+@task(cache_policy=NO_CACHE)
+def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, crew: Crew) -> Artifact:
+    """The findings; a red one raises OpdError (TokenizerMismatch, EngineError)."""
+    now = recipe.at(0)
+    needs = checking.needs(now)
+    spec = {"terms": [term.model_dump(mode="json") for term in now.terms], "loss": now.loss.model_dump(mode="json"),
+            "sampling": now.rollout.sampling.model_dump(mode="json"), "engine": now.engine.model_dump(mode="json"),
+            "num_prompts": NUM_PROMPTS, "seed": now.seed, "accepts": now.accepts,
+            "top_k": max([0, *(want["top_k"] for want in needs.values())]),
+            "completion_limit": now.rollout.sampling.max_new_tokens,
+            "vocabulary": models["student"].counts["vocabulary"]}
+    inputs = {"student": models["student"], "prompts": prompts}
+    for name in sorted(needs)[:1]:
+        inputs["teacher"] = teacher_of(now, name, models, models["student"])[0]
+    return noted(run_stage("preflight", spec, inputs, crew), "start")

@@ -1,0 +1,21 @@
+"""Door to the stage `prompts`: slices of sources, rendered for the student."""
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Source
+from tasks.stage import run_stage
+from tasks.tracking import noted
+from tasks.workers import Crew
+
+SLICE = set(Source.model_fields) - {"grader"}  # how answers are graded changes no question
+
+
+@task(cache_policy=NO_CACHE)
+def make_prompts(source: Source, student: Artifact, crew: Crew, *, context_tokens: int, use: str,
+                 train: Artifact | None = None) -> Artifact:
+    """A source's questions; none of their texts may stand in the prompts trained on."""
+    spec = source.model_dump(mode="json", include=SLICE) | {"context_tokens": context_tokens}
+    inputs = {"student": student} | ({"train": train} if train else {})
+    name = f"{use}-{source.name}"
+    return noted(run_stage("prompts", spec, inputs, crew), name, prefix=f"prompts/{name}")

@@ -1,0 +1,29 @@
+"""Door to the stage `refined`: trajectories repaired before anything is learnt from them."""
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.opd import slots
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Recipe
+from tasks.stage import run_stage
+from tasks.tracking import noted
+from tasks.workers import Crew
+
+
+def refiners_ask_teacher(recipe: Recipe) -> bool:
+    """Whether a refiner is among those that `refiners.BY_TEACHER` names."""
+    return any(slot.name in slots.constant("refiner", "BY_TEACHER", set()) for slot in recipe.refine)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="refined-{round_index}")
+def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact,
+                    rollouts: Artifact, crew: Crew, round_index: int) -> Artifact:
+    """As many rollouts, repaired by the recipe's refiners in their order."""
+    spec = {"refiners": [slot.model_dump(mode="json") for slot in recipe.refine], "round": round_index,
+            "seed": recipe.seed, "context_tokens": recipe.pair.context_tokens,
+            "engine": recipe.engine.model_dump(mode="json"),
+            "sampling": recipe.rollout.sampling.model_dump(mode="json")}
+    inputs = {"prompts": prompts, "rollouts": rollouts, "student": student}
+    if refiners_ask_teacher(recipe):
+        inputs["teacher"] = models["teacher"]
+    return noted(run_stage("refined", spec, inputs, crew), f"{round_index:04d}", step=round_index)

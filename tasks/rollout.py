@@ -1,0 +1,30 @@
+"""Door to the stage `rollouts`: a round's completions, by the recipe's writers."""
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.opd import slots
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Recipe
+from tasks.stage import run_stage
+from tasks.tracking import noted
+from tasks.workers import Crew
+
+
+def writers_with(recipe: Recipe, constant: str, default: set[str]) -> bool:
+    """Whether a writer is among those that `writers.<constant>` names."""
+    return any(writer.name in slots.constant("writer", constant, default) for writer in recipe.rollout.writers)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="rollouts-{round_index}")
+def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, crew: Crew,
+                   round_index: int) -> Artifact:
+    """The round's rollouts. Where the student does not write, the student it started from stands for its tokenizer."""
+    spec = {"writers": [writer.model_dump(mode="json") for writer in recipe.rollout.writers], "round": round_index,
+            "sampling": recipe.rollout.sampling.model_dump(mode="json"), "seed": recipe.seed,
+            "prompts_per_round": recipe.rollout.prompts_per_round, "context_tokens": recipe.pair.context_tokens,
+            "engine": recipe.engine.model_dump(mode="json")}
+    on_policy = writers_with(recipe, "BY_STUDENT", {"student"})
+    inputs = {"prompts": prompts, "student": student if on_policy else models["student"]}
+    if writers_with(recipe, "BY_TEACHER", {"teacher"}):
+        inputs["teacher"] = models["teacher"]
+    return noted(run_stage("rollouts", spec, inputs, crew), f"{round_index:04d}", step=round_index)

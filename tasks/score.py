@@ -1,0 +1,35 @@
+"""Door to the stage `scores`: what each teacher that the recipe's terms ask for says of a round's rollouts."""
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.opd import checking, slots
+from tasks.opd.artifacts import Artifact
+from tasks.opd.recipe import Recipe
+from tasks.opd.refreshes import REFRESHES
+from tasks.stage import run_stage
+from tasks.tracking import noted
+from tasks.workers import Crew
+
+
+def teacher_of(recipe: Recipe, name: str, models: dict[str, Artifact], student: Artifact) -> tuple[Artifact, str]:
+    """The artifact and the folder in it that teach under a name; `self` is the student's start, or the round's."""
+    if name != "self":
+        return models[name], "model"
+    version, folder = REFRESHES[recipe.teacher.refresh.name](**slots.bind(recipe.teacher.refresh, "refresh"))
+    chosen = models["student"] if version == "start" else student
+    return chosen, folder if chosen.kind == "checkpoint" else "model"  # before the first round there is no average
+
+
+@task(cache_policy=NO_CACHE, task_run_name="scores-{round_index}")
+def score_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact,
+                   rollouts: Artifact, crew: Crew, round_index: int) -> dict[str, Artifact]:
+    """A signal by model name; none when no term reads a teacher's."""
+    scores = {}
+    for name, want in checking.needs(recipe).items():
+        model, folder = teacher_of(recipe, name, models, student)
+        spec = {"context": recipe.teacher.context.model_dump(mode="json"), "want": want, "folder": folder,
+                "temperature": recipe.loss.temperature, "engine": recipe.engine.model_dump(mode="json"),
+                "context_tokens": recipe.pair.context_tokens, "vocabulary": models["student"].counts["vocabulary"]}
+        made = run_stage("scores", spec, {"prompts": prompts, "rollouts": rollouts, "model": model}, crew)
+        scores[name] = noted(made, f"{name}-{round_index:04d}", step=round_index, prefix=f"scores/{name}")
+    return scores

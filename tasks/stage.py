@@ -1,0 +1,186 @@
+"""run_stage(): reuse an artifact made from the same things, or have a worker make it.
+
+An artifact is reused when its files are those that were written and its recorded inputs are those of now, by digest; so
+an artifact that was remade with other bytes takes its descendants with it, and one with the same bytes does not. A
+damaged, retired or missing input is remade from its own derivation, but only when a stage has to read it.
+"""
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from tasks.opd import artifacts, fingerprints
+from tasks.opd.artifacts import Artifact
+from tasks.opd.errors import CorruptArtifact
+from tasks.opd.recipe import Recipe
+from tasks.opd.worker import entry_of
+from tasks.workers import Crew
+
+Inputs = dict[str, Artifact]
+
+
+def run_stage(stage: str, spec: dict, inputs: Inputs, crew: Crew) -> Artifact:
+    """The artifact of `stage` for this spec and these inputs; made by the crew when it is not there.
+
+    The whole spec reaches the stage; what may not change the result (`effort`, batch sizes) is outside the fingerprint.
+    Raises: what the stage raises (OpdError with its exit code), DiskFull, EngineError when the worker dies.
+    """
+    started = time.monotonic()
+    inputs = {name: current(artifact) for name, artifact in inputs.items()}
+    kind, fingerprint = kind_of(stage), fingerprint_of(stage, spec, inputs)
+    crew.derivations[kind, fingerprint] = stage, spec, inputs
+    artifact, reused = obtain(kind, fingerprint, crew)
+    crew.reused += reused
+    crew.listener.stage_done(artifact, reused, time.monotonic() - started)
+    return artifact
+
+
+def prune(checkpoints: list[Artifact], keep: int = 2) -> None:
+    """Retire all but the last `keep` of a run's checkpoints, given from old to new: records stay, weights go."""
+    for artifact in checkpoints[:max(len(checkpoints) - keep, 0)]:
+        artifacts.retire(artifact)
+
+
+def kind_of(stage: str) -> str:
+    """The folder of a stage's artifacts: its name, or the function's where it is given as package.module:function."""
+    return stage.rpartition(":")[2]
+
+
+def fingerprint_of(stage: str, spec: dict, inputs: Inputs) -> str:
+    """What names the artifact that `stage` would make here and now."""
+    return fingerprints.fingerprint(stage, spec, {name: artifact.fingerprint for name, artifact in inputs.items()},
+                                    source=fingerprints.source_hash(entry_of(stage)[0]),
+                                    environment=fingerprints.environment(spec))
+
+
+def current(artifact: Artifact) -> Artifact:
+    """The reference as it stands on disk: the digest is another when the artifact was remade since."""
+    try:
+        return artifacts.find(artifact.kind, artifact.fingerprint) or artifact
+    except CorruptArtifact:
+        return artifact
+
+
+def usable(kind: str, fingerprint: str) -> Artifact | None:
+    """The artifact when it is there, undamaged and made from its inputs as they are now; None, with a word, otherwise.
+
+    Whoever asks holds its lock: what is damaged is moved aside; what is outdated stays until its successor is there.
+    """
+    path = artifacts.place(kind, fingerprint)
+    try:
+        record = artifacts.read_record(path)
+        if record is None:
+            return None
+        if names := outdated(record):
+            say(f"{kind} {fingerprint[:8]} was made from another {', '.join(names)}; it is made again")
+            return None
+        artifact = Artifact.from_json(record)
+        artifacts.verify(artifact)
+        return artifact
+    except CorruptArtifact as error:
+        say(f"damaged {kind} {fingerprint[:8]}: {error}; moved to {artifacts.set_aside(path)}")
+        return None
+
+
+def outdated(record: dict) -> list[str]:
+    """The names of the inputs that have other bytes now than when the artifact was made."""
+    return [name for name, entry in record["inputs"].items()
+            if current(Artifact.from_json(entry)).digest != entry["digest"]]
+
+
+def obtain(kind: str, fingerprint: str, crew: Crew, *, to_read: bool = False) -> tuple[Artifact, bool]:
+    """An artifact whose derivation the crew knows, and whether it was there; a retired one will do unless read."""
+    stage, spec, inputs = crew.derivations[kind, fingerprint]
+    with artifacts.lock(kind, fingerprint):
+        artifact = usable(kind, fingerprint)
+        if artifact and not (to_read and artifacts.is_retired(artifact)):
+            return artifact, True
+        inputs = {name: readable(artifact, crew) for name, artifact in inputs.items()}
+        return make_files(stage, spec, inputs, fingerprint, crew), False
+
+
+def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, crew: Crew) -> Artifact:
+    """Have the crew write the files of an artifact beside its place, and put it there; on any error nothing remains."""
+    started, kind = time.monotonic(), kind_of(stage)
+    folder = artifacts.begin(kind, fingerprint)
+    try:
+        crew.listener.stage_started(stage, folder)
+        counts = crew.make(stage, spec, {name: str(artifact.path) for name, artifact in inputs.items()}, folder)
+        environment = fingerprints.environment(spec)
+        artifact = artifacts.seal(folder, {
+            "kind": kind, "fingerprint": fingerprint, "stage": stage, "spec": spec, "counts": counts,
+            "inputs": {name: {key: getattr(artifact, key) for key in ("kind", "fingerprint", "digest")}
+                       for name, artifact in inputs.items()},
+            "versions": {**environment["versions"], "python": platform.python_version()},
+            "environment": {"device": environment["device"], "machine": platform.machine(), "cores": os.cpu_count(),
+                            "threads": os.environ.get("OMP_NUM_THREADS")},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - started, 3)})
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    crew.made += 1
+    tell(crew, artifact, time.monotonic() - started)
+    return artifact
+
+
+def readable(artifact: Artifact, crew: Crew) -> Artifact:
+    """An input that a stage is about to read: as it is, or remade when it is damaged, outdated, retired or gone."""
+    kind, fingerprint = artifact.kind, artifact.fingerprint
+    with artifacts.lock(kind, fingerprint):
+        try:
+            record = artifacts.read_record(artifact.path)
+        except CorruptArtifact:
+            record = None
+        found = usable(kind, fingerprint)
+    if found and not artifacts.is_retired(found):
+        return found
+    say(f"{kind} {fingerprint[:8]} is {'retired' if found else 'not there'} and needed: it is made again")
+    if (kind, fingerprint) not in crew.derivations:
+        crew.derivations[kind, fingerprint] = recorded_derivation(artifact, record)
+    return obtain(kind, fingerprint, crew, to_read=True)[0]
+
+
+def recorded_derivation(artifact: Artifact, record: dict | None) -> tuple[str, dict, Inputs]:
+    """Stage, spec and inputs from an artifact's own record, when this run did not make or reuse it.
+
+    Raises: CorruptArtifact without a record, or when code or libraries have changed since it was made.
+    """
+    if record is None:
+        raise CorruptArtifact(f"{artifact.path} is gone and nothing says how it was made; run its flow again")
+    inputs = {name: current(Artifact.from_json(entry)) for name, entry in record["inputs"].items()}
+    if fingerprint_of(record["stage"], record["spec"], inputs) != artifact.fingerprint:
+        raise CorruptArtifact(f"{artifact.path} cannot be remade: code or library versions have changed since; "
+                              "run its flow again, which makes a new one")
+    return record["stage"], record["spec"], inputs
+
+
+def tell(crew: Crew, artifact: Artifact, seconds: float) -> None:
+    """Say what was made: behind the bar of the rounds where there is one, else on a line with its counts."""
+    if crew.bar is not None:
+        crew.bar.set_postfix_str(f"{artifact.kind} {seconds:.1f} s", refresh=False)
+        return
+    told = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}"
+                     for key, value in artifact.counts.items() if isinstance(value, int | float))
+    say(f"made {artifact.kind} {artifact.fingerprint[:8]} in {seconds:.1f} s{': ' if told else ''}{told}")
+
+
+def rounds(recipe: Recipe, crew: Crew) -> Iterator[int]:
+    """The indices of a run's rounds under one bar with ETA; with OPD_PROGRESS=0 every stage made has its own line."""
+    from tqdm import tqdm
+    with tqdm(range(recipe.rounds), desc=f"{recipe.name}, seed {recipe.seed}", unit=" rounds", file=sys.stderr, delay=2,
+              ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
+              disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
+        crew.bar = None if bar.disable else bar
+        try:
+            yield from bar
+        finally:
+            crew.bar = None
+
+
+def say(text: str) -> None:
+    """One line to the person at the terminal; standard output belongs to results."""
+    print(f"opd: {text}", file=sys.stderr, flush=True)

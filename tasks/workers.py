@@ -1,0 +1,204 @@
+"""Starts, feeds and ends the workers of a flow run. No torch: a run that only reuses artifacts never starts one.
+
+A crew makes stages' files: `InlineCrew` in this process, `ProcessCrew` in a worker process that is started at the first
+stage to be made and lives as long as the flow run. Both keep the derivations of the run's artifacts, so that a damaged
+one can be made again, and tell their `listener` (tracking) what happens.
+"""
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tasks.opd import artifacts
+from tasks.opd.disk import FULL_BYTES, disk_full, free_bytes, room_to_write
+from tasks.opd.errors import ERRORS, EngineError
+from tasks.opd.session import Session
+from tasks.opd.worker import perform
+
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # two spinning torch processes on two cores stall each other
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def quiet_environment() -> None:
+    """Set the wait policy, turn telemetry off, where the user has not decided; call it before importing any tool."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+
+
+class WorkerFailed(RuntimeError):
+    """A stage raised an error nobody foresaw; the message carries the worker's traceback."""
+
+
+class Listener:
+    """What a crew tells about its stages; tracking overrides it."""
+
+    def stage_started(self, stage: str, folder: Path) -> None:
+        """`stage` begins to write to `folder`, its metrics.jsonl included."""
+
+    def stage_done(self, artifact: artifacts.Artifact, reused: bool, seconds: float) -> None:
+        """`artifact` is there."""
+
+
+class Crew:
+    """What the makers of a run share: memory of derivations, counts of what was made, a listener."""
+
+    def __init__(self):
+        self.listener = Listener()
+        self.derivations = {}  # (kind, fingerprint) -> (stage, spec, inputs)
+        self.made = self.reused = 0
+        self.bar = None        # of the rounds, while they run and a person is told so
+
+    def make(self, stage: str, spec: dict, inputs: dict[str, str], out: Path) -> dict:
+        """Have a stage write its files to `out`; returns its counts."""
+        raise NotImplementedError
+
+    def close(self, *, at_once: bool) -> None:
+        """End what was started; without ceremony when `at_once`."""
+
+
+class InlineCrew(Crew):
+    """Makes stages in this process, with one session."""
+
+    def __init__(self):
+        super().__init__()
+        self.session = Session()
+
+    def make(self, stage: str, spec: dict, inputs: dict[str, str], out: Path) -> dict:
+        return perform({"stage": stage, "spec": spec, "inputs": inputs, "out": str(out)}, self.session)
+
+    def close(self, *, at_once: bool) -> None:
+        self.session.close()
+
+
+class ProcessCrew(Crew):
+    """Makes stages in a worker process under a supervisor; see tasks.opd.supervisor for how they end."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()  # one command at a time
+        self.supervisor = self.connection = self.log = None
+
+    def make(self, stage: str, spec: dict, inputs: dict[str, str], out: Path) -> dict:
+        command = {"stage": stage, "spec": spec, "inputs": inputs, "out": str(out)}
+        with self.lock:
+            if self.supervisor is None:
+                self.start()
+            reply = self.ask(command)
+        if reply is None:
+            raise self.death(stage, out)
+        if reply["ok"]:
+            return reply["counts"]
+        error = ERRORS.get(reply["error"])
+        if error is None:
+            raise WorkerFailed(f"stage {stage} failed with {reply['error']}: {reply['message']}\n{reply['traceback']}")
+        failure = error(reply["message"])
+        failure.add_note(reply["traceback"])
+        raise failure
+
+    def start(self) -> None:
+        """Start supervisor and worker, and wait until the worker connects. Raises EngineError when it does not."""
+        self.log = artifacts.home() / "logs" / f"worker-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+        with room_to_write(self.log):
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log.touch()
+        folder = tempfile.mkdtemp(prefix="opd-")  # short: a Unix socket's path may have 107 bytes
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+                listener.bind(f"{folder}/socket")
+                listener.listen(1)
+                listener.settimeout(0.2)
+                self.supervisor = launch(f"{folder}/socket", self.log)
+                self.connection = accept(listener, self.supervisor)
+        finally:
+            shutil.rmtree(folder)
+        if self.connection is None:
+            raise self.death("start", self.log.parent)
+        self.connection.settimeout(None)
+        self.replies = self.connection.makefile("r", encoding="utf-8")
+
+    def ask(self, command: dict) -> dict | None:
+        """Send a command and wait for its reply; None when the worker dies."""
+        try:
+            self.connection.sendall((json.dumps(command) + "\n").encode())
+            line = self.replies.readline()
+        except OSError:
+            return None
+        return json.loads(line) if line.endswith("\n") else None
+
+    def death(self, stage: str, out: Path) -> Exception:
+        """The error for a dead worker, with the last lines of its log; a full disk is named as such."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.supervisor.wait(timeout=5)  # it has written the worker's last words
+        self.close(at_once=True)
+        lines = self.log.read_bytes().decode(errors="replace").replace("\r", "\n").splitlines()
+        last = "\n".join(line for line in lines[-60:] if line.strip())
+        if free_bytes(out) < FULL_BYTES:
+            return disk_full(out, OSError(f"the worker died in stage {stage}; its last lines:\n{last}\n"))
+        return EngineError(f"the worker died in stage {stage}; run again, finished stages are kept. "
+                           f"{self.log} ends:\n{last}")
+
+    def close(self, *, at_once: bool) -> None:
+        """End the worker and everything it started: asked first, then killed; killed `at_once` after an error."""
+        supervisor, self.supervisor = self.supervisor, None
+        if supervisor is None:
+            return
+        if self.connection is not None:
+            self.replies.close()
+            self.connection.close()
+        if not at_once:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                supervisor.wait(timeout=10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(supervisor.pid, signal.SIGKILL)  # the supervisor leads the group
+        supervisor.stdin.close()
+        supervisor.wait()
+        self.connection = None
+
+
+def launch(path: str, log: Path) -> subprocess.Popen:
+    """Start the supervisor, which leads a new session and starts a worker that connects to the socket at `path`."""
+    quiet_environment()
+    environment = {**os.environ, "OPD_WORKER_LOG": str(log), "OPD_HOME": str(artifacts.home()), "PYTHONUNBUFFERED": "1",
+                   "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    if sys.stderr.isatty():
+        environment["COLUMNS"] = str(shutil.get_terminal_size().columns)
+    command = [sys.executable, "-m", "tasks.opd.supervisor", sys.executable, "-m", "tasks.opd.worker", "--socket", path]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=sys.__stderr__.fileno(),
+                            start_new_session=True)
+
+
+def accept(listener: socket.socket, supervisor: subprocess.Popen) -> socket.socket | None:
+    """The worker's connection; None when its supervisor ends before there is one."""
+    while supervisor.poll() is None:
+        with contextlib.suppress(TimeoutError):
+            return listener.accept()[0]
+    return None
+
+
+@contextlib.contextmanager
+def for_run(recipe):
+    """The crew of a flow run (`recipe.workers`: inline or process); ends with everything it started, on any way out."""
+    quiet_environment()
+    artifacts.sweep()
+    crew = InlineCrew() if recipe.workers == "inline" else ProcessCrew()
+    at_once = True
+    try:
+        yield crew
+        at_once = False
+    finally:
+        crew.close(at_once=at_once)
+        print(f"opd: made {crew.made} artifacts, reused {crew.reused}", file=sys.stderr)

@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests: every test has its own OPD_HOME, quiet tools and no progress bars."""
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that `tests.stages_for_tests` can be named as a stage
+
+from tasks import workers  # noqa: E402  the path comes first
+
+workers.quiet_environment()
+os.environ["OPD_PROGRESS"] = "0"
+
+
+@pytest.fixture(autouse=True)
+def opd_home(tmp_path, monkeypatch) -> Path:
+    """An empty OPD_HOME of this test's own."""
+    home = tmp_path / "opd"
+    monkeypatch.setenv("OPD_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def crew():
+    """A crew that makes stages in this process."""
+    with workers.for_run(SimpleNamespace(workers="inline")) as crew:
+        yield crew

@@ -1,0 +1,119 @@
+"""Combinations that train silently wrong are refused, with the way out; teachers give no more than terms need."""
+import pytest
+
+from tasks.opd import checking, loading
+from tasks.opd.errors import RecipeError
+
+
+def errors(variant, *overrides) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        loading.load(variant, overrides)
+    return str(caught.value).splitlines()
+
+
+def term(**settings) -> str:
+    inside = ", ".join(f"{key}: {value}" for key, value in settings.items())
+    return f"terms=[{{{inside}}}]"
+
+
+@pytest.mark.parametrize("overrides, parts", [
+    ([term(divergence="forward_kl")], ["terms.0.support", "forward_kl", "use support: full"]),
+    ([term(divergence="jsd")], ["terms.0.support", "jsd", "use support: full"]),
+    ([term(divergence="reverse_kl")], ["terms.0.support", "estimator: k2", "advantage: teacher_gap"]),
+    ([term(divergence="forward_kl", estimator="k3")], ["terms.0.estimator", "not forward_kl on sampled"]),
+    ([term(divergence="reverse_kl", support="full", estimator="k2")], ["terms.0.estimator", "not reverse_kl on full"]),
+    ([term(divergence="reverse_kl", estimator="policy_gradient")], ["terms.0.estimator", "needs an advantage"]),
+    ([term(divergence="nll", support="full")], ["terms.0.support", "nll is of the tokens written"]),
+    ([term(advantage="teacher_gap")], ["terms.0.estimator = \"exact\"", "policy_gradient"]),
+    ([term(advantage="teacher_gap", estimator="policy_gradient", support="full")], ["terms.0.support", "sampled"]),
+    ([term(divergence="forward_kl", support="{name: teacher_top_k, k: 1}")],
+     ["terms.0.support.k = 1", "always 0", "renormalise: tail"]),
+    ([term(advantage="grpo", estimator="policy_gradient")], ["rollout.writers", "n: 2 or more"]),
+    ([term(advantage="teacher_gap", estimator="policy_gradient", clip="{at: position}")],
+     ["terms.0.clip.at", "support full"]),
+    ([term(divergence="nll", clip="{at: entry}")], ["terms.0.clip.at"]),
+    (["rollout.sampling.top_p=0.9"], ["rollout.sampling.top_p = 0.9", "accepts: [truncated_sampling]"]),
+    (["rollout.sampling.top_k=5"], ["rollout.sampling.top_k = 5"]),
+    (["rollout.sampling.temperature=0.7"], ["rollout.sampling.temperature = 0.7", "loss.temperature"]),
+    (["rollout.writers=[teacher]"], ["terms.0.rows = \"sampled\"", "use rows: all"]),
+    (["teacher.model=teacer"], ["teacher.model = \"teacer\"", "did you mean teacher?"]),
+    (["teacher.refresh=live"], ["teacher.refresh = \"live\"", "teacher.model: self"]),
+    (["pair.others={student: tiny_student}"], ["pair.others.student", "taken"]),
+    (["prompts.max_prompt_tokens=65"], ["prompts.max_prompt_tokens = 65", "use at most 64"]),
+    (["benchmarks.0.sampling.max_new_tokens=97"], ["benchmarks.0.max_prompt_tokens = 64", "use at most 63"]),
+    (["prompts.count=100"], ["rollout.prompts_per_round = 128", "prompts.count 100"]),
+    (["benchmarks.0.first=5119"],
+     ["benchmarks.0.first = 5119", "items 5119 to 5318", "items 0 to 5119", "start at 5120"]),
+])
+def test_wrong_combinations_are_refused_with_the_way_out(overrides, parts):
+    got = errors("opd_reverse_kl", *overrides)
+    assert len(got) == 1, got
+    assert all(part in got[0] for part in parts), got[0]
+
+
+@pytest.mark.parametrize("overrides", [
+    [term(divergence="reverse_kl", estimator="k2")],
+    [term(divergence="reverse_kl", estimator="k3")],
+    [term(divergence="forward_kl", support="{name: teacher_top_k, k: 1, renormalise: tail}")],
+    [term(divergence="forward_kl", support="full"), "rollout.sampling.top_p=0.9"],
+    ["rollout.sampling.top_p=0.9", "accepts=[truncated_sampling]"],
+    ["rollout.sampling.temperature=0.7", "loss.temperature=0.7"],
+    ["teacher.model=self", "teacher.refresh=live"],
+    ["teacher.model=other", "pair.others.other=tiny_teacher"],
+    ["benchmarks.0.first=5120"],
+    ["benchmarks.0.first=0", "benchmarks.0.source.seed=1"],  # tiny hashes its seed: other questions
+])
+def test_right_combinations_pass(overrides):
+    assert checking.problems(loading.load("opd_reverse_kl", overrides)) == []
+
+
+def test_reasoning_gym_splits_are_compared_by_index_plus_seed():
+    # training: items 0..1023 of seed 0; item 100 of seed 900 is drawn from 1000
+    overlap = ["pair=smollm2_pruned", "benchmarks.0.first=100", "benchmarks.0.source.seed=900"]
+    got, = errors("opd_reverse_kl", *overlap)
+    assert "items 1000 to 1031 overlap" in got and "start at 124" in got
+    assert loading.load("opd_reverse_kl", [*overlap, "benchmarks.0.first=124"])
+
+
+def test_a_context_or_writer_that_needs_solutions_needs_a_source_that_has_them():
+    jsonl = ("prompts={name: q, source: {name: jsonl, path: q.jsonl}, count: 128, max_prompt_tokens: 64, "
+             "grader: numeric}")
+    assert "has no solutions" in errors("opsd", jsonl)[0]
+    assert "has no solutions to copy" in errors("gkd", jsonl)[0]
+    assert loading.load("opsd", [jsonl, "prompts.source.solution=worked"])
+
+
+def test_what_an_engine_cannot_give_is_refused_with_the_way_out():
+    for variant in ("gkd", "opsd"):
+        got, = errors(variant, "engine.name=vllm")
+        assert "cannot give hidden" in got and "teacher_top_k" in got and "engine.name=torch" in got
+    assert loading.load("opd_reverse_kl", ["engine.name=vllm"])
+    assert loading.load("gkd", ["engine.name=vllm", "terms.0.support={name: teacher_top_k, k: 20}"])
+
+
+def test_a_recipe_without_teacher_terms_asks_for_none():
+    for variant in ("sft", "seqkd", "grpo"):
+        recipe = loading.load(variant, ["teacher.model=nobody"])
+        assert checking.needs(recipe) == {}
+
+
+def test_needs_are_the_union_over_the_terms():
+    gap = "{advantage: teacher_gap, estimator: policy_gradient}"
+    top = "{divergence: forward_kl, support: {name: teacher_top_k, k: %d}}"
+    recipe = loading.load("opd_reverse_kl", [f"terms=[{gap}, {top % 8}, {top % 20}, {{divergence: nll}}]"])
+    assert checking.needs(recipe) == {"teacher": {"sampled": True, "top_k": 20, "entropy": False, "hidden": False}}
+    student = loading.load("opd_jsd", ["terms.0.support=student_top_k"])
+    assert checking.needs(student) == {"teacher": {"sampled": False, "top_k": 0, "entropy": False, "hidden": True}}
+    assert list(checking.needs(loading.load("opsd"))) == ["self"]
+
+
+def test_the_report_is_what_check_prints():
+    report = checking.report(loading.load("gkd"), loading.provenance("gkd", ["seed=1"]))
+    assert report["problems"] == [] and report["engine"] == {"name": "torch", "columns": list(checking.COLUMNS)}
+    assert [f.rsplit("configs/", 1)[1] for f in report["files"]] == [
+        "base.yaml", "benchmarks/tiny.yaml", "pairs/tiny.yaml", "prompts/tiny.yaml", "variants/gkd.yaml"]
+
+
+def test_what_goes_wrong_only_in_later_rounds_is_found():
+    got, = errors("opd_reverse_kl", "schedule=[{round: 3, set: {rollout.sampling.top_p: 0.9}}]")
+    assert ": schedule.0.set: from round 3 on, rollout.sampling.top_p = 0.9" in got

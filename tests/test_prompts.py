@@ -1,0 +1,116 @@
+"""Prompts: sources give the same items always, the template is the student's, and what is unfit says why."""
+import json
+
+import pytest
+
+from tasks.opd.errors import DataError
+from tasks.opd.models import make_model
+from tasks.opd.prompts import SOURCES, make_prompts, render, split_answer, tokenizer_of
+from tasks.opd.records import Prompt, Quarantined, read_rows
+from tasks.opd.session import Session
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    out = tmp_path_factory.mktemp("student")
+    make_model({}, {"maker": {"name": "random", "params": {}}, "seed": 0}, out, Session())
+    return out
+
+
+def make(student, out, source, *, name="train", first=0, count=4, limit=64, train=None, **params):
+    """Run the stage; its counts, prompts and quarantined."""
+    out.mkdir()
+    inputs = {"student": student} | ({"train": train} if train else {})
+    counts = make_prompts(inputs, {"source": {"name": source, "params": params}, "name": name, "first": first,
+                          "count": count, "max_prompt_tokens": limit, "context_tokens": 128}, out, Session())
+    return counts, read_rows(out / "prompts.parquet", Prompt), read_rows(out / "quarantined.parquet", Quarantined)
+
+
+def write_lines(path, *rows):
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def test_tiny_prompts_are_rendered_by_the_template_and_carry_truth_and_solution(student, tmp_path):
+    counts, prompts, _ = make(student, tmp_path / "p", "tiny", first=5, count=3)
+    tokenizer = tokenizer_of(tmp_path / "p")
+    assert [p.prompt_id for p in prompts] == ["train:5", "train:6", "train:7"]
+    first = prompts[0]
+    assert tokenizer.decode(first.token_ids) == f"<|user|>{first.text}<|assistant|>"
+    assert first.solution.endswith(f"answer: {first.answer}") and first.domain == "tiny"
+    lengths = sorted(len(p.token_ids) for p in prompts)
+    assert counts["length_max_tokens"] == lengths[-1] and counts["length_median_tokens"] == lengths[1]
+
+
+def test_a_slice_is_the_same_whatever_slice_it_is_read_from():
+    for name, params in (("tiny", {}), ("reasoning_gym", {"dataset": "gsm_symbolic"})):
+        whole = list(SOURCES[name](range(8), **params))
+        assert list(SOURCES[name](range(5, 8), **params)) == whole[5:]
+
+
+def test_reasoning_gym_items_are_the_datasets_own_with_the_working_asked_for():
+    import reasoning_gym
+    own = reasoning_gym.create_dataset("gsm_symbolic", seed=3, size=10)
+    plain = list(SOURCES["reasoning_gym"](range(4, 6), dataset="gsm_symbolic", seed=3, ask_for_working=False))
+    asked = list(SOURCES["reasoning_gym"](range(4, 6), dataset="gsm_symbolic", seed=3))
+    for i, before, after in zip((4, 5), plain, asked):
+        assert before["text"] == own[i]["question"] and before["answer"] == own[i]["answer"]
+        question = own[i]["question"].removesuffix(" Give the result as your final answer. Do not include units.")
+        assert question != own[i]["question"] and after["text"].startswith(question + " Show your working")
+        assert "Give the result" not in after["text"]
+
+
+def test_unknown_reasoning_gym_dataset_is_refused_by_name():
+    with pytest.raises(DataError, match="no dataset 'gsm'.*gsm_symbolic"):
+        list(SOURCES["reasoning_gym"](range(1), dataset="gsm"))
+
+
+def test_gsm8k_answers_are_split_from_their_working():
+    assert split_answer("He has 48/2 = <<48/2=24>>24 left.\nSo 1,042.\n#### 1,042") == \
+        ("1042", "He has 48/2 = 24 left.\nSo 1,042.")
+    assert split_answer(" 17 ") == ("17", None)
+
+
+def test_what_is_unfit_is_quarantined_with_its_reason_and_counted(student, tmp_path):
+    path = write_lines(tmp_path / "q.jsonl", {"q": "How many figs?", "a": "4"}, {"q": "  ", "a": "4"},
+                       {"q": "has " * 70, "a": "4"}, {"q": "figs<|end|><|user|>", "a": "4"}, {"q": "How many?"},
+                       "{broken", "[1]")
+    counts, prompts, bad = make(student, tmp_path / "p", "jsonl", count=9, path=path, question="q", answer="a")
+    assert [p.prompt_id for p in prompts] == ["train:0"]
+    reasons = {row.item_id: row.reason for row in bad}
+    assert reasons["train:1"] == "empty"
+    assert reasons["train:2"].startswith("too_long: ") and "at most 64" in reasons["train:2"]
+    assert reasons["train:3"] == "special_token: the text holds <|end|>, <|user|>"
+    assert "has no 'a'" in reasons["train:4"] and "not JSON" in reasons["train:5"] and "object" in reasons["train:6"]
+    assert {k: v for k, v in counts.items() if "quarantined" in k} == {
+        "quarantined": 6, "quarantined_empty": 1, "quarantined_invalid": 3, "quarantined_special_token": 1,
+        "quarantined_too_long": 1}
+
+
+def test_none_left_is_an_error_that_says_why(student, tmp_path):
+    with pytest.raises(DataError, match="none of items 0 to 3 of tiny.*too_long': 4.*max_prompt_tokens"):
+        make(student, tmp_path / "a", "tiny", limit=5)
+    path = write_lines(tmp_path / "q.jsonl", {"question": "How many figs?", "answer": "4"})
+    with pytest.raises(DataError, match="the source has no such items"):
+        make(student, tmp_path / "b", "jsonl", first=1, path=path)
+    with pytest.raises(DataError, match="is not a file"):
+        make(student, tmp_path / "c", "jsonl", path=str(tmp_path / "missing.jsonl"))
+
+
+def test_a_text_that_is_trained_on_is_refused_whatever_its_index(student, tmp_path):
+    make(student, tmp_path / "train", "tiny", count=6)
+    _, apart, _ = make(student, tmp_path / "apart", "tiny", name="held_out", first=6, train=tmp_path / "train")
+    assert len(apart) == 4
+    with pytest.raises(DataError, match="1 of 4 prompts.*held_out:5 = train:5"):
+        make(student, tmp_path / "over", "tiny", name="held_out", first=5, train=tmp_path / "train")
+    same = write_lines(tmp_path / "q.jsonl", {"question": apart[0].text, "answer": "1"})
+    make(student, tmp_path / "file", "jsonl", path=same, count=1)
+    with pytest.raises(DataError, match="also trained on"):
+        make(student, tmp_path / "again", "tiny", name="held_out", first=6, train=tmp_path / "file")
+
+
+def test_without_a_template_the_text_is_encoded_as_it_stands(student):
+    from tasks.opd import tiny
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.chat_template = None
+    assert render(tokenizer, "How many figs?") == tokenizer.encode("How many figs?")

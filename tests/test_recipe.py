@@ -1,0 +1,282 @@
+"""Recipes load, compose and override; what is wrong is said at once, with its line, in these words."""
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from tasks.opd import loading
+from tasks.opd.errors import RecipeError
+from tasks.opd.recipe import Recipe, Slot, Suite, Writer
+from tasks.opd.validating import models_in
+
+CONFIGS = loading.CONFIGS
+VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))
+PAIRS = sorted(p.stem for p in (CONFIGS / "pairs").glob("*.yaml"))
+BASE = CONFIGS / "base.yaml"
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str, name: str = "v.yaml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("BASE", str(BASE)))
+        return path
+    return write
+
+
+def errors(path, overrides=()) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        loading.load(path, overrides)
+    assert caught.value.exit_code == 10
+    return str(caught.value).splitlines()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("variant", [*VARIANTS, str(BASE)])
+def test_every_variant_loads_on_every_pair(variant, pair):
+    recipe = loading.load(variant, [f"pair={pair}"])
+    assert recipe.pair.name == pair
+    assert recipe.name == (variant if variant in VARIANTS else "base")
+    assert recipe.benchmarks and recipe.prompts.count >= recipe.rollout.prompts_per_round
+
+
+@pytest.mark.parametrize("suite", sorted(p.stem for p in (CONFIGS / "suites").glob("*.yaml")))
+def test_every_suite_loads(suite):
+    loaded, cells = loading.load_suite(suite)
+    assert [(v, s) for v, s, _ in cells] == [(v, s) for v in loaded.variants for s in loaded.seeds]
+    assert all(recipe.seed == seed and recipe.name == variant for variant, seed, recipe in cells)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_is_short_and_says_where_it_comes_from(variant):
+    text = (CONFIGS / "variants" / f"{variant}.yaml").read_text()
+    about = loading.load(variant).about
+    assert len(text.splitlines()) <= 25
+    assert text.startswith("# ") and about.paper and about.idea
+    assert about.arxiv in text.split("defaults:")[0] or variant == "sft"
+    assert not about.arxiv or re.fullmatch(r"\d{4}\.\d{5}|\d{4}\.\d{4}", about.arxiv)
+
+
+def test_yaml_lines_are_at_most_120_wide():
+    wide = [f"{path}:{number}" for path in CONFIGS.rglob("*.yaml")
+            for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 120]
+    assert wide == []
+
+
+def example() -> dict:
+    return yaml.safe_load("\n".join(line[2:] for line in BASE.read_text().splitlines() if line.startswith("#|")))
+
+
+def keys_missing(model: type[BaseModel], *data) -> list[str]:
+    """Fields of a model that none of the mappings has, below them too."""
+    missing = []
+    for name, field in model.model_fields.items():
+        values = [d[name] for d in data if isinstance(d, dict) and name in d]
+        values = [item for v in values for item in (v if isinstance(v, list) else [v])]
+        inner = [m for m in models_in(field.annotation) if not issubclass(m, Slot) or m is Writer]
+        has = any(name in d for d in data if isinstance(d, dict))
+        missing += [] if has else [name]
+        for m in inner if has else []:
+            missing += [f"{name}.{key}" for key in keys_missing(m, *values) if key != "params"]
+    return missing
+
+
+def test_base_documents_every_setting_and_its_values_are_the_defaults():
+    base = yaml.safe_load(BASE.read_text())
+    assert keys_missing(Recipe, base, example()) == []
+    shown = loading.load(BASE)
+    same = ("about", "rollout", "refine", "teacher", "loss", "schedule", "workers", "accepts", "keep_hidden")
+    assert {name: getattr(shown, name) for name in same} == {name: Recipe.model_fields[name].default for name in same}
+    for name in ("train", "engine"):  # the tiny pair's file changes these, so they are compared as written
+        assert base[name] == Recipe.model_fields[name].default.model_dump()
+
+
+def test_the_examples_in_base_are_valid(write):
+    text = "defaults: BASE\n" + yaml.safe_dump(example() | {"name": "example", "rollout": {"prompts_per_round": 8}})
+    recipe = loading.load(write(text))
+    # the pair's own mapping stands; tiny's file is not read, so neither are its prompts
+    assert recipe.pair.name == "two_of_a_kind" and recipe.prompts.name == "my_questions"
+    assert [b.name for b in recipe.benchmarks] == ["my_held_out"]
+    assert recipe.at(19).train.learning_rate == 1e-5 and recipe.at(20).train.learning_rate == 1e-6
+
+
+def test_later_wins_base_variant_pair_group_command_line(write):
+    write("pair: {name: p, student: tiny_student, teacher: tiny_teacher}\nprompts: tiny\nbenchmarks: tiny\n"
+          "train: {learning_rate: 0.1, beta1: 0.5}\n", "pairs/p.yaml")
+    path = write("defaults: BASE\nname: v\npair: p\ntrain: {learning_rate: 0.2, warmup_steps: 3}\n", "variants/v.yaml")
+    train = loading.load(path, ["train.beta1=0.6"]).train
+    assert (train.learning_rate, train.warmup_steps, train.beta1, train.beta2) == (0.1, 3, 0.6, 0.95)
+
+
+def test_prompts_of_the_variant_stand_against_those_of_the_pair(write):
+    path = write("defaults: BASE\nname: v\npair: smollm2_self\nprompts: gsm8k\n")
+    assert loading.load(path).prompts.name == "gsm8k"
+    assert loading.load(path, ["prompts=gsm_symbolic"]).prompts.name == "gsm_symbolic"
+    assert loading.load("gkd", ["pair=smollm2_pruned"]).prompts.name == "gsm_symbolic"
+
+
+def test_several_benchmarks_by_name(write):
+    names = ["pair=tiny", "benchmarks=gsm8k,math500", "pair.context_tokens=32768"]
+    assert [b.name for b in loading.load("gkd", names).benchmarks] == ["gsm8k", "math500"]
+    assert loading.load("gkd", [*names, "benchmarks.1.samples=8"]).benchmarks[1].samples == 8
+    assert [b.name for b in loading.load("gkd", ["benchmarks=[tiny]"]).benchmarks] == ["tiny"]
+    assert loading.load("gkd", ["benchmarks=[]"]).benchmarks == []
+    assert loading.load(write("defaults: BASE\nname: v\nbenchmarks: []\n")).benchmarks == []
+
+
+def test_an_override_reaches_into_lists_and_a_slot_of_another_name_replaces_the_first():
+    recipe = loading.load("gkd", ["terms.0.divergence.beta=0.3", "terms.0.weights=[{name: skip_first, tokens: 2}]"])
+    assert recipe.terms[0].divergence == Slot(name="jsd", params={"beta": 0.3})
+    assert recipe.terms[0].weights == [Slot(name="skip_first", params={"tokens": 2})]
+    assert loading.load("gkd", ["terms.0.divergence.name=reverse_kl"]).terms[0].divergence == Slot(name="reverse_kl")
+    assert loading.load("gkd", ["teacher={model: self, refresh: ema}", "teacher.refresh.decay=0.5"]).teacher.refresh \
+        == Slot(name="ema", params={"decay": 0.5})
+
+
+def test_defaults_of_slots_are_written_out():
+    assert loading.load("opd_jsd", ["terms.0.divergence=jsd"]).terms[0].divergence.params == {"beta": 0.5}
+
+
+def test_references_to_other_keys_are_filled_in(write):
+    path = write("defaults: BASE\nname: v\nloss: {temperature: 1.5}\n"
+                 "rollout: {sampling: {temperature: '${loss.temperature}'}}\n")
+    assert loading.load(path).rollout.sampling.temperature == 1.5
+
+
+def test_provenance_names_the_line_or_override(write):
+    path = write("defaults: BASE\nname: v\ntrain:\n  beta1: 0.5\n")
+    sources = loading.provenance(path, ["seed=3"])
+    assert sources["train.beta1"] == "v.yaml:4"
+    assert sources["seed"] == "override 'seed=3'"
+    assert sources["pair.context_tokens"].endswith("configs/pairs/tiny.yaml:2")
+    assert sources["train.beta2"].startswith(str(BASE) + ":")
+
+
+def test_all_errors_of_a_file_and_the_command_line_come_at_once(write):
+    path = write("defaults: BASE\n"
+                 "name: v\n"
+                 "learnign_rate: 1\n"
+                 "seed: many\n"
+                 "terms:\n"
+                 "  - rows: all\n"
+                 "    support: full\n"
+                 "    divergence: {name: jsd, beat: 0.5}\n"
+                 "rollout:\n"
+                 "  writers: [studnet]\n")
+    got = errors(path, ["train.beta1=1", "nonsense", "terms.3.rows=all"])
+    assert got[:2] == ["override 'nonsense': must be key=value, for example train.learning_rate=1e-5",
+                       "override 'terms.3.rows=all': terms.3: no such entry; terms has 1, counted from 0"]
+    assert set(got[2:]) == {
+        "v.yaml:3: learnign_rate = 1: unknown key; did you mean train.learning_rate? known: "
+        + ", ".join(Recipe.model_fields),
+        'v.yaml:4: seed = "many": must be a valid integer',
+        "override 'train.beta1=1': train.beta1 = 1: must be less than 1",
+        'v.yaml:10: rollout.writers.0 = "studnet": unknown writer; did you mean student? '
+        "known: student, teacher, dataset",
+        "v.yaml:8: terms.0.divergence.beat = 0.5: unknown parameter of jsd; did you mean beta? known: beta"}
+
+
+@pytest.mark.parametrize("line, message", [
+    ("train: {learnign_rate: 1}", "v.yaml:3: train.learnign_rate = 1: unknown key; did you mean learning_rate?"),
+    ("seed: true", "v.yaml:3: seed = true: must be a valid integer"),
+    ("seed: '1'", 'v.yaml:3: seed = "1": must be a valid integer'),
+    ("seed: -1", "v.yaml:3: seed = -1: must be greater than or equal to 0"),
+    ("teacher: 3", "v.yaml:3: teacher = 3: must be a mapping"),
+    ("teacher: {context: [same]}", 'v.yaml:3: teacher.context = ["same"]: must be a name, or a mapping with a name'),
+    ("about: {arxiv: 2306.13649}", "v.yaml:3: about.arxiv = 2306.13649: must be a valid string"),
+    ("engine: {name: vlm}", "v.yaml:3: engine.name = \"vlm\": must be 'torch' or 'vllm'"),
+    ("terms: [{divergence: nll, advantage: grpo}]",
+     "v.yaml:3: terms.0: a term has either a divergence or an advantage: give exactly one of them"),
+    ("terms: [{rows: al, divergence: nll}]",
+     'v.yaml:3: terms.0.rows = "al": unknown rows; did you mean all? known: all, sampled, succeeded, failed'),
+    ("name: again", "v.yaml:3: name: duplicate key; first given in line 2"),
+    ("train: {beta1: 0.1, beta1: 0.2}", "v.yaml:3: train.beta1: duplicate key; first given in line 3"),
+    ("about: &a {idea: *a}", "v.yaml:3: aliases (*a) are not allowed; write the value out"),
+    ("seed: !!python/object/apply:os.getpid []",
+     "v.yaml:3: seed: tag tag:yaml.org,2002:python/object/apply:os.getpid is not allowed; only plain values are"),
+    ("loss: {temperature: .nan}", "v.yaml:3: loss.temperature = .nan: must be a finite number"),
+    ("loss: {temperature: -.inf}", "v.yaml:3: loss.temperature = -.inf: must be a finite number"),
+    ("about: {idea: '${oc.env:HOME}'}", "v.yaml:3: about.idea = ${oc.env:HOME}: only ${key} references are allowed"),
+    ("about: {idea: '${${name}:HOME}'}", "v.yaml:3: about.idea = ${${name}:HOME}: only ${key} references are allowed"),
+    ("about: {idea: '${nowhere}'}", "v.yaml:3: about.idea: Interpolation key 'nowhere' not found"),
+    ("pair: smolm2_self", 'v.yaml:3: pair = "smolm2_self": no such file; did you mean smollm2_self? known: qwen3'),
+    ("a: [1", "v.yaml:4: expected ',' or ']', but got '<stream end>'"),
+    ("schedule: [{round: 5, set: {train.learnign_rate: 1}}]",
+     "v.yaml:3: schedule.0.set: train.learnign_rate = 1: unknown key; did you mean learning_rate?"),
+    ("schedule: [{round: 5, set: {terms.7.coefficient: 1}}]", "v.yaml:3: schedule.0.set = "),
+    ("schedule: [{round: 5, set: {loss.temperature: 2.0}}]",
+     "v.yaml:3: schedule.0.set: from round 5 on, rollout.sampling.temperature = 1.0: terms.0 learns"),
+])
+def test_golden_errors(write, line, message):
+    got = errors(write(f"defaults: BASE\nname: v\n{line}\n"))
+    assert len(got) == 1
+    assert got[0].startswith(message)
+
+
+@pytest.mark.parametrize("override, message", [
+    ("=3", "override '=3': must be key=value"),
+    ("train.beta1=.inf", "override 'train.beta1=.inf': train.beta1 = .inf: must be a finite number"),
+    ("rounds=", "override 'rounds=': rounds = null: must be a valid integer"),
+    ("seed=${oc.env:HOME}",
+     "override 'seed=${oc.env:HOME}': seed = ${oc.env:HOME}: only ${key} references are allowed"),
+    ("terms.0.divergence.beat=1",
+     "override 'terms.0.divergence.beat=1': terms.0.divergence.beat = 1: unknown parameter of jsd; did you mean beta?"),
+    ("tran.beta1=0.1",
+     "override 'tran.beta1=0.1': tran = {\"beta1\": 0.1}: unknown key; did you mean train? known: name, about"),
+    ("benchmarks=tiny,tinny",
+     "override 'benchmarks=tiny,tinny': benchmarks = \"tinny\": no such file; did you mean tiny?"),
+])
+def test_golden_errors_of_overrides(override, message):
+    got = errors("gkd", [override])
+    assert got[0].startswith(message) and len(got) == 1
+
+
+def test_missing_files_are_named_with_the_nearest_known(write):
+    assert errors("gkdd")[0].startswith('variant = "gkdd": no such file; did you mean gkd? known: gkd, grpo')
+    assert errors(write("name: v\ndefaults: ../nowhere.yaml\n")) == [
+        'v.yaml:2: defaults = "../nowhere.yaml": no such file beside v.yaml']
+    assert errors(write("defaults: v.yaml\n")) == ["v.yaml: defaults: v.yaml leads back to itself"]
+    assert errors(write("defaults: BASE\nname: v\npair: 3\n"))[0] == "v.yaml:3: pair = 3: must be a mapping"
+    assert errors(write("- 1\n")) == ["v.yaml:1: must be a mapping of keys and values"]
+
+
+def test_off_is_a_word(write):
+    assert loading.load(write("defaults: BASE\nname: v\ntrain: {autocast: off}\n")).train.autocast == "off"
+
+
+def test_schedule_patches_hold_from_their_round_on(write):
+    recipe = loading.load(write(
+        "defaults: BASE\nname: v\nschedule:\n  - {round: 4, set: {terms.0.estimator.clip_low: 0.2}}\n"
+        "  - {round: 2, set: {terms.0.coefficient: 0.5, train.learning_rate: 0.01}}\n"))
+    assert [recipe.at(i).terms[0].coefficient for i in (0, 1, 2, 9)] == [1.0, 1.0, 0.5, 0.5]
+    assert recipe.at(3).terms[0].estimator.params["clip_low"] is None
+    assert recipe.at(4).terms[0].estimator.params["clip_low"] == 0.2
+    assert recipe.at(2).train.learning_rate == 0.01
+
+
+def test_a_suite_gives_overrides_to_all_or_one_of_its_variants(write):
+    path = write("name: s\nvariants: [gkd, sft]\nseeds: [3]\nbaseline: sft\nset: [rounds=7]\n"
+                 "variant_set: {gkd: [terms.0.divergence.beta=0.1]}\n")
+    suite, cells = loading.load_suite(path, ["train.epochs=2", "seeds=[4, 5]"])
+    assert suite.seeds == [4, 5] and len(cells) == 4
+    assert all(recipe.rounds == 7 and recipe.train.epochs == 2 for _, _, recipe in cells)
+    assert cells[0][2].terms[0].divergence.params == {"beta": 0.1}
+
+
+def test_errors_of_a_suite(write):
+    def suite_errors(text):
+        with pytest.raises(RecipeError) as caught:
+            loading.load_suite(write(text))
+        return str(caught.value).splitlines()
+    assert suite_errors("name: s\nvariants: [gkd]\nbaseline: gdk\nsed: 1\n") == [
+        "v.yaml:4: sed = 1: unknown key; did you mean seeds? known: " + ", ".join(Suite.model_fields)]
+    assert suite_errors("name: s\nvariants: [gkd]\nbaseline: gdk\n") == [
+        'v.yaml:3: baseline = "gdk": unknown baseline; did you mean gkd? known: start, gkd']
+    got = suite_errors("name: s\nvariants: [gkd, gdk, sft]\nbaseline: start\nbenchmark: tny\nset: [rounds=x]\n")
+    assert got[0] == "override 'rounds=x': rounds = \"x\": must be a valid integer"
+    assert got[1].startswith('variant = "gdk": no such file; did you mean gkd?') and len(got) == 2

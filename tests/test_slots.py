@@ -1,0 +1,105 @@
+"""Names and parameters of slots are checked against source that is read, not imported."""
+import subprocess
+import sys
+
+import pytest
+
+from tasks.opd import slots
+from tasks.opd.errors import RecipeError
+from tasks.opd.recipe import Slot
+
+SOURCE = '''
+from typing import Annotated, Literal
+from pydantic import Field
+raise RuntimeError("imported")
+Share = Annotated[float, Field(ge=0, le=1)]
+TOKENS = 3
+
+def plain(columns):
+    pass
+
+def rich(columns, *, beta: Annotated[float, Field(gt=0, lt=1)] = 0.5, k: int, mode: Literal["both", "tail"] = "both",
+         share: Share = 0.25, tokens: int = TOKENS, drop: list[int] | None = None):
+    pass
+
+WEIGHTS = {"uniform": plain, "rich": rich}
+DEFAULTS = frozenset({"uniform"})
+'''
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    (tmp_path / "weights.py").write_text(SOURCE)
+    monkeypatch.setattr(slots, "ROOT", tmp_path)
+
+
+def problems(**params):
+    return [str(problem) for problem in slots.check(Slot(name="rich", params=params), "weight")[1]]
+
+
+def test_defaults_are_filled_in_from_the_signature_without_importing(weights):
+    assert slots.bind(Slot(name="rich", params={"k": 4, "beta": 0.1}), "weight") == {
+        "k": 4, "beta": 0.1, "mode": "both", "share": 0.25, "tokens": 3, "drop": None}
+    assert slots.bind(Slot(name="uniform"), "weight") == {}
+    assert slots.constant("weight", "DEFAULTS") == {"uniform"}
+
+
+def test_all_that_is_wrong_with_parameters_is_said_at_once(weights):
+    assert problems(beat=0.5, beta=2, mode="tial", share=-1, tokens="3", drop=["x"]) == [
+        "beat = 0.5: unknown parameter of rich; did you mean beta? known: beta, k, mode, share, tokens, drop",
+        "beta = 2: must be less than 1",
+        "k: missing; rich needs it",
+        "mode = \"tial\": must be 'both' or 'tail'",
+        "share = -1: must be greater than or equal to 0",
+        "tokens = \"3\": must be a valid integer",
+        "drop.0 = \"x\": must be a valid integer"]
+
+
+def test_types_are_strict_but_an_integer_is_a_float(weights):
+    assert slots.bind(Slot(name="rich", params={"k": 1, "share": 1}), "weight")["share"] == 1
+    assert problems(k=True) == ["k = true: must be a valid integer"]
+    assert problems(k=1.0) == ["k = 1.0: must be a valid integer"]
+
+
+def test_an_unknown_name_gets_the_nearest_known_one(weights):
+    with pytest.raises(RecipeError, match='"unifrom": unknown weight; did you mean uniform. known: uniform, rich'):
+        slots.bind(Slot(name="unifrom"), "weight")
+
+
+def test_a_table_may_name_functions_of_another_module_or_lie_in_a_package(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "__init__.py").write_text(
+        "from tasks.opd.weights.tokens import first as begin\nWEIGHTS = {'first': begin}\n")
+    (tmp_path / "weights" / "tokens.py").write_text("def first(columns, *, n: int = 7):\n    pass\n")
+    monkeypatch.setattr(slots, "ROOT", tmp_path)
+    assert slots.bind(Slot(name="first"), "weight") == {"n": 7}
+
+
+def test_annotations_cannot_call_anything(tmp_path, monkeypatch):
+    (tmp_path / "weights.py").write_text(
+        "def f(columns, *, n: __import__('os').getpid() = 1):\n    pass\n\nWEIGHTS = {'f': f}\n")
+    monkeypatch.setattr(slots, "ROOT", tmp_path)
+    with pytest.raises(KeyError, match="__import__"):
+        slots.bind(Slot(name="f"), "weight")
+
+
+@pytest.mark.parametrize("kind", slots.TABLES)
+def test_every_entry_of_every_table_can_be_read(kind):
+    assert slots.names(kind)
+    for name in slots.names(kind):
+        assert all(isinstance(key, str) for key in slots.signature(kind, name))
+
+
+@pytest.mark.parametrize("kind", slots.TABLES)
+def test_the_table_read_is_the_table_imported(kind):
+    table = slots.load_table(kind)
+    assert list(table) == slots.names(kind)
+    for name, function in table.items():
+        assert list(function.__kwdefaults__ or {}) == [
+            key for key, p in slots.signature(kind, name).items() if p.default is not slots.UNSET]
+
+
+def test_checking_a_recipe_imports_no_torch():
+    code = ("import sys; from tasks.opd import loading; loading.load('gkd'); "
+            "sys.exit(bool({'torch', 'transformers', 'mlflow', 'datasets', 'prefect'} & set(sys.modules)))")
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,140 @@
+"""Tracking against a real SQLite store: what a run leaves there, replays, outages, ends."""
+import json
+import shutil
+
+import pytest
+
+from tasks import tracking
+from tasks.opd import artifacts, loading
+from tasks.opd.artifacts import home
+from tasks.stage import run_stage
+
+NUMBERS = "tests.stages_for_tests:numbers"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """An empty store with its tables, which take seconds to make."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPD_HOME", str(folder))
+        tracking.client_at(tracking.tracking_uri())
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def with_store(store, opd_home):
+    """This test's own copy of the empty store."""
+    opd_home.mkdir()
+    shutil.copy(store, opd_home / "mlflow.db")
+
+
+def recipe(*overrides):
+    return loading.load("opd_reverse_kl", overrides)
+
+
+def runs(experiment: str = "opd") -> list:
+    client = tracking.client_at(tracking.tracking_uri())
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id]) if found else []
+
+
+def history(run, key: str) -> list[tuple]:
+    """Every point of a metric that the store holds."""
+    client = tracking.client_at(tracking.tracking_uri())
+    return [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+
+
+def track(crew, *overrides, suite=None, count=3):
+    """A run of one stage, which logs one point and counts `count` numbers."""
+    with tracking.run_for(recipe(*overrides), suite):
+        return tracking.noted(run_stage(NUMBERS, {"count": count}, {}, crew), "0002", step=2)
+
+
+def test_a_run_holds_recipe_params_points_counts_and_records(crew):
+    made = track(crew, "rounds=7")
+    [run] = runs()
+    assert run.info.status == "FINISHED" and run.info.run_name == "opd_reverse_kl-seed0"
+    assert run.data.params["rounds"] == "7" and run.data.params["terms.0.advantage.name"] == "teacher_gap"
+    assert run.data.tags["variant"] == "opd_reverse_kl" and len(run.data.tags["config.sha256"]) == 64
+    [point] = json.loads("[" + (made.path / "metrics.jsonl").read_text() + "]")
+    assert history(run, "numbers/seconds") == [(0, point["timestamp"], point["value"])]
+    assert [(step, value) for step, _, value in history(run, "numbers/count")] == [(2, 3)]
+    folder = tracking.client_at(tracking.tracking_uri()).download_artifacts(run.info.run_id, "stages/numbers/0002.json")
+    assert json.loads(open(folder).read())["fingerprint"] == made.fingerprint
+    names = {file.path for file in tracking.client_at(tracking.tracking_uri()).list_artifacts(run.info.run_id)}
+    assert names == {"recipe.yaml", "stages"}
+
+
+def test_a_replay_continues_the_run_and_adds_no_point(crew):
+    track(crew)
+    [first] = runs()
+    before = history(first, "numbers/seconds"), history(first, "numbers/count")
+    track(crew)
+    [second] = runs()
+    assert second.info.run_id == first.info.run_id
+    assert (history(second, "numbers/seconds"), history(second, "numbers/count")) == before
+
+
+def test_a_replay_adds_no_point_when_what_was_sent_was_not_written_down(crew):
+    track(crew)
+    [file] = (home() / "tracking").glob("*.json")
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({**state, "sent": {}}))  # as when the run is killed between the two
+    track(crew)
+    [run] = runs()
+    assert len(history(run, "numbers/seconds")) == len(history(run, "numbers/count")) == 1
+
+
+def test_a_stage_made_anew_begins_another_run_so_that_no_point_stands_twice(crew):
+    made = track(crew)
+    artifacts.discard(made.path)
+    track(crew)
+    found = runs()
+    assert len(found) == 2 and all(len(history(run, "numbers/seconds")) == 1 for run in found)
+
+
+def test_runs_of_a_suite_stand_under_one_parent(crew):
+    with tracking.suite_for("small"):
+        for seed in (0, 1):
+            track(crew, f"seed={seed}", suite="small")
+    found = {run.info.run_name: run for run in runs("small")}
+    assert set(found) == {"small", "opd_reverse_kl-seed0", "opd_reverse_kl-seed1"}
+    parent = found.pop("small").info.run_id
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent}
+    assert runs() == []
+
+
+@pytest.mark.parametrize("error, status", [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_a_run_that_ends_early_says_how(error, status):
+    with pytest.raises(error), tracking.run_for(recipe()):
+        raise error
+    assert [run.info.status for run in runs()] == [status]
+
+
+def test_a_resumed_run_is_the_same_run_and_finishes(crew):
+    with pytest.raises(ValueError), tracking.run_for(recipe()):
+        raise ValueError
+    track(crew)
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+
+
+def test_an_outage_gives_one_warning_and_the_run_goes_on(crew, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
+    made = track(crew)
+    assert made.counts == {"count": 3}
+    assert capsys.readouterr().err.count("is not reached") == 1
+
+
+def test_what_an_outage_kept_back_is_sent_by_the_next_run(crew, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    track(crew)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    track(crew)
+    [run] = runs()
+    assert len(history(run, "numbers/seconds")) == 1
+
+
+def test_settings_become_short_flat_params():
+    assert tracking.flat({"a": {"b": [1, {"c": "x"}]}, "d": [], "e@": None, "f": "y" * 600}) == {
+        "a.b.0": "1", "a.b.1.c": "x", "d": "[]", "e_": "null", "f": "y" * 500}

@@ -1,0 +1,229 @@
+"""Worker processes: they are started late, report what went wrong, and never outlive their run."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from tasks import workers
+from tasks.opd import artifacts
+from tasks.opd.errors import EngineError, NonFinite
+from tasks.opd.session import Session
+from tasks.opd.worker import STAGES, entry_of
+from tasks.stage import run_stage
+from tests.stages_for_tests import HERE, chain
+
+ROOT = workers.ROOT
+CHAIN = [sys.executable, "-m", "tests.stages_for_tests", "process"]
+
+
+@pytest.fixture
+def process_crew():
+    """A crew with a worker process."""
+    with workers.for_run(SimpleNamespace(workers="process")) as crew:
+        yield crew
+
+
+def processes_of(home) -> dict[int, str]:
+    """The living processes that have this OPD_HOME in their environment, but for this one: pid -> command."""
+    found = {}
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
+        try:
+            environment = open(f"/proc/{pid}/environ", "rb").read()
+            state = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[0]
+            command = open(f"/proc/{pid}/cmdline", "rb").read().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if f"OPD_HOME={home}".encode() in environment.split(b"\0") and state != "Z":
+            found[pid] = command
+    return found
+
+
+def wait_for(condition, seconds=30):
+    """The first true value of `condition()` within `seconds`; fails the test otherwise."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    pytest.fail(f"not within {seconds} s: {condition.__name__}")
+
+
+def run_chain(effort):
+    """Run the chain in a process of its own; returns what it printed last, as JSON."""
+    result = subprocess.run(CHAIN, cwd=ROOT, env={**os.environ, "CHAIN_EFFORT": json.dumps(effort)}, timeout=60,
+                            capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("victim", ["flow", "supervisor"])
+def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_path, victim):
+    effort = {"journal": str(tmp_path / "journal"), "trouble": "doubled:hang"}
+    flow = subprocess.Popen(CHAIN, cwd=ROOT, env={**os.environ, "CHAIN_EFFORT": json.dumps(effort)},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def all_are_there():
+        found = processes_of(opd_home)
+        return found if sum("sleep 600" in command for command in found.values()) >= 3 else None  # sh and two sleeps
+    found = wait_for(all_are_there)
+    assert sum("tasks.opd.worker" in command for command in found.values()) == 2  # the supervisor names it too
+    pid = flow.pid if victim == "flow" else next(p for p, c in found.items() if "tasks.opd.supervisor" in c)
+    os.kill(pid, signal.SIGKILL)
+
+    def nothing_survives():
+        return not processes_of(opd_home)
+    if victim == "supervisor":
+        os.kill(flow.pid, signal.SIGINT)
+    wait_for(nothing_survives, 5)
+    flow.communicate(timeout=10)
+    (tmp_path / "journal").unlink()
+    result = run_chain({"journal": str(tmp_path / "journal")})
+    assert (result["total"], result["made"], result["reused"]) == (12, 2, 1)
+    assert (tmp_path / "journal").read_text().split() == ["doubled", "total"]
+    assert not list(opd_home.glob("artifacts/*/.tmp-*"))
+
+
+def test_an_interrupt_ends_everything(opd_home):
+    flow = subprocess.Popen(CHAIN, cwd=ROOT, env={**os.environ, "CHAIN_EFFORT": '{"trouble": "numbers:hang"}'},
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def hanging():
+        return sum("sleep 600" in command for command in processes_of(opd_home).values()) >= 3
+    wait_for(hanging)
+    flow.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in flow.communicate(timeout=10)[0]
+
+    def nothing_survives():
+        return not processes_of(opd_home)
+    wait_for(nothing_survives, 5)
+    assert not list(opd_home.glob("artifacts/*/.tmp-*"))
+
+
+def test_a_run_that_reuses_everything_starts_no_worker(process_crew, opd_home):
+    chain(process_crew)
+    with workers.for_run(SimpleNamespace(workers="process")) as crew:
+        chain(crew)
+        assert crew.supervisor is None and (crew.made, crew.reused) == (0, 3)
+
+
+def test_one_worker_serves_the_whole_run_and_ends_with_it(opd_home):
+    with workers.for_run(SimpleNamespace(workers="process")) as crew:
+        chain(crew)
+        assert len(processes_of(opd_home)) == 2  # supervisor and worker
+        assert len(list(opd_home.glob("logs/worker-*.log"))) == 1
+    assert not processes_of(opd_home)
+
+
+def test_a_dead_worker_is_an_engine_error_with_its_last_words_and_is_replaced(process_crew):
+    words = r"(?s)worker died in stage .*numbers.*last words before dying.*SIGKILL"
+    with pytest.raises(EngineError, match=words) as caught:
+        chain(process_crew, effort={"trouble": "numbers:die"})
+    assert caught.value.exit_code == 20
+    assert not list(artifacts.home().glob("artifacts/*/.tmp-*"))
+    assert chain(process_crew)[2].counts == {"total": 12}
+
+
+@pytest.mark.parametrize("kind", ["inline", "process"])
+def test_errors_keep_their_class_and_message_across_processes(kind):
+    with workers.for_run(SimpleNamespace(workers=kind)) as crew:
+        with pytest.raises(NonFinite) as caught:
+            chain(crew, effort={"trouble": "numbers:nan"})
+        assert str(caught.value) == "loss is nan in step 3"
+        with pytest.raises(EngineError, match=r"out of memory .*batch_tokens.*micro_batch_tokens"):
+            chain(crew, effort={"trouble": "numbers:memory"})
+        unforeseen = KeyError if kind == "inline" else workers.WorkerFailed
+        with pytest.raises(unforeseen, match="nobody thought of this") as caught:
+            chain(crew, effort={"trouble": "numbers:unforeseen"})
+        assert kind == "inline" or "in unforeseen" in str(caught.value)  # the worker's traceback
+        assert chain(crew)[2].counts == {"total": 12}
+
+
+def test_inline_and_process_make_the_same_bytes(process_crew, crew, tmp_path, monkeypatch):
+    first = chain(process_crew)
+    monkeypatch.setenv("OPD_HOME", str(tmp_path / "other"))
+    assert chain(crew) == first and crew.made == 3
+
+
+def test_once_runs_one_command_and_exits_with_the_errors_code(tmp_path):
+    def once(stage, spec):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        command = {"stage": f"{HERE}:{stage}", "spec": spec, "inputs": {}, "out": str(tmp_path / "out")}
+        (tmp_path / "command.json").write_text(json.dumps(command))
+        result = subprocess.run([sys.executable, "-m", "tasks.opd.worker", "--once", tmp_path / "command.json"],
+                                cwd=ROOT, capture_output=True, text=True, timeout=60)
+        return result.returncode, json.loads(result.stdout)
+    assert once("numbers", {"count": 3}) == (0, {"ok": True, "counts": {"count": 3}})
+    assert (tmp_path / "out" / "numbers.json").read_text() == "[0, 1, 2]"
+    code, reply = once("numbers", {"count": 3, "effort": {"trouble": "numbers:nan"}})
+    assert (code, reply["error"], reply["message"]) == (13, "NonFinite", "loss is nan in step 3")
+
+
+def test_nothing_here_imports_torch_before_a_stage_needs_it():
+    code = ("import sys, tasks.stage, tasks.workers, tasks.opd.worker; "
+            "heavy = ('torch', 'transformers', 'vllm', 'mlflow', 'datasets', 'prefect'); "
+            "print([module for module in heavy if module in sys.modules])")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_telemetry_is_off_unless_the_user_said_otherwise(monkeypatch):
+    for name in workers.QUIET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    workers.quiet_environment()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true" and os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false" and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
+    for name in workers.QUIET:
+        monkeypatch.setenv(name, workers.QUIET[name])
+
+
+def test_a_stage_is_a_name_of_the_table_or_given_in_full(crew):
+    assert entry_of("scores") == ("tasks.opd.scoring", "score_rollouts")
+    assert entry_of("some.where:make") == ("some.where", "make")
+    with pytest.raises(ValueError, match="stage is 'score'; allowed: model, prompts,"):
+        run_stage("score", {}, {}, crew)
+    assert all(len(entry.split(":")) == 2 for entry in STAGES.values())
+
+
+def test_a_closed_session_can_be_used_again_and_closes_its_engines(tmp_path):
+    closed = []
+    with Session() as session:
+        session._engines["student"] = SimpleNamespace(close=lambda: closed.append(1)), (), ()
+        session.trainer = object()
+        session.close()
+        assert closed == [1] and session.trainer is None
+        session.log(tmp_path, 0, {"a/b": 1.0})
+        with session.progress(3, "scoring", "rollouts") as bar:
+            bar.update(3)
+    assert closed == [1] and (tmp_path / "metrics.jsonl").exists()
+
+
+def test_one_engine_a_role_whose_weights_are_swapped_in_place(tmp_path):
+    """With a real tiny model: same folder, same engine and weights; other folder, same engine, other weights."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+                                      num_attention_heads=1, eos_token_id=1)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / str(seed))
+    from tasks.opd.engines import Want
+    settings = {"name": "torch", "dtype": "float32", "batch_tokens": 256}
+    with Session() as session:
+        def score(folder, **changed):
+            engine = session.engine("student", tmp_path / folder, {**settings, **changed})
+            return engine, engine.score([[2, 3]], [[4, 5, 1]], Want())[0].sampled
+        engine, first = score("0")
+        assert score("0", batch_tokens=128)[0] is engine and engine.batch_tokens == 128
+        same, other = score("1")
+        assert same is engine and not torch.allclose(first, other)
+        assert torch.equal(score("0")[1], first)
+        (tmp_path / "0").rename(tmp_path / "old")
+        (tmp_path / "1").rename(tmp_path / "0")  # remade at the same path, with other weights
+        assert torch.equal(score("0")[1], other)
+        assert score("0", dtype="float64")[0] is not engine

@@ -1,0 +1,156 @@
+"""Which prompts a round takes, who writes them, and what is written down; truncation as the first refiner."""
+import math
+from collections import Counter
+
+import pytest
+
+from tasks.opd.errors import DataError
+from tasks.opd.records import DATASET, TEACHER, Prompt, Quarantined, Rollout, derive_seed, read_rows, write_rows
+from tasks.opd.refiners import refine_rollouts
+from tasks.opd.session import Session
+from tasks.opd.writers import deal, labels, round_prompts, write_rollouts
+from tests.small_llama import save_llama
+
+IDS = [f"tiny:{i}" for i in range(10)]
+ENGINE = {"name": "torch", "dtype": "float64", "batch_tokens": 65536}
+
+
+@pytest.fixture(scope="module")
+def session():
+    with Session() as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Ten prompts of which the last is long, a student and a teacher, as artifacts lie."""
+    home = tmp_path_factory.mktemp("artifacts")
+    prompts = [Prompt(prompt_id=f"tiny:{i}", index=i, text=f"w{i}", token_ids=[5 + i, 6] * (30 if i == 9 else 1),
+                      answer="", solution=f"w{20 + i} w3" if i != 4 else None, entry="{}", domain="tiny")
+               for i in range(10)]
+    (home / "prompts" / "p0").mkdir(parents=True)
+    write_rows(home / "prompts" / "p0" / "prompts.parquet", prompts, Prompt)
+    for seed, name in enumerate(("s0", "t0")):
+        save_llama(home / "model" / name / "model", seed=seed)
+    return {"prompts": home / "prompts" / "p0", "student": home / "model" / "s0", "teacher": home / "model" / "t0"}
+
+
+def spec(*writers, **other):
+    full = [{"params": {}, "n": 1, "fraction": 1.0, "when": "always", **writer} for writer in writers]
+    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 8}
+    return {"writers": full, "sampling": law, "prompts_per_round": 4, "round": 0, "seed": 7, "engine": ENGINE,
+            "context_tokens": 32, **other}
+
+
+def write(inputs, made, out, session):
+    out.mkdir(parents=True, exist_ok=True)
+    counts = write_rollouts(inputs, made, out, session)
+    return counts, read_rows(out / "rollouts.parquet", Rollout), read_rows(out / "quarantined.parquet", Quarantined)
+
+
+# ---- prompts and shares
+
+def test_every_epoch_takes_every_prompt_once():
+    stream = [i for r in range(20) for i in round_prompts(IDS, 4, r, seed=0)]  # 80 = 8 epochs
+    assert [set(stream[k:k + 10]) for k in range(0, 80, 10)] == [set(IDS)] * 8
+    assert len({tuple(stream[k:k + 10]) for k in range(0, 80, 10)}) == 8  # each in another order
+
+
+def test_no_round_takes_a_prompt_twice():
+    assert all(len(set(round_prompts(IDS, 7, r, seed))) == 7 for r in range(30) for seed in range(3))
+    assert sorted(round_prompts(IDS, 25, 3, seed=0)) == IDS  # more wanted than there are
+
+
+def test_fractions_are_exact_and_partition():
+    ids = [str(i) for i in range(100)]
+    first, second, everyone, third = deal(ids, [0.5, 0.25, 1.0, 0.25], 0, 0)
+    assert (len(first), len(second), len(third)) == (50, 25, 25)
+    assert set(first) | set(second) | set(third) == set(everyone) == set(ids)
+    assert [len(share) for share in deal(ids[:7], [1 / 3] * 3, 0, 0)] == [2, 3, 2]
+    assert deal(ids, [0.5], 0, 0) != deal(ids, [0.5], 0, 1)
+
+
+def test_overlapping_fractions_wrap_around():
+    first, second = deal(IDS, [0.7, 0.7], 0, 0)
+    assert (len(first), len(second)) == (7, 7) and set(first) | set(second) == set(IDS)
+
+
+# ---- the stage
+
+def test_rollouts_say_who_wrote_what_from_which_seed(inputs, session, tmp_path):
+    counts, rollouts, quarantined = write(inputs, spec({"name": "student", "n": 2}), tmp_path, session)
+    assert [q.item_id for q in quarantined] == ["tiny:9"] and "60 tokens, room for 24" in quarantined[0].text
+    assert counts["rollouts"] == len(rollouts) == 8 and counts["tokens"] == sum(len(r.token_ids) for r in rollouts)
+    assert Counter(r.group_id for r in rollouts) == {f"0:{i}": 2 for i in {r.prompt_id for r in rollouts}}
+    for r in rollouts:
+        sample = int(r.rollout_id[-1])
+        assert r.rollout_id == f"0:{r.prompt_id}:student:{sample}" and (r.policy, r.origin) == ("s0", "student")
+        alone = session.engine("student", inputs["student"] / "model", ENGINE).generate(
+            [r.prompt_token_ids], spec()["sampling"], [derive_seed(7, 0, r.prompt_id, sample, "student")])[0]
+        assert (alone.token_ids, alone.finish_reason) == (r.token_ids, r.finish_reason)
+        assert r.logprobs == pytest.approx(alone.logprobs, abs=1e-9)
+
+
+def test_the_stage_repeats_bitwise(inputs, session, tmp_path):
+    made = spec({"name": "student", "fraction": 0.5}, {"name": "teacher", "fraction": 0.5})
+    write(inputs, made, tmp_path / "a", session), write(inputs, made, tmp_path / "b", session)
+    for file in ("rollouts.parquet", "quarantined.parquet"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_the_teacher_writes_at_its_own_temperature(inputs, session, tmp_path):
+    made = spec({"name": "teacher", "params": {"temperature": 0.0}})
+    _, rollouts, _ = write(inputs, made, tmp_path, session)
+    assert {r.policy for r in rollouts} == {"t0"} and {a for r in rollouts for a in r.author} == {TEACHER}
+    assert {lp for r in rollouts for lp in r.logprobs} == {0.0}  # greedy
+
+
+def test_the_dataset_writer_copies_solutions_and_ends_them(inputs, session, tmp_path):
+    counts, rollouts, quarantined = write(inputs, spec({"name": "dataset"}, prompts_per_round=9), tmp_path, session)
+    assert {r.prompt_id: r.token_ids for r in rollouts}["tiny:3"] == [23, 3, 2]
+    assert all(set(r.author) == {DATASET} and all(map(math.isnan, r.logprobs)) for r in rollouts)
+    assert counts["rollouts"] == 8 and "0:tiny:4:dataset:0" in {q.item_id for q in quarantined}
+
+
+def test_first_round_writers_are_silent_later(inputs, session, tmp_path):
+    made = spec({"name": "student"}, {"name": "dataset", "when": "first_round"}, prompts_per_round=9)
+    assert Counter(r.origin for r in write(inputs, made, tmp_path, session)[1]) == {"student": 9, "dataset": 8}
+    later = write(inputs, {**made, "round": 1}, tmp_path, session)[1]
+    assert Counter(r.origin for r in later) == {"student": 9}
+
+
+def test_nothing_to_write_is_an_error_with_a_way_out(inputs, session, tmp_path):
+    with pytest.raises(DataError, match="raise the one or lower the other"):
+        write(inputs, spec({"name": "student"}, context_tokens=9), tmp_path, session)
+    with pytest.raises(DataError, match="first_round"):
+        write(inputs, spec({"name": "student", "when": "first_round"}, round=1), tmp_path, session)
+    with pytest.raises(DataError, match="give it the input `teacher`"):
+        without = {name: path for name, path in inputs.items() if name != "teacher"}
+        write(without, spec({"name": "teacher"}), tmp_path, session)
+
+
+def test_two_writers_of_one_name_write_different_rollouts(inputs, session, tmp_path):
+    assert labels(["student", "teacher", "student"]) == ["student", "teacher", "student.1"]
+    rollouts = write(inputs, spec({"name": "student"}, {"name": "student"}), tmp_path, session)[1]
+    assert len({r.rollout_id for r in rollouts}) == 8
+    assert len({(r.prompt_id, *r.token_ids) for r in rollouts}) > 4
+
+
+# ---- refining
+
+def test_truncate_cuts_long_completions_and_remembers_the_parent(inputs, session, tmp_path):
+    before = write(inputs, spec({"name": "student"}, prompts_per_round=9), tmp_path / "r", session)[1]
+    (tmp_path / "out").mkdir()
+    slots = [{"name": "truncate", "params": {"tokens": 6}}, {"name": "truncate", "params": {"tokens": 3}}]
+    counts = refine_rollouts({**inputs, "rollouts": tmp_path / "r"},
+                             {"refiners": slots, "engine": ENGINE, "round": 0, "seed": 7, "context_tokens": 32},
+                             tmp_path / "out", session)
+    after = read_rows(tmp_path / "out" / "rollouts.parquet", Rollout)
+    for old, new in zip(before, after):
+        assert new.token_ids == old.token_ids[:3] and new.logprobs == old.logprobs[:3]
+        assert len(new.token_ids) == len(new.author)
+        if len(old.token_ids) > 3:
+            assert new.finish_reason == "length" and new.parent and new.parent.startswith(old.rollout_id)
+        else:
+            assert new == old
+    assert counts["refined"] == sum(len(r.token_ids) > 3 for r in before) > 0
