@@ -9,6 +9,7 @@ from tasks.opd import loading
 from tasks.opd.artifacts import Artifact
 from tasks.opd.comparison import START, Comparison
 from tasks.opd.comparison import compare as compare_cells
+from tasks.opd.recipe import Recipe
 from tasks.publish import publish
 
 
@@ -21,8 +22,7 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
         token = shared_crew.set({first.workers: crew})
         for variant, seed, recipe in cells:
             try:
-                with tags(f"suite:{plan.name}", f"variant:{variant}", f"seed:{seed}"):
-                    done[variant, seed] = distill(recipe, plan.name)
+                done[variant, seed] = tagged(variant, seed, recipe, plan.name)
             except Exception as error:  # it is shown in the table; the other cells do not depend on it
                 failed[variant, seed] = error
         shared_crew.reset(token)
@@ -34,6 +34,12 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
         study.add_files(texts)
     return {"suite": plan.name, "benchmark": benchmark, "text": table.to_text(), "failed": [*map(list, failed)],
             "comparison": json.loads(table.to_json()), "folder": publish(plan.name, texts, study.url())}
+
+
+def tagged(variant: str, seed: int, recipe: Recipe, suite: str) -> dict:
+    """A cell's distillation, found by its tags in Prefect."""
+    with tags(f"suite:{suite}", f"variant:{variant}", f"seed:{seed}"):
+        return distill(recipe, suite)
 
 
 def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Exception], benchmark: str,

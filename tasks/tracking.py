@@ -155,7 +155,8 @@ class Run:
     def url(self) -> str:
         """Where the run stands in MLflow's pages; of a local store, once `mlflow ui` runs."""
         base = tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
-        return f"{base}/#/experiments/{self.state['experiment']}/runs/{self.state['run']}"
+        run = self.state["run"]
+        return f"{base}/#/experiments/{self.state['experiment']}/runs/{run}" if run else base
 
     def _work(self) -> None:
         status, pause = None, 0

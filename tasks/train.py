@@ -27,7 +27,7 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
     ema = slots.bind(teacher.refresh, "refresh").get("decay") if teacher.model == "self" else None
     spec = {"terms": [term.model_dump(mode="json") for term in recipe.terms],
             "loss": recipe.loss.model_dump(mode="json"), "scored": sorted(scores), "ema_decay": ema,
-            "train": recipe.train.model_dump(mode="json", exclude=EFFORT),
+            "train": recipe.train.model_dump(mode="json", exclude=EFFORT) | {"autocast": autocast_of(recipe)},
             "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds, "folder": "model",
             "vocabulary": models["student"].counts["vocabulary"], "effort": recipe.train.model_dump(include=EFFORT),
             "completion_limit": recipe.rollout.sampling.max_new_tokens}

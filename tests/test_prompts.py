@@ -114,3 +114,10 @@ def test_without_a_template_the_text_is_encoded_as_it_stands(student):
     tokenizer = tiny.build_tokenizer()
     tokenizer.chat_template = None
     assert render(tokenizer, "How many figs?") == tokenizer.encode("How many figs?")
+
+
+def test_gsm_symbolic_comes_with_its_worked_solution():
+    row = next(iter(SOURCES["reasoning_gym"](range(1), dataset="gsm_symbolic")))
+    assert row["solution"].endswith(f"The answer is {row['answer']}.") and "####" not in row["solution"]
+    assert len(row["solution"].splitlines()) > 2
+    assert next(iter(SOURCES["reasoning_gym"](range(1), dataset="chain_sum")))["solution"] is None

@@ -22,6 +22,7 @@ from tasks.opd.records import Prompt, Quarantined, read_rows, write_rows
 
 ITEM = ("text", "answer", "solution", "entry", "domain")
 NUMBER_ONLY = re.compile(r"\s*Give the result as your final answer\.(?: Do not include units\.)?\s*$")
+CLOSING = re.compile(r"\s*####.*\Z", re.S)  # GSM8K's way to close a worked solution
 WORKING = " Show your working step by step, then give the final number on a last line that starts with 'Answer:'."
 
 
@@ -49,7 +50,13 @@ def reasoning_gym(indices: range, *, dataset: str = "gsm_symbolic", seed: Annota
             text = NUMBER_ONLY.sub("", text) + WORKING
         entry = {"dataset": dataset, "seed": seed, "index": index, "answer": item["answer"],
                  "metadata": plain(item["metadata"])}
-        yield {"text": text, "answer": str(item["answer"]), "solution": None, "entry": entry, "domain": dataset}
+        yield {"text": text, "answer": str(item["answer"]), "solution": worked(item), "entry": entry, "domain": dataset}
+
+
+def worked(item: dict) -> str | None:
+    """The worked solution that a reasoning-gym item carries in its metadata; None without one."""
+    told = item["metadata"].get("answer_cot")
+    return None if not told else CLOSING.sub(f"\nThe answer is {item['answer']}.", told)
 
 
 def gym_dataset(name: str, seed: int, size: int):
