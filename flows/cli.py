@@ -13,7 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
-from tasks import workers
+from tasks import server, workers
 from tasks.opd import checking, loading, slots
 from tasks.opd.artifacts import Artifact, home
 from tasks.opd.disk import room_to_write
@@ -86,21 +86,16 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-QUIET_SERVER = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")  # 17 ms of its time a task, for nobody to look at
-
-
 def prepare(arguments: argparse.Namespace) -> None:
     """The environment of a command that runs flows, before Prefect is imported."""
     workers.quiet_environment()
     os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
-    with room_to_write(home()):  # Prefect's server waits long for a folder that is not there
+    with room_to_write(home()):
         Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if arguments.verbose else "WARNING")
-    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "60")
-    for name in QUIET_SERVER:  # of a server that ends with the run; one at PREFECT_API_URL has its own settings
-        os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{name}_ENABLED", "false")
     for name in () if arguments.verbose else ("FLOW_RUNS", "TASK_RUNS"):  # tracebacks of what we explain ourselves
         os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name}_LEVEL", "CRITICAL")
+    server.start()
 
 
 def distill(arguments: argparse.Namespace) -> tuple[dict, str]:

@@ -17,7 +17,8 @@ HEAVY = {"torch", "transformers", "vllm", "mlflow", "datasets"}
 ONLY_IN = {"mlflow": "tasks/tracking.py", "vllm": "tasks/opd/vllm_engine.py", "omegaconf": "tasks/opd/loading.py"}
 AT_IMPORT = {"torch", "transformers", "safetensors", "pyarrow", "numpy", "pydantic"}  # all that a bare GPU machine has
 COMMANDS = {"flows/cli.py", "flows/doctor.py", "flows/__init__.py"}  # the console, a report: no flows themselves
-MACHINERY = {"tasks/stage.py", "tasks/workers.py", "tasks/tracking.py", "tasks/__init__.py"}  # behind the doors
+MACHINERY = {"tasks/stage.py", "tasks/workers.py", "tasks/tracking.py", "tasks/server.py",
+             "tasks/__init__.py"}  # behind the doors
 TABLES = {  # table -> module in tasks/opd
     "WRITERS": "writers", "FILTERS": "filters", "REFINERS": "refiners", "CONTEXTS": "contexts", "ROWS": "rows",
     "REFRESHES": "refreshes", "TARGETS": "targets", "SUPPORTS": "supports", "WEIGHTS": "weights", "MAKERS": "models",

@@ -153,7 +153,7 @@ def test_provenance_names_the_line_or_override(write):
     sources = loading.provenance(path, ["seed=3"])
     assert sources["train.beta1"] == "v.yaml:4"
     assert sources["seed"] == "override 'seed=3'"
-    assert sources["pair.context_tokens"].endswith("configs/pairs/tiny.yaml:2")
+    assert sources["pair.context_tokens"].endswith("configs/pairs/tiny.yaml:6")
     assert sources["train.beta2"].startswith(str(BASE) + ":")
 
 

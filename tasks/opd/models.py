@@ -138,7 +138,7 @@ def random(out: Path, origin: Path | None, seed: int, session, *, layers: Count 
 
 def tiny_teacher(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 128,
                  steps: Count = 350, batch: Count = 32, learning_rate: Rate = 0.015, embedding_rate: Rate = 5e-3,
-                 evaluate_from: Count = 175, evaluate_every: Count = 25, problems: Count = 200, stop_at: Share = 0.98,
+                 evaluate_from: Count = 175, evaluate_every: Count = 25, problems: Count = 200, stop_at: Share = 0.99,
                  at_least: Share = 0.95) -> dict:
     """A Llama that learns the tiny task from nothing until `stop_at` of held-out greedy answers are right.
 
@@ -152,7 +152,7 @@ def tiny_teacher(out: Path, origin: Path | None, seed: int, session, *, layers: 
 
 def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 128,
                  steps: Count = 350, batch: Count = 32, learning_rate: Rate = 0.015, embedding_rate: Rate = 5e-3,
-                 evaluate_from: Count = 80, evaluate_every: Count = 5, problems: Count = 200, stop_at: Share = 0.10,
+                 evaluate_from: Count = 80, evaluate_every: Count = 5, problems: Count = 400, stop_at: Share = 0.10,
                  at_most: Share = 0.40) -> dict:
     """A Llama that stops learning the tiny task at its first evaluation of at least `stop_at`.
 

@@ -1,0 +1,41 @@
+"""A Prefect server of a command's own, under the workers' supervisor: Prefect's ephemeral one outlives a kill -9."""
+import atexit
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+from tasks.opd.artifacts import home
+from tasks.opd.disk import room_to_write
+from tasks.opd.errors import EngineError
+from tasks.workers import ROOT
+
+QUIET = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")  # 17 ms of its time a task, for nobody to look at
+
+
+def start(timeout_seconds: float = 90) -> None:
+    """Start the server and name it in PREFECT_API_URL, unless one is named there; it ends with this process."""
+    if os.environ.get("PREFECT_API_URL"):
+        return
+    with socket.socket() as free, room_to_write(home()):
+        free.bind(("127.0.0.1", 0))
+        address, log = f"http://127.0.0.1:{free.getsockname()[1]}/api", home() / "logs" / "prefect.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+    own = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in QUIET} | {"PREFECT_UI_ENABLED": "false"}
+    fixed = {"OPD_WORKER_LOG": str(log), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port",
+               address.split(":")[2].split("/")[0], "--log-level", "error", "--lifespan", "on"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tasks.opd.supervisor", sys.executable, *command], cwd=ROOT, start_new_session=True,
+        env={**own, **os.environ, **fixed}, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    atexit.register(process.stdin.close)  # before Prefect is imported, so after it has said its last word
+    os.environ["PREFECT_API_URL"], until = address, time.monotonic() + timeout_seconds
+    while process.poll() is None and time.monotonic() < until:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            return
+        time.sleep(0.1)
+    raise EngineError(f"Prefect's server did not start; see {log}, or set PREFECT_API_URL to one that runs")
