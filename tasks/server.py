@@ -22,20 +22,19 @@ def start(timeout_seconds: float = 90) -> None:
         return
     with socket.socket() as free, room_to_write(home()):
         free.bind(("127.0.0.1", 0))
-        address, log = f"http://127.0.0.1:{free.getsockname()[1]}/api", home() / "logs" / "prefect.log"
+        port, log = free.getsockname()[1], home() / "logs" / "prefect.log"
         log.parent.mkdir(parents=True, exist_ok=True)
     own = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in QUIET} | {"PREFECT_UI_ENABLED": "false"}
     fixed = {"OPD_WORKER_LOG": str(log), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port",
-               address.split(":")[2].split("/")[0], "--log-level", "error", "--lifespan", "on"]
+               str(port), "--log-level", "error", "--lifespan", "on"]
     process = subprocess.Popen(
         [sys.executable, "-m", "tasks.opd.supervisor", sys.executable, *command], cwd=ROOT, start_new_session=True,
         env={**own, **os.environ, **fixed}, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     atexit.register(process.stdin.close)  # before Prefect is imported, so after it has said its last word
-    os.environ["PREFECT_API_URL"], until = address, time.monotonic() + timeout_seconds
+    os.environ["PREFECT_API_URL"], until = f"http://127.0.0.1:{port}/api", time.monotonic() + timeout_seconds
     while process.poll() is None and time.monotonic() < until:
         with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{address}/health", timeout=5).close()
-            return
+            return urllib.request.urlopen(f"{os.environ['PREFECT_API_URL']}/health", timeout=5).close()
         time.sleep(0.1)
     raise EngineError(f"Prefect's server did not start; see {log}, or set PREFECT_API_URL to one that runs")

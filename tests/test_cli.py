@@ -1,9 +1,11 @@
 """The console command: exit codes, what goes to which stream, one real run that is interrupted and taken up again."""
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,26 +100,37 @@ def started(argv: list[str], home: Path) -> subprocess.Popen:
                             stderr=subprocess.PIPE, env={**kept, "HOME": str(home), "OMP_NUM_THREADS": "1"})
 
 
-def test_an_interrupted_run_ends_with_130_and_is_taken_up_where_it_was(tmp_path, opd_home):
-    person, recipe = tmp_path / "person", ["distill", "opd_reverse_kl", *TINY, "--json"]
-    person.mkdir()
-    first = started(recipe, person)
-    for line in first.stderr:
-        if line.startswith("opd: made checkpoint"):
-            break
-    first.send_signal(signal.SIGINT)
-    out, said = first.communicate(timeout=60)
-    assert first.returncode == 130, said
-    assert json.loads(out.splitlines()[-1])["exit_code"] == 130
+def of_home(home: Path) -> list[str]:
+    """The processes that write to a home."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"OPD_HOME={home}\0" in (process / "environ").read_text() and process.name != str(os.getpid()):
+                found.append((process / "cmdline").read_text())
+    return found
 
-    second = started(recipe, person)
-    out, said = second.communicate(timeout=200)
-    assert second.returncode == 0, said
+
+def test_an_interrupted_and_a_killed_run_leave_no_process_and_are_taken_up_where_they_were(tmp_path, opd_home):
+    person, recipe = tmp_path / "person", ["distill", "opd_reverse_kl", *TINY, "rounds=6", "workers=process", "--json"]
+    person.mkdir()
+    for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        run = started(recipe, person)
+        next(line for line in run.stderr if line.startswith("opd: made checkpoint"))
+        assert len(of_home(opd_home)) >= 3  # the command, the worker and Prefect's server, the last two supervised
+        run.send_signal(sent)
+        run.communicate(timeout=60)
+        assert run.returncode == code
+        time.sleep(1)
+        assert of_home(opd_home) == []
+
+    last = started(recipe, person)
+    out, said = last.communicate(timeout=200)
+    assert last.returncode == 0, said
     result = json.loads(out.splitlines()[-1])
     assert len(out.splitlines()) == 1 and result["recipe"] == "opd_reverse_kl"
     assert Path(result["checkpoint"]["path"], "model").is_dir()
     assert result["comparison"]["tiny"]["rows"][1]["interval"]
     assert result["mlflow"] == f"mlflow ui --backend-store-uri sqlite:///{opd_home}/mlflow.db"
     reused = int(said.rpartition("reused ")[2].split()[0])
-    assert reused >= 8  # two models, two prompts, preflight, a report, and what a round made
+    assert reused >= 12, said  # models, prompts, preflight, a report, two rounds less what was cut off
     assert not [path for path in person.rglob("*") if path.is_file()]

@@ -49,6 +49,7 @@ def environment(spec: dict) -> dict:
     return {"device": device_kind(), "versions": versions}
 
 
+@functools.cache
 def version_of(name: str) -> str | None:
     """The installed version of a distribution; None when it is not installed."""
     try:
