@@ -47,7 +47,7 @@ def row_of(comparison: dict, variant: str) -> dict:
 def test_the_sampled_reverse_kl_ends_25_points_above_the_start_interval_included(learnt):
     _, comparison = learnt
     row = row_of(comparison, "opd_reverse_kl")
-    assert row["low"] >= 0.25 and row["verdict"] == "better"
+    assert row["interval"][0] >= 0.25 and row["verdict"] == "better"
 
 
 def test_the_teacher_is_at_95_percent_and_the_student_starts_between_10_and_40(learnt):
