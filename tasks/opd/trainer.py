@@ -79,14 +79,13 @@ def save_state(trainer: Trainer, out: Path) -> None:
     """trainer.safetensors (AdamW's moments by parameter, generator's state) and trainer.json (counters): no pickle."""
     tensors = {f"{index}.{key}": value.cpu().contiguous()
                for index, state in trainer.optimizer.state_dict()["state"].items() for key, value in state.items()}
-    save_file({**tensors, "rng": torch.get_rng_state()}, out / "trainer.safetensors")
+    save_file(tensors, out / "trainer.safetensors")
     (out / "trainer.json").write_text(json.dumps({name: getattr(trainer, name) for name in COUNTERS}))
 
 
 def load_state(trainer: Trainer, folder: Path) -> None:
-    """Take the optimizer's moments, the generator's state and the counters of a checkpoint."""
+    """Take the optimizer's moments and the counters of a checkpoint."""
     tensors = load_file(folder / "trainer.safetensors")
-    torch.set_rng_state(tensors.pop("rng"))
     state = defaultdict(dict)
     for name, value in tensors.items():
         index, key = name.split(".", 1)

@@ -19,6 +19,7 @@ from tasks.opd.columns import Columns, columns_of
 from tasks.opd.errors import NonFinite
 from tasks.opd.heads import head_of, hidden_states, special_ids
 from tasks.opd.losses import Prepared, Stats, Term, bind_terms, chunk_loss, coefficients, prepare
+from tasks.opd.records import derive_seed
 from tasks.opd.scored import ScoredSet, read_scored
 from tasks.opd.supports import StudentTokens
 from tasks.opd.trainer import Trainer, identity, learning_rate, resume, save, update_average
@@ -173,6 +174,7 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
     if trainer is None or trainer.source != identity(inputs["student"]):
         session.trainer = trainer = resume(inputs["student"], spec["train"], spec["ema_decay"])
     session.trainer = None                      # while it changes it is nobody's state
+    torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round
     origin = model_folder(inputs["student"])
     scored = read_scored(inputs, spec, trainer.device)
     trainer.teacher_tokens += sum(len(s.token_ids) for s in scored.rollouts) if scored.signal else 0
