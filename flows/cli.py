@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -27,16 +28,34 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parsed(argv)
     except SystemExit as done:  # argparse has said why
         return 1 if done.code else 0
+    stopped = watch_interrupts()
     try:
         result, text = arguments.run(arguments)
-    except KeyboardInterrupt:
-        return refused(arguments, 130, "interrupted; finished stages are kept, the same command goes on from there")
-    except OpdError as error:
-        return refused(arguments, error.exit_code, str(error))
-    except Exception as error:
-        return refused(arguments, 1, f"{type(error).__name__}: {error}\n(--verbose shows the traceback)")
+    except (Exception, KeyboardInterrupt) as error:
+        return refused(arguments, *explained(error, bool(stopped)))
     print(json.dumps(result, default=plain) if arguments.json else text)
     return 0
+
+
+def explained(error: BaseException, interrupted: bool) -> tuple[int, str]:
+    """Exit code and message; whatever an interrupt became on its way through threads and tasks, it is 130."""
+    if interrupted or isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; finished stages are kept, the same command goes on from there"
+    if isinstance(error, OpdError):
+        return error.exit_code, str(error)
+    return 1, f"{type(error).__name__}: {error}\n(--verbose shows the traceback)"
+
+
+def watch_interrupts() -> list[int]:
+    """A list that fills when the person interrupts, besides the KeyboardInterrupt itself."""
+    stopped: list[int] = []
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job of a shell ignores them
+
+        def note(number: int, frame) -> None:
+            stopped.append(number)
+            signal.default_int_handler(number, frame)
+        signal.signal(signal.SIGINT, note)
+    return stopped
 
 
 def refused(arguments: argparse.Namespace, code: int, message: str) -> int:

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: every test has its own OPD_HOME, quiet tools and no progress bars."""
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from tasks import workers  # noqa: E402  the path comes first
 
 workers.quiet_environment()
 os.environ["OPD_PROGRESS"] = "0"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 
 
 @pytest.fixture(autouse=True)
