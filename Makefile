@@ -25,7 +25,7 @@ export PYTHON
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED)  ## Make the tiny pair, distil it with three variants, compare them (about 5 minutes on 2 cores)
+demo: $(INSTALLED)  ## Make the tiny pair, distil it with three variants, compare them (about 8 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)
 
 test: $(INSTALLED) $(SMOLLM2)  ## Run the tests (about 12 minutes on 2 cores); make test ARGS="-k kl" runs some
