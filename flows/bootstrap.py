@@ -2,7 +2,7 @@
 from prefect import flow
 
 from flows.distill import crew_of
-from tasks.bootstrap import make_models
+from tasks.bootstrap import make_models, models_needed
 from tasks.opd.artifacts import Artifact
 from tasks.opd.recipe import Recipe
 from tasks.prompts import make_prompts
@@ -10,9 +10,9 @@ from tasks.prompts import make_prompts
 
 @flow(flow_run_name="{recipe.pair.name}", persist_result=False)
 def bootstrap(recipe: Recipe) -> dict[str, dict[str, Artifact]]:
-    """All models of the recipe's pair, its training prompts and those of its benchmarks."""
+    """The models that the recipe's rounds read, its training prompts and those of its benchmarks."""
     with crew_of(recipe) as crew:
-        models = make_models(recipe.pair, {"student", "teacher", *recipe.pair.others}, crew)
+        models = make_models(recipe.pair, models_needed(recipe), crew)
         student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
         prompts = make_prompts(recipe.prompts, student, crew, **ask, use="train")
         held_out = {benchmark.name: make_prompts(benchmark, student, crew, **ask, use="test", train=prompts)

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 from tasks import server, workers
-from tasks.opd import checking, loading, slots
+from tasks.opd import catalogue, checking, loading, slots
 from tasks.opd.artifacts import Artifact, home
 from tasks.opd.disk import room_to_write
 from tasks.opd.errors import OpdError, RecipeError
@@ -96,7 +96,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     command(compare, "variants x seeds, paired over prompts against the baseline; takes key=value", "suite")
     command(check, "is the recipe sound? without loading a model; takes key=value", "recipe")
     command(bootstrap, "make a recipe's models and prompts; takes key=value", "recipe")
-    command(variants, "the variants in configs/variants: paper, idea, slots")
+    added = command(variants, "the variants in configs/variants: paper, arXiv id, idea, cost; --json: slots, placebo")
+    added.add_argument("--markdown", action="store_true", help="print configs/variants/README.md")
     command(doctor, "versions, cores, GPU, disk, telemetry switches")
     arguments, rest = top.parse_known_args(argv)
     arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]
@@ -191,18 +192,20 @@ def check(arguments: argparse.Namespace) -> tuple[dict, str]:
 
 
 def variants(arguments: argparse.Namespace) -> tuple[dict, str]:
-    """All variants of the house."""
-    found = [described(loading.load(file)) for file in sorted((loading.CONFIGS / "variants").glob("*.yaml"))]
-    lines = [f"{v['name']:<22}{v['arxiv'] or '-':<13}{v['idea']}" for v in found]
-    return {"variants": found}, "\n".join([f"{'name':<22}{'arXiv':<13}idea", *lines])
+    """All variants of the house, with the sizes their papers have."""
+    base, *recipes = (loading.load(file, ["pair.tiny=false"]) for file in
+                      [loading.CONFIGS / "base.yaml", *sorted((loading.CONFIGS / "variants").glob("*.yaml"))])
+    found = [described(recipe, base) for recipe in recipes]
+    return {"variants": found}, catalogue.markdown(found) if arguments.markdown else catalogue.text(found)
 
 
-def described(recipe: Recipe) -> dict:
-    """A variant as `opd variants` shows it; models, prompts and benchmarks are not the variant's."""
+def described(recipe: Recipe, base: Recipe) -> dict:
+    """A variant as `opd variants` lists it; models, prompts and benchmarks are not the variant's."""
     data = recipe.model_dump(mode="json")
     chosen = {".".join(map(str, path)): {"name": value["name"], **value["params"]} if value["params"] else value["name"]
               for path, _, value in slots.found(data) if path[0] not in ("pair", "prompts", "benchmarks")}
-    return {"name": recipe.name, **data["about"], "slots": chosen}
+    return {"name": recipe.name, **data["about"], "slots": chosen,
+            "differs": catalogue.differs(data, base.model_dump(mode="json"))}
 
 
 def doctor(arguments: argparse.Namespace) -> tuple[dict, str]:

@@ -5,10 +5,9 @@ from prefect import flow, tags
 
 from flows.distill import distill, shared_crew
 from tasks import tracking, workers
-from tasks.opd import loading
+from tasks.opd import comparison, loading
 from tasks.opd.artifacts import Artifact
-from tasks.opd.comparison import START, Comparison
-from tasks.opd.comparison import compare as compare_cells
+from tasks.opd.fingerprints import environment
 from tasks.opd.recipe import Recipe
 from tasks.publish import publish
 
@@ -29,8 +28,9 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
         if not done:
             raise next(iter(failed.values()))
         benchmark = plan.benchmark or first.benchmarks[0].name
-        table = table_of(done, failed, benchmark, plan.baseline)
-        texts = {"comparison.json": table.to_json(), "comparison.md": table.to_markdown()}
+        table = table_of(done, failed, benchmark, plan.baseline, cells)
+        facts = comparison.made_by(suite, overrides, benchmark, environment(first.model_dump()))
+        texts = {"comparison.json": table.to_json(), "comparison.md": table.to_markdown(facts)}
         study.add_files(texts)
     return {"suite": plan.name, "benchmark": benchmark, "text": table.to_text(), "failed": [*map(list, failed)],
             "comparison": json.loads(table.to_json()), "folder": publish(plan.name, texts, study.url())}
@@ -43,12 +43,16 @@ def tagged(variant: str, seed: int, recipe: Recipe, suite: str) -> dict:
 
 
 def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Exception], benchmark: str,
-             baseline: str) -> Comparison:
-    """What `distill` returned for cells, and the errors of others, on one benchmark against the baseline."""
+             baseline: str, cells: list[tuple[str, int, Recipe]] = ()) -> comparison.Comparison:
+    """What `distill` returned for cells, and the errors of others, on one benchmark; a suite's stand in its order."""
     start = next(iter(done.values()))["start"][benchmark]
     errors = {cell: f"{type(error).__name__}: {' '.join(str(error).split())}"[:300] for cell, error in failed.items()}
     ends = {cell: rewards(result["end"][benchmark]) for cell, result in done.items()}
-    return compare_cells({(START, 0): rewards(start), **errors, **ends}, baseline)
+    order = dict.fromkeys((variant, seed) for variant, seed, _ in cells)
+    return comparison.compare(
+        {(comparison.START, 0): rewards(start), **order, **errors, **ends}, baseline,
+        spent={cell: comparison.spent_in(result["checkpoint"].counts) for cell, result in done.items()},
+        placebos={variant: recipe.about.placebo for variant, _, recipe in cells})
 
 
 def rewards(report: Artifact) -> dict[str, float]:

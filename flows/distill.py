@@ -38,7 +38,7 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
         preflight(recipe, models, prompts, crew)
         start = evaluate_student(recipe, student, held_out, crew, when="start", teacher=teacher)
         checkpoints = []
-        for round_index in rounds(recipe, crew):
+        for round_index in rounds(recipe, crew, lambda: student):  # noqa: B023  the latest is meant
             now = recipe.at(round_index)  # the schedule, resolved
             rollouts, student = one_round(now, models, student, prompts, crew, round_index)
             checkpoints = [*checkpoints[-2:], student]

@@ -2,7 +2,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd import checking
+from tasks.opd import asking
 from tasks.opd.artifacts import Artifact
 from tasks.opd.recipe import Pair, Recipe
 from tasks.refine import refiners_ask_teacher
@@ -16,7 +16,7 @@ def models_needed(recipe: Recipe) -> set[str]:
     """The names of the pair's models that some round reads."""
     rounds = [recipe.at(at) for at in {0, *(patch.round for patch in recipe.schedule)}]
     asked = any(refiners_ask_teacher(now) or writers_with(now, "BY_TEACHER", {"teacher"}) for now in rounds)
-    return {"student", *(["teacher"] if asked else [])}.union(*map(checking.needs, rounds)) - {"self"}
+    return {"student", *(["teacher"] if asked else [])}.union(*map(asking.needs, rounds)) - asking.OF_STUDENT
 
 
 @task(cache_policy=NO_CACHE)

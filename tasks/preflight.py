@@ -2,7 +2,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd import checking
+from tasks.opd import asking
 from tasks.opd.artifacts import Artifact
 from tasks.opd.recipe import Recipe
 from tasks.score import teacher_of
@@ -17,14 +17,15 @@ NUM_PROMPTS = 4
 def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, crew: Crew) -> Artifact:
     """The findings; a red one raises OpdError (TokenizerMismatch, EngineError)."""
     now = recipe.at(0)
-    needs = checking.needs(now)
-    spec = {"terms": [term.model_dump(mode="json") for term in now.terms], "loss": now.loss.model_dump(mode="json"),
+    needs = asking.needs(now)
+    spec = {"terms": asking.terms_of(now), "loss": now.loss.model_dump(mode="json"),
             "sampling": now.rollout.sampling.model_dump(mode="json"), "engine": now.engine.model_dump(mode="json"),
-            "num_prompts": NUM_PROMPTS, "seed": now.seed, "accepts": now.accepts,
+            "num_prompts": NUM_PROMPTS, "seed": now.seed,
+            "accepts": sorted(name for name, why in now.accepts.items() if why),
             "top_k": max([0, *(want["top_k"] for want in needs.values())]),
             "completion_limit": now.rollout.sampling.max_new_tokens,
             "vocabulary": models["student"].counts["vocabulary"]}
     inputs = {"student": models["student"], "prompts": prompts}
-    for name in sorted(needs)[:1]:
+    for name in sorted(needs, key=lambda name: name != now.teacher.model)[:1]:
         inputs["teacher"] = teacher_of(now, name, models, models["student"])[0]
     return noted(run_stage("preflight", spec, inputs, crew), "start")

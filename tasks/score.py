@@ -2,7 +2,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd import checking, slots
+from tasks.opd import asking, slots
 from tasks.opd.artifacts import Artifact
 from tasks.opd.recipe import Recipe
 from tasks.opd.refreshes import REFRESHES
@@ -12,10 +12,12 @@ from tasks.workers import Crew
 
 
 def teacher_of(recipe: Recipe, name: str, models: dict[str, Artifact], student: Artifact) -> tuple[Artifact, str]:
-    """The artifact and the folder in it that teach under a name; `self` is the student's start, or the round's."""
-    if name != "self":
+    """The artifact, and the folder in it, that score under a name: `start`, `live`, `self` by its refresh, a model."""
+    if name not in asking.OF_STUDENT:
         return models[name], "model"
-    version, folder = REFRESHES[recipe.teacher.refresh.name](**slots.bind(recipe.teacher.refresh, "refresh"))
+    version, folder = ("round" if name == "live" else "start"), "model"
+    if name == "self":
+        version, folder = REFRESHES[recipe.teacher.refresh.name](**slots.bind(recipe.teacher.refresh, "refresh"))
     chosen = models["student"] if version == "start" else student
     return chosen, folder if chosen.kind == "checkpoint" else "model"  # before the first round there is no average
 
@@ -25,9 +27,10 @@ def score_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
                    rollouts: Artifact, crew: Crew, round_index: int) -> dict[str, Artifact]:
     """A signal by model name; none when no term reads a teacher's."""
     scores = {}
-    for name, want in checking.needs(recipe).items():
+    for name, want in asking.needs(recipe).items():
         model, folder = teacher_of(recipe, name, models, student)
         spec = {"context": recipe.teacher.context.model_dump(mode="json"), "want": want, "folder": folder,
+                "domains": asking.domains_of(recipe, name),
                 "temperature": recipe.loss.temperature, "engine": recipe.engine.model_dump(mode="json"),
                 "context_tokens": recipe.pair.context_tokens, "vocabulary": models["student"].counts["vocabulary"]}
         made = run_stage("scores", spec, {"prompts": prompts, "rollouts": rollouts, "model": model}, crew)

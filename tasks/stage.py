@@ -4,12 +4,14 @@ An artifact is reused when its files are those that were written and its recorde
 an artifact that was remade with other bytes takes its descendants with it, and one with the same bytes does not. A
 damaged, retired or missing input is remade from its own derivation, but only when a stage has to read it.
 """
+import itertools
+import math
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 from tasks.opd import artifacts, fingerprints
@@ -107,7 +109,6 @@ def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, crew: C
     started, kind = time.monotonic(), kind_of(stage)
     folder = artifacts.begin(kind, fingerprint)
     try:
-        crew.listener.stage_started(stage, folder)
         counts = crew.make(stage, spec, {name: str(artifact.path) for name, artifact in inputs.items()}, folder)
         environment = fingerprints.environment(spec)
         artifact = artifacts.seal(folder, {
@@ -168,15 +169,19 @@ def tell(crew: Crew, artifact: Artifact, seconds: float) -> None:
     say(f"made {artifact.kind} {artifact.fingerprint[:8]} in {seconds:.1f} s{': ' if told else ''}{told}")
 
 
-def rounds(recipe: Recipe, crew: Crew) -> Iterator[int]:
-    """The indices of a run's rounds under one bar with ETA; with OPD_PROGRESS=0 every stage made has its own line."""
+def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Iterator[int]:
+    """The indices of a run's rounds under one bar with ETA; with OPD_PROGRESS=0 every stage made has its own line.
+
+    They end early when the student has trained on all the tokens that the recipe grants.
+    """
     from tqdm import tqdm
     with tqdm(range(recipe.rounds), desc=f"{recipe.name}, seed {recipe.seed}", unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
         crew.bar = None if bar.disable else bar
+        granted = recipe.train.trained_tokens or math.inf
         try:
-            yield from bar
+            yield from itertools.takewhile(lambda _: student().counts.get("tokens_seen", 0) < granted, bar)
         finally:
             crew.bar = None
 

@@ -2,7 +2,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd import checking, slots
+from tasks.opd import asking, slots
 from tasks.opd.artifacts import Artifact, retire
 from tasks.opd.recipe import Recipe
 from tasks.score import teacher_of
@@ -10,7 +10,7 @@ from tasks.stage import run_stage
 from tasks.tracking import noted
 from tasks.workers import Crew
 
-EFFORT = {"micro_batch_tokens", "chunk_tokens", "checkpoint_every"}  # may not change the result
+EFFORT = {"micro_batch_tokens", "chunk_tokens"}  # may not change the result
 
 
 def autocast_of(recipe: Recipe) -> str:
@@ -23,18 +23,18 @@ def autocast_of(recipe: Recipe) -> str:
 def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact, rollouts: Artifact,
                   scores: dict[str, Artifact], crew: Crew, round_index: int) -> Artifact:
     """The student after the round. Hidden states, which fill the disk, then go unless the recipe keeps them."""
-    needs, teacher = checking.needs(recipe), recipe.teacher
+    needs, teacher = asking.needs(recipe), recipe.teacher
     ema = slots.bind(teacher.refresh, "refresh").get("decay") if teacher.model == "self" else None
-    spec = {"terms": [term.model_dump(mode="json") for term in recipe.terms],
-            "loss": recipe.loss.model_dump(mode="json"), "scored": sorted(scores), "ema_decay": ema,
+    teaching = {name: teacher_of(recipe, name, models, student) for name in scores}
+    spec = {"terms": asking.terms_of(recipe), "loss": recipe.loss.model_dump(mode="json"), "ema_decay": ema,
+            "scored": {name: folder for name, (_, folder) in teaching.items()},
             "train": recipe.train.model_dump(mode="json", exclude=EFFORT) | {"autocast": autocast_of(recipe)},
-            "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds, "folder": "model",
+            "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds,
             "vocabulary": models["student"].counts["vocabulary"], "effort": recipe.train.model_dump(include=EFFORT),
             "completion_limit": recipe.rollout.sampling.max_new_tokens}
     inputs = {"rollouts": rollouts, "student": student, **{f"scores:{name}": made for name, made in scores.items()}}
-    for name in (hidden := [name for name in scores if needs[name]["hidden"]]):
-        inputs[f"model:{name}"], spec["folder"] = teacher_of(recipe, name, models, student)
+    inputs |= {f"model:{name}": model for name, (model, _) in teaching.items() if needs[name]["hidden"]}
     made = noted(run_stage("checkpoint", spec, inputs, crew), f"{round_index:04d}", step=round_index)
-    for name in () if recipe.keep_hidden else hidden:
+    for name in () if recipe.keep_hidden else (name for name in scores if needs[name]["hidden"]):
         retire(scores[name], ("hidden.safetensors",))
     return made

@@ -46,9 +46,6 @@ class WorkerFailed(RuntimeError):
 class Listener:
     """What a crew tells about its stages; tracking overrides it."""
 
-    def stage_started(self, stage: str, folder: Path) -> None:
-        """`stage` begins to write to `folder`, its metrics.jsonl included."""
-
     def stage_done(self, artifact: artifacts.Artifact, reused: bool, seconds: float) -> None:
         """`artifact` is there."""
 

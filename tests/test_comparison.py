@@ -1,10 +1,14 @@
-"""The comparison: pairing, intervals, verdicts, seeds and failures, on numbers worked by hand."""
+"""The comparison: pairing, intervals, verdicts, seeds, failures, tokens and placebos, on numbers worked by hand."""
 import json
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from tasks.opd.comparison import bootstrap, compare
+from flows.compare import table_of
+from tasks.opd.artifacts import Artifact
+from tasks.opd.comparison import WIDTH, bootstrap, compare, made_by, spent_in
 
 ASKED = ("a", "b", "c", "d")
 
@@ -88,7 +92,7 @@ def test_tables_say_how_many_seeds_and_what_the_interval_covers():
     for text in (found.to_text(), found.to_markdown()):
         assert "1 seed." in text and "4 prompts" in text and "not of seeds" in text and "+75.0" in text
     header, _, sft, gkd = found.to_text().splitlines()[:4]
-    assert len(header) == len(sft) == max(len(header), len(gkd))  # columns are aligned
+    assert header.index("verdict") == sft.index("baseline") == gkd.index("better")  # columns are aligned
     assert json.loads(found.to_json())["rows"][1]["difference"] == 0.75
 
 
@@ -97,3 +101,156 @@ def test_other_prompts_or_an_unknown_baseline_are_refused():
         compare({("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): {"a": 1.0}}, "sft")
     with pytest.raises(ValueError, match="baseline is 'stf'"):
         compare({("sft", 0): cell(0, 0, 0, 0)}, "stf")
+
+
+def spent(sampled: int, teacher: int, trained: int) -> dict[str, int]:
+    return {"sampled_tokens": sampled, "teacher_tokens": teacher, "trained_tokens": trained}
+
+
+def table_line(text: str, variant: str) -> list[str]:
+    """A variant's cells in the text table."""
+    return re.split(r"  +", next(line for line in text.splitlines() if line.startswith(f"{variant} ")))
+
+
+def test_tokens_are_means_over_the_seeds_that_finished_in_thousands():
+    cells = {("start", 0): cell(0, 0, 0, 0), ("sft", 0): cell(0, 0, 0, 0), ("sft", 1): cell(0, 0, 0, 0),
+             ("gkd", 0): cell(1, 1, 1, 1), ("gkd", 1): "died"}
+    known = {("sft", 0): spent(0, 9000, 2000), ("sft", 1): spent(0, 12000, 2000), ("gkd", 0): spent(1500, 2400, 2000)}
+    found = compare(cells, "start", spent=known)
+    assert row(found, "sft").spent == spent(0, 10500, 2000) and row(found, "gkd").spent == spent(1500, 2400, 2000)
+    assert row(found, "sft").trained_by_seed == {0: 2000, 1: 2000}
+    text = found.to_text()
+    assert table_line(text, "sft")[4:7] == ["0.0", "10.5", "2.0"]
+    assert table_line(text, "gkd")[2:7] == ["100.0", "failed", "1.5", "2.4", "2.0"]
+    assert table_line(text, "start")[-4:-1] == ["-", "-", "-"]
+    assert "| 0.0 | 10.5 | 2.0 |" in found.to_markdown()
+    assert json.loads(found.to_json())["rows"][1]["spent"]["teacher_tokens"] == 10500
+
+
+def test_tokens_that_were_not_counted_are_a_dash_and_a_column_that_nobody_fills_is_left_out():
+    cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}
+    some = compare(cells, "sft", spent={("gkd", 0): {"trained_tokens": 1234567}})
+    assert table_line(some.to_text(), "gkd")[3:6] == ["-", "-", "1,234.6"]
+    assert row(some, "gkd").spent == {"sampled_tokens": None, "teacher_tokens": None, "trained_tokens": 1234567}
+    assert some.trained_equal is None and "Trained tokens are" not in some.to_text()  # of one cell there is no saying
+    none = compare(cells, "sft", spent={("gkd", 0): {}}).to_text()
+    assert "trained" not in none and "placebo" not in none
+
+
+@pytest.mark.parametrize("trained, difference, equal, said", [
+    ((2000, 2000), 0, True, "are equal in 2 cells (largest relative difference 0.0%)"),
+    ((2000, 1990), 0.005, True, "are equal within 1% in 2 cells (largest relative difference 0.5%)"),
+    ((2000, 1500), 0.25, False,
+     "are NOT equal (largest relative difference 25.0%): from 1,500 (gkd, seed 0) to 2,000 (sft, seed 0)"),
+    ((0, 0), 0, True, "are equal in 2 cells")])
+def test_the_table_says_whether_trained_tokens_are_equal(trained, difference, equal, said):
+    cells = {("start", 0): cell(0, 0, 0, 0), ("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}
+    known = {("sft", 0): {"trained_tokens": trained[0]}, ("gkd", 0): {"trained_tokens": trained[1]}}
+    found = compare(cells, "start", spent=known)
+    assert (found.trained_difference, found.trained_equal) == (difference, equal)
+    assert all(f"Trained tokens {said}" in text for text in (found.to_text(), found.to_markdown()))
+    more = compare({**cells, ("tip", 0): cell(0, 0, 0, 0), ("tip", 1): "died"}, "start", spent=known)
+    assert "Not known of 1 more." in more.to_text()
+
+
+PLACEBO = {("sft", 0): cell(0, 0, 0, 0), ("sft", 1): cell(0, 0, 0, 0),
+           ("shuffled", 0): cell(0, 0.5, 0, 0.5), ("shuffled", 1): cell(0, 0, 0.5, 0.5),
+           ("gkd", 0): cell(0.5, 1, 0.5, 1), ("gkd", 1): cell(0.5, 0.5, 1, 1),
+           ("tip", 0): cell(1, 0.5, 0, 0.5), ("tip", 1): "died"}
+
+
+def test_the_difference_to_a_placebo_is_paired_over_prompts_and_seeds():
+    found = compare(PLACEBO, "sft", placebos={"gkd": "shuffled", "tip": "shuffled", "shuffled": ""})
+    gkd, tip = row(found, "gkd"), row(found, "tip")
+    # gkd is 0.5 above it on every prompt of either seed; tip is above it on one prompt in four, and of one seed
+    assert gkd.placebo_difference == 0.5 and gkd.placebo_interval == (0.5, 0.5)
+    assert gkd.placebo_difference_by_seed == {0: 0.5, 1: 0.5} and gkd.placebo_verdict == "above its placebo"
+    assert tip.placebo_difference_by_seed == {0: 0.25} and tip.placebo_difference == 0.25
+    assert tip.placebo_interval[0] == 0 and tip.placebo_verdict == "not above its placebo"
+    assert row(found, "shuffled").placebo == "" and row(found, "shuffled").placebo_verdict == ""
+
+
+def test_what_is_not_above_its_placebo_is_marked_in_every_output_and_the_note_says_what_that_means():
+    found = compare(PLACEBO, "sft", placebos={"gkd": "shuffled", "tip": "shuffled"})
+    for text in (found.to_text(), found.to_markdown()):
+        marked = [line for line in text.splitlines() if "not above its placebo" in line]
+        assert len(marked) == 2 and "tip" in marked[0] and "starts at or below 0" in marked[1]
+        assert "shuffled is the placebo of gkd, tip" in text and "+50.0 [+50.0 +50.0]" in text
+    assert table_line(found.to_text(), "tip")[-1] == "better, not above its placebo"
+    marks = {r["variant"]: r["placebo_verdict"] for r in json.loads(found.to_json())["rows"]}
+    assert marks == {"sft": "", "shuffled": "", "gkd": "above its placebo", "tip": "not above its placebo"}
+
+
+def test_a_placebo_that_is_the_baseline_has_the_baselines_interval():
+    cells = {("sft", 0): cell(0, 0, 1, 1), ("gkd", 0): cell(1, 0.5, 1, 0)}
+    gkd = row(compare(cells, "sft", placebos={"gkd": "sft"}), "gkd")
+    assert gkd.placebo_interval == gkd.interval and gkd.placebo_difference == gkd.difference == 0.125
+
+
+@pytest.mark.parametrize("cells, said", [
+    ({}, "shuffled is the placebo of gkd, but is not compared here"),
+    ({("shuffled", 0): "died"}, "shuffled is the placebo of gkd, but failed")])
+def test_a_placebo_that_is_not_there_or_failed_is_a_dash(cells, said):
+    cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1), **cells}
+    found = compare(cells, "sft", placebos={"gkd": "shuffled"})
+    assert row(found, "gkd").placebo_difference is None and row(found, "gkd").placebo_verdict == ""
+    assert table_line(found.to_text(), "gkd")[-2:] == ["-", "better"]
+    assert all(said in text for text in (found.to_text(), found.to_markdown()))
+
+
+def test_a_kept_table_opens_with_date_command_benchmark_versions_and_seeds():
+    facts = made_by("zoo", ["benchmarks.0.sampling={top_p: 1}"], "tiny",
+                    {"device": "cpu", "versions": {"torch": "2.13.0", "vllm": None, "numpy": "2.4.1"}})
+    text = compare({("sft", 3): cell(0, 0, 0, 0), ("sft", 4): cell(0, 0, 0, 0)}, "sft").to_markdown(facts)
+    first, empty, header = text.splitlines()[:3]
+    assert re.fullmatch(r"date: \d{4}-\d\d-\d\d \d\d:\d\d UTC; command: `opd compare zoo "
+                        r"'benchmarks.0.sampling=\{top_p: 1\}'`; benchmark: tiny; device: cpu; "
+                        r"versions: torch 2.13.0, numpy 2.4.1; seeds: 3, 4", first)
+    assert empty == "" and header.startswith("| variant | mean |")
+
+
+def zoo(seeds: int) -> tuple[list[str], str]:
+    """Seventy variants with the longest names, every third of which failed, and their table as text."""
+    variants = [f"fixed_negative_adv_no_{i:02d}" for i in reversed(range(70))]
+    cells = {(v, s): "died" if i % 3 == 0 else cell(*np.random.default_rng([i, s]).random(4))
+             for i, v in enumerate(variants) for s in range(seeds)}
+    cells = {("opd_reverse_kl", s): cell(0.5, 0.5, 0.5, 0.5) for s in range(seeds)} | cells
+    known = {key: spent(123456, 234567, 123456) for key, value in cells.items() if value != "died"}
+    found = compare(cells, "opd_reverse_kl", spent=known, placebos=dict.fromkeys(variants, variants[1]), resamples=500)
+    return ["opd_reverse_kl", *variants], found.to_text()
+
+
+@pytest.mark.parametrize("seeds", [2, 4])
+def test_seventy_rows_stand_as_given_within_the_width_with_failed_cells_as_failed(seeds):
+    variants, text = zoo(seeds)
+    table = text.split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in table[2:]] == variants
+    assert all(len(line) <= WIDTH for line in table)
+    assert table_line(text, variants[1])[1:1 + seeds] == ["failed"] * seeds
+    tokens = table if seeds == 2 else text.split("\n\n")[1].splitlines()  # wider tables have a second one
+    assert all(["123.5", "234.6", "123.5"] == re.findall(r"\b[12]\d\d\.\d\b", line) for line in tokens
+               if line.startswith(variants[2]))
+    assert [line.split()[0] for line in tokens[2:]] == variants
+
+
+def test_a_suites_rows_stand_in_its_order_with_what_the_checkpoint_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPD_HOME", str(tmp_path))
+
+    def report(name: str, *rewards: float) -> Artifact:
+        made = Artifact(kind="report", fingerprint=name, digest="", counts={})
+        made.path.mkdir(parents=True)
+        (made.path / "report.json").write_text(json.dumps({"mean_reward": cell(*rewards)}))
+        return made
+    counts = {"sampled_tokens": 10, "teacher_tokens": 30, "tokens_seen": 20, "steps": 7}
+    checkpoint = Artifact(kind="checkpoint", fingerprint="c", digest="", counts=counts)
+    assert spent_in(counts) == spent(10, 30, 20) and spent_in({"tokens_seen": 20}) == {"trained_tokens": 20}
+    start = report("start", 0, 0, 0, 0)
+    done = {(name, 0): {"checkpoint": checkpoint, "start": {"tiny": start}, "end": {"tiny": report(name, *rewards)}}
+            for name, rewards in (("gkd", (1, 1, 1, 1)), ("sft", (0.5, 0.5, 0.5, 0.5)))}
+    suite = [(name, 0, SimpleNamespace(about=SimpleNamespace(placebo=placebo)))
+             for name, placebo in (("gkd", "sft"), ("tip", "sft"), ("sft", ""))]
+    found = table_of(done, {("tip", 0): ValueError("no")}, "tiny", "start", suite)
+    assert [r.variant for r in found.rows] == ["start", "gkd", "tip", "sft"]
+    assert row(found, "gkd").placebo_difference == 0.5 and row(found, "gkd").spent == spent(10, 30, 20)
+    assert row(found, "tip").verdict == "failed" and row(found, "tip").placebo == "sft" and found.trained_equal
+    assert table_of(done, {}, "tiny", "start").rows[1].placebo == ""

@@ -18,7 +18,8 @@ from tasks.opd.errors import OpdError
 from tasks.score import teacher_of
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=3",
-        "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16", "accepts=[shift]",
+        "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16",
+        "accepts={shift: random models}",
         "benchmarks.0.count=10", "benchmarks.0.sampling.max_new_tokens=16"]
 
 
@@ -152,7 +153,7 @@ def write_suite(folder, **changes):
 
 
 def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
-    suite = write_suite(tmp_path, variant_set={"gkd": ["accepts=[]"]})  # preflight then refuses random models
+    suite = write_suite(tmp_path, variant_set={"gkd": ["accepts={shift: ''}"]})  # preflight then refuses random models
     result, _ = quietly(compare, suite)
     assert result["failed"] == [["gkd", 0], ["gkd", 1]]
     rows = {row["variant"]: row for row in result["comparison"]["rows"]}
@@ -168,4 +169,4 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
 
 def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
     with pytest.raises(OpdError, match="preflight is red"):
-        quietly(compare, write_suite(tmp_path, variants=["gkd"], seeds=[0]), ["accepts=[]"])
+        quietly(compare, write_suite(tmp_path, variants=["gkd"], seeds=[0]), ["accepts={shift: ''}"])

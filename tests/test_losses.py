@@ -6,11 +6,11 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import rollout, term
+from tiny_models import prepared, rollout, taught, term
 
-from tasks.opd.columns import columns_of
-from tasks.opd.losses import Stats, bind_terms, chunk_loss, coefficients, prepare
+from tasks.opd.losses import Stats, chunk_loss, coefficients
 from tasks.opd.supports import StudentTokens, TeacherTokens
+from tasks.opd.terms import bind_terms
 
 V, T = 3, 3
 PREFIXES = [p for n in range(T) for p in itertools.product(range(V), repeat=n)]
@@ -39,17 +39,17 @@ def autograd(function):
 def trained_gradient(spec, table=STUDENT_TABLE):
     """E over completions of the gradient `chunk_loss` gives under a term with reduction sum: exact, weights by q(y)."""
     rollouts = [rollout(i, [0], list(s)) for i, s in enumerate(SEQUENCES)]
-    columns = columns_of(rollouts, teacher=list(TEACHER_TABLE.log_softmax(-1)[ROWS, TOKENS].view(-1, T)),
+    columns = taught(rollouts, teacher=list(TEACHER_TABLE.log_softmax(-1)[ROWS, TOKENS].view(-1, T)),
                          old=table.log_softmax(-1)[ROWS, TOKENS])
     terms = bind_terms([term(reduction="sum", **spec)])
-    prepared = [prepare(t, columns) for t in terms]
-    coefficient = coefficients(terms, prepared, columns, list(range(len(rollouts))), T)
+    took = [prepared(t, columns) for t in terms]
+    coefficient = coefficients(terms, took, columns, list(range(len(rollouts))), T)
     probability = sequence_logprobs(table).exp().repeat_interleave(T)
     live = table.clone().requires_grad_()
     flat = torch.arange(len(TOKENS))
     student = StudentTokens(logits=live[ROWS], token_ids=TOKENS)
     teacher = FullTeacher(TEACHER_TABLE.log_softmax(-1)[ROWS], sampled=columns.teacher)
-    chunk_loss(terms, prepared, coefficient * probability, flat, columns.old, student, teacher, Stats()).backward()
+    chunk_loss(terms, took, coefficient * probability, flat, student, {"teacher": teacher}, Stats()).backward()
     return live.grad
 
 
@@ -144,14 +144,14 @@ def toy_columns():
     """Two groups: lengths 2, 1 and 3; advantages and reductions are worked by hand below."""
     rows = [rollout(0, [5], [7, 1], group="a", reward=1.0), rollout(1, [5], [1], group="a", reward=0.0),
             rollout(2, [6], [8, 9, 1], group="b", reward=1.0)]
-    return columns_of(rows, teacher=[torch.zeros(2), torch.zeros(1), torch.zeros(3)], old=torch.zeros(6),
+    return taught(rows, teacher=[torch.zeros(2), torch.zeros(1), torch.zeros(3)], old=torch.zeros(6),
                       special_ids=frozenset({1}))
 
 
 def coefficient_of(batch=(0, 1, 2), **spec):
     terms = bind_terms([term(**{"divergence": "forward_kl", "support": "full", **spec})])
     columns = toy_columns()
-    return coefficients(terms, [prepare(t, columns) for t in terms], columns, list(batch), 10)[0].tolist()
+    return coefficients(terms, [prepared(t, columns) for t in terms], columns, list(batch), 10)[0].tolist()
 
 
 def test_reductions_by_hand():
@@ -171,7 +171,7 @@ def test_denominators_valid_kept_weighted_and_shared_by_name():
     shared = [term(divergence="forward_kl", support="full", rows=rows, denominator="pool")
               for rows in ("succeeded", "failed")]
     columns, terms = toy_columns(), bind_terms(shared)
-    out = coefficients(terms, [prepare(t, columns) for t in terms], columns, [0, 1, 2], 10)
+    out = coefficients(terms, [prepared(t, columns) for t in terms], columns, [0, 1, 2], 10)
     assert out[0].tolist() == pytest.approx([1 / 6, 1 / 6, 0, 1 / 6, 1 / 6, 1 / 6])      # 5 + 1 tokens in the pool
     assert out[1].tolist() == pytest.approx([0, 0, 1 / 6, 0, 0, 0])
 
@@ -179,15 +179,15 @@ def test_denominators_valid_kept_weighted_and_shared_by_name():
 def test_special_tokens_are_masked_and_rows_without_signal_leave_the_denominator():
     kept = coefficient_of(weights=["special_token_mask"], denominator="kept")
     assert kept == pytest.approx([1 / 3, 0, 0, 1 / 3, 1 / 3, 0])
-    columns = columns_of([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
+    columns = taught([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
                          old=torch.zeros(3))
     terms = bind_terms([term(divergence="forward_kl", support="full")])
-    out = coefficients(terms, [prepare(terms[0], columns)], columns, [0, 1], 10)[0]
+    out = coefficients(terms, [prepared(terms[0], columns)], columns, [0, 1], 10)[0]
     assert out.tolist() == pytest.approx([0.5, 0.5, 0])
 
 
 def test_return_to_go_by_hand():
-    columns = columns_of([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4, dtype=torch.float64),
+    columns = taught([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4, dtype=torch.float64),
                          teacher=[torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64),
                                   torch.tensor([9.0], dtype=torch.float64)])
     from tasks.opd.advantages import return_to_go
@@ -198,7 +198,7 @@ def test_return_to_go_by_hand():
 
 def test_the_shifted_control_rotates_the_teacher_within_each_completion():
     from tasks.opd.advantages import shifted_gap
-    columns = columns_of([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4),
+    columns = taught([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4),
                          teacher=[torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0])])
     assert shifted_gap(columns).tolist() == [3, 1, 2, 9]
 
@@ -209,28 +209,28 @@ def test_grpo_by_hand():
     rows = [rollout(i, [5], [2], group="g", reward=float(r)) for i, r in enumerate(rewards)]
     rows += [rollout(8, [5], [2], group="alone", reward=3.0), rollout(9, [5], [2], group="same", reward=1.0),
              rollout(10, [5], [2], group="same", reward=1.0)]
-    columns = columns_of(rows, old=torch.zeros(11, dtype=torch.float64))
+    columns = taught(rows, old=torch.zeros(11, dtype=torch.float64))
     values = grpo(columns).tolist()
     assert values[0] == pytest.approx(1.61983525, abs=1e-7) and values[1] == pytest.approx(-0.53994508, abs=1e-7)
     assert values[8:] == [0, 0, 0]
     assert grpo(columns, scale=False).tolist()[0] == 0.75
     with pytest.raises(ValueError, match="grader"):
-        grpo(columns_of([rollout(0, [5], [2])]))
+        grpo(taught([rollout(0, [5], [2])]))
 
 
 def test_a_term_never_sees_what_stands_at_masked_tokens():
-    columns = columns_of([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
+    columns = taught([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
                          old=torch.zeros(3))
     terms = bind_terms([term(divergence="reverse_kl", support="full")])
-    prepared = [prepare(terms[0], columns)]
-    coefficient = coefficients(terms, prepared, columns, [0, 1], 10)
+    took = [prepared(terms[0], columns)]
+    coefficient = coefficients(terms, took, columns, [0, 1], 10)
     full = torch.zeros(3, 10, dtype=torch.float64).log_softmax(-1)
     full[2] = torch.nan
     logits = torch.randn(3, 10, dtype=torch.float64, requires_grad=True)
     teacher = FullTeacher(full, sampled=None)
     teacher.select = lambda index: FullTeacher(full[index], sampled=None)
-    loss = chunk_loss(terms, prepared, coefficient, torch.arange(3), columns.old, StudentTokens(
-        logits=logits, token_ids=torch.tensor([7, 1, 1])), teacher, Stats())
+    loss = chunk_loss(terms, took, coefficient, torch.arange(3), StudentTokens(
+        logits=logits, token_ids=torch.tensor([7, 1, 1])), {"teacher": teacher}, Stats())
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all() and logits.grad[2].abs().max() == 0
 

@@ -44,7 +44,7 @@ def inputs(tmp_path):
 def score(inputs, out, session, context="same", **other):
     want = {"sampled": True, "top_k": 3, "entropy": True, "hidden": True}
     spec = {"context": {"name": context, "params": {}}, "want": want, "folder": "model", "temperature": 1.0,
-            "engine": ENGINE, "context_tokens": 64, "vocabulary": 60, **other}
+            "engine": ENGINE, "domains": None, "context_tokens": 64, "vocabulary": 60, **other}
     out.mkdir(parents=True, exist_ok=True)
     return score_rollouts(inputs, spec, out, session), read_signal(out)
 

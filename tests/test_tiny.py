@@ -18,7 +18,7 @@ def tokenizer():
 
 def prompt_of(problem: tiny.Problem) -> Prompt:
     return Prompt(prompt_id="t:0", index=0, text=problem.text, token_ids=[], answer=problem.answer,
-                  solution=problem.solution, entry=json.dumps(problem.entry), domain="tiny")
+                  solution=problem.solution, entry=json.dumps(problem.entry), domain=problem.domain)
 
 
 HAND = tiny.Problem(text="Tom in Rome has 23 figs. Monday buys 7, Tuesday eats 9. How many figs?", start=23,

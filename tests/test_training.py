@@ -1,20 +1,20 @@
 """The trainer on real tiny models: invariances of the gradient, exact resume, what stops it."""
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import random_rollouts, rollout, term, tiny_llama, train_spec, write_tokenizer
+from tiny_models import prepared, random_rollouts, rollout, taught, term, tiny_llama, train_spec, write_tokenizer
 
 from tasks.opd.artifacts import fingerprint_of
 from tasks.opd.batches import micro_batches, optimizer_batches, pack
 from tasks.opd.engines import Signal
 from tasks.opd.errors import NonFinite
 from tasks.opd.heads import head_of, hidden_states
-from tasks.opd.losses import Stats, bind_terms, coefficients
+from tasks.opd.losses import Stats, coefficients
 from tasks.opd.records import Rollout, write_rows
 from tasks.opd.scored import make_scored
 from tasks.opd.session import Session
+from tasks.opd.terms import bind_terms
 from tasks.opd.training import accumulate, start_round, train_student
 
 LENGTHS = [(3, 5), (2, 9), (4, 1), (3, 2), (1, 7)]
@@ -42,7 +42,11 @@ def signal_of(model, rollouts, top_k=4):
 
 
 def scored_by(model, rollouts):
-    return make_scored(rollouts, signal_of(model, rollouts), head_of(model), 1.0)
+    return scored_set(rollouts, signal_of(model, rollouts), model)
+
+
+def scored_set(rollouts, signal, model):
+    return make_scored(rollouts, {"teacher": signal}, {"teacher": head_of(model)}, 1.0)
 
 
 def gradient(student, scored, terms, **effort):
@@ -51,10 +55,10 @@ def gradient(student, scored, terms, **effort):
     spec["effort"] |= effort
     bound = bind_terms(terms)
     student.zero_grad()
-    forward, prepared = start_round(student, scored, bound, spec, frozenset({1}))
+    forward, took = start_round(student, scored, bound, spec, frozenset({1}))
     everything = list(range(len(scored.rollouts)))
-    coefficient = coefficients(bound, prepared, forward.columns, everything, spec["completion_limit"])
-    loss = accumulate(forward, bound, prepared, coefficient, everything, scored, Stats())
+    coefficient = coefficients(bound, took, forward.columns, everything, spec["completion_limit"])
+    loss = accumulate(forward, bound, took, coefficient, everything, scored, Stats())
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in student.parameters()]
     return torch.cat([g.flatten() for g in grads]), loss
 
@@ -107,8 +111,8 @@ def test_teacher_equal_to_student_gives_no_gradient_and_a_shifted_teacher_does(p
     value, loss = gradient(student, same, TERMS[name])
     assert value.abs().max() < 1e-12 and abs(loss) < 1e-12
     rolled = [Signal(**{key: getattr(s, key).roll(1, 0) for key in ("sampled", "ids", "logprobs", "hidden")})
-              for s in same.signal]
-    moved, _ = gradient(student, make_scored(rollouts, rolled, same.head, 1.0), TERMS[name])
+              for s in same.signals["teacher"]]
+    moved, _ = gradient(student, scored_set(rollouts, rolled, student), TERMS[name])
     assert moved.norm() > 1e-2
 
 
@@ -129,13 +133,11 @@ def test_the_mask_covers_the_completion_with_its_eos_and_nothing_else():
 
 
 def test_only_the_policys_tokens_train_unless_a_term_says_all():
-    from tasks.opd.columns import columns_of
-    from tasks.opd.losses import prepare
     from tasks.opd.records import DATASET, ENVIRONMENT, STUDENT, TEACHER
-    columns = columns_of([rollout(0, [5], [7, 8, 9, 1], author=[STUDENT, TEACHER, ENVIRONMENT, STUDENT]),
-                          rollout(1, [5], [7, 1], author=DATASET)])
+    columns = taught([rollout(0, [5], [7, 8, 9, 1], author=[STUDENT, TEACHER, ENVIRONMENT, STUDENT]),
+                      rollout(1, [5], [7, 1], author=DATASET)])
     def mask(rows):
-        return prepare(bind_terms([term(divergence="nll", rows=rows)])[0], columns).mask.tolist()
+        return prepared(bind_terms([term(divergence="nll", rows=rows)])[0], columns).mask.tolist()
     assert mask("sampled") == [True, False, False, True, False, False]
     assert mask("all") == [True, True, False, True, True, True]
 
@@ -204,8 +206,8 @@ def test_a_checkpoint_opens_with_its_tokenizer(tmp_path):
 def test_a_nan_stops_training_before_the_step_and_names_the_rollouts(pair):
     student, teacher, rollouts = pair
     scored = scored_by(teacher, rollouts)
-    scored.signal[1].sampled[0] = torch.nan
-    bad = make_scored(rollouts, scored.signal, scored.head, 1.0)
+    scored.signals["teacher"][1].sampled[0] = torch.nan
+    bad = scored_set(rollouts, scored.signals["teacher"], teacher)
     with pytest.raises(NonFinite, match="r1"):
         gradient(student, bad, TERMS["sampled"], micro_batch_tokens=1)
 
@@ -214,9 +216,9 @@ def test_clipped_share_and_position_gaps_are_reported(pair):
     student, teacher, rollouts = pair
     spec = train_spec([term(divergence="forward_kl", support="full", clip={"at": "entry", "limit": 0.05})])
     bound, stats = bind_terms(spec["terms"]), Stats()
-    forward, prepared = start_round(student, scored_by(teacher, rollouts), bound, spec, frozenset())
-    coefficient = coefficients(bound, prepared, forward.columns, [0, 1, 2, 3, 4], 16)
-    accumulate(forward, bound, prepared, coefficient, [0, 1, 2, 3, 4], scored_by(teacher, rollouts), stats)
+    forward, took = start_round(student, scored_by(teacher, rollouts), bound, spec, frozenset())
+    coefficient = coefficients(bound, took, forward.columns, [0, 1, 2, 3, 4], 16)
+    accumulate(forward, bound, took, coefficient, [0, 1, 2, 3, 4], scored_by(teacher, rollouts), stats)
     means = stats.means()
     assert 0 < means["forward_kl/clipped_token_share"] <= 1
     assert means["forward_kl/clipped_entries_per_token"] >= means["forward_kl/clipped_token_share"]
@@ -234,7 +236,8 @@ def test_signals_of_rollouts_without_one_are_laid_flat_as_zeros(pair):
     _, teacher, rollouts = pair
     signal = signal_of(teacher, rollouts)
     signal[2] = None
-    scored = make_scored(rollouts, signal, head_of(teacher), 1.0)
-    assert scored.flat["hidden"].shape[0] == sum(len(r.token_ids) for r in rollouts)
-    assert scored.sampled[2] is None and replace(scored, temperature=1.0).flat["sampled"][14] == 0
+    scored = scored_set(rollouts, signal, teacher)
+    assert scored.flat["teacher"]["hidden"].shape[0] == sum(len(r.token_ids) for r in rollouts)
+    assert scored.has_signal("teacher").tolist() == [True, True, False, True, True]
+    assert scored.flat["teacher"]["sampled"][14] == 0 and torch.isnan(scored.column("teacher", "sampled")[14])
     assert fingerprint_of(Path("x/.tmp-abc-123")) == "abc" == fingerprint_of(Path("x/abc"))

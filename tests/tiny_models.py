@@ -36,6 +36,27 @@ def random_rollouts(lengths: list[tuple[int, int]], *, vocabulary: int = 20, see
             for i, (row, (p, _)) in enumerate(zip(rows, lengths))]
 
 
+def taught(rollouts: list[Rollout], *, teacher: list | None = None, old=None, special_ids=frozenset()):
+    """Columns of rollouts with a teacher's log-probabilities [T] for each, or None, and the student's old ones [N]."""
+    from dataclasses import replace
+
+    from tasks.opd.columns import columns_of
+    columns = columns_of(rollouts, special_ids=special_ids, vocabulary=20)
+    signals = teacher or [None] * len(rollouts)
+    blank = [torch.full((len(r.token_ids),), torch.nan) for r in rollouts]
+    return replace(columns, has_signal=torch.tensor([s is not None for s in signals]),
+                   old=columns.old if old is None else old,
+                   teacher=torch.cat([b if s is None else s for s, b in zip(signals, blank)]))
+
+
+def prepared(term, columns):
+    """What a term takes from columns, after its mask."""
+    from dataclasses import replace
+
+    from tasks.opd.terms import prepare, taking_part
+    return prepare(term, replace(columns, mask=taking_part(term, columns)))
+
+
 def term(**changes) -> dict:
     """A term's spec with the schema's defaults."""
     from tasks.opd.recipe import Term
@@ -47,7 +68,7 @@ def train_spec(terms: list[dict], **changes) -> dict:
     from tasks.opd.recipe import Train
     train = {**Train().model_dump(mode="json"), "autocast": "off", **changes.pop("train", {})}
     return {"terms": terms, "train": train, "loss": {"temperature": 1.0}, "seed": 0, "round": 0, "rounds": 1,
-            "scored": [], "vocabulary": 20, "completion_limit": 16, "ema_decay": None,
+            "scored": {}, "vocabulary": 20, "completion_limit": 16, "ema_decay": None,
             "effort": {"micro_batch_tokens": 10_000, "chunk_tokens": 1000}, **changes}
 
 

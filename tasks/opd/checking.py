@@ -5,17 +5,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tasks.opd import slots
-from tasks.opd.recipe import Recipe, Slot, Source, Term
+from tasks.opd.asking import (
+    COLUMNS,
+    OF_EXPERTS,
+    OF_STUDENT,
+    asks,
+    columns_read,
+    compares,
+    completed,
+    main_models,
+    models_named,
+    needs,
+    needs_teacher,
+    on_tokens_written,
+)
+from tasks.opd.recipe import Recipe, Source, Term
 from tasks.opd.slots import Problem
 
-COLUMNS = ("sampled", "top_k", "entropy", "hidden")
 ENGINES = {  # engine -> what it can score
     "torch": frozenset({"sampled", "top_k", "entropy", "hidden"}),
     "vllm": frozenset({"sampled", "top_k"}),
-}
-SUPPORT_NEEDS = {  # support -> columns of the teacher's signal ("k": its own parameter); not listed: hidden
-    "sampled": {"sampled": True}, "teacher_top_k": {"top_k": "k"},
-    "student_top_k": {"hidden": True}, "full": {"hidden": True},
 }
 WAY_OUT = {"hidden": "use engine.name=torch, or support teacher_top_k, which needs only the teacher's k likeliest",
            "entropy": "use engine.name=torch"}
@@ -40,19 +49,6 @@ def problems(recipe: Recipe) -> list[Problem]:
     return found
 
 
-def needs(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """What each teacher must give, the union over the terms: model name -> {sampled, top_k, entropy, hidden}."""
-    wants: dict[str, dict[str, Any]] = {}
-    for term in recipe.terms:
-        if not needs_teacher(term):
-            continue
-        want = wants.setdefault(recipe.teacher.model, {"sampled": False, "top_k": 0, "entropy": False, "hidden": False})
-        for column, amount in SUPPORT_NEEDS.get(term.support.name, {"hidden": True}).items():
-            amount = completed(term.support, "support").get("k") if amount == "k" else amount
-            want[column] = max(want[column], amount or 0) if column == "top_k" else bool(amount) or want[column]
-    return wants
-
-
 def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str, Any]:
     """What `opd check` shows, JSON-able: problems, what the teachers must give, what the engine can, files read."""
     read = {source.rsplit(":", 1)[0] for source in (provenance or {}).values() if not source.startswith("override ")}
@@ -61,56 +57,65 @@ def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str
             "files": sorted(read)}
 
 
-def completed(slot: Slot, kind: str) -> dict[str, Any]:
-    """A slot's parameters with defaults; what is wrong with them is reported elsewhere."""
-    return slots.check(slot, kind)[0]
-
-
-def needs_teacher(term: Term) -> bool:
-    """Whether the term reads a teacher's signal."""
-    kind, slot = ("divergence", term.divergence) if term.divergence else ("advantage", term.advantage)
-    return slot.name not in slots.constant(kind, "WITHOUT_TEACHER", frozenset())
-
-
-def on_tokens_written(term: Term) -> bool:
-    """Whether the term judges only the tokens written, so that the law they were drawn from matters."""
-    return term.support.name == "sampled" and (term.advantage is not None or needs_teacher(term))
-
-
 def divergence_fits(recipe: Recipe, term: Term, key: str) -> Found:
     """A divergence has a support to sum over, and an estimator made for it."""
     if term.divergence is None:
         return
     name, support, estimator = term.divergence.name, term.support.name, term.estimator.name
     takes = slots.constant("estimator", "TAKES", {}).get(estimator)
-    if takes == "advantage":
-        way = ", or advantage: teacher_gap in place of the divergence" if needs_teacher(term) else ""
+    if takes in ("advantage", "candidates"):
+        way = ", or advantage: teacher_gap in place of the divergence" if compares(term) else ""
         message = f"needs an advantage, but the term has divergence {name}; use estimator: exact{way}"
         yield Problem(f"{key}.estimator", message, estimator)
-    elif takes == "target" and (name != "reverse_kl" or support != "sampled"):
-        message = f"estimates reverse_kl on support sampled, not {name} on {support}; use those, or estimator: exact"
+    elif takes == "target" and (name != "reverse_kl" or support != "sampled" or term.target.name != "teacher"):
+        message = f"estimates reverse_kl to target teacher on support sampled, not {name} to {term.target.name} on " \
+                  f"{support}; use those, or estimator: exact"
         yield Problem(f"{key}.estimator", message, estimator)
-    elif takes == "divergence" and support == "sampled" and needs_teacher(term):
+    elif takes == "divergence" and support == "sampled" and compares(term):
         way = ", or estimator: k2 or k3, or advantage: teacher_gap" if name == "reverse_kl" else ""
         yield Problem(f"{key}.support", f"{name} with estimator {estimator} compares distributions, not one token; "
                       f"use support: full, teacher_top_k or student_top_k{way}", support)
-    if not needs_teacher(term) and support != "sampled":
+    if not compares(term) and support != "sampled":
         yield Problem(f"{key}.support", f"{name} is of the tokens written; use support: sampled", support)
 
 
 def advantage_fits(recipe: Recipe, term: Term, key: str) -> Found:
-    """An advantage is of tokens written, goes into a policy gradient, and a group has at least two rollouts."""
+    """An advantage is of tokens written, or of candidates on a support, and goes into the policy gradient for it."""
     if term.advantage is None:
         return
-    name = term.advantage.name
-    if slots.constant("estimator", "TAKES", {}).get(term.estimator.name) != "advantage":
-        yield Problem(f"{key}.estimator", f"advantage {name} needs estimator: policy_gradient", term.estimator.name)
-    if term.support.name != "sampled":
-        message = f"advantage {name} is of the tokens written; use support: sampled"
-        yield Problem(f"{key}.support", message, term.support.name)
-    if name == "grpo" and not any(writer.n >= 2 for writer in recipe.rollout.writers if writer.name == "student"):
-        yield Problem("rollout.writers", f"{key} has advantage grpo, which compares the rollouts of a prompt; "
-                      "give the writer student n: 2 or more")
+    name, candidates = term.advantage.name, "candidates" in columns_read(term)
+    fitting = "candidate_policy_gradient" if candidates else "policy_gradient"
+    if term.estimator.name != fitting:
+        yield Problem(f"{key}.estimator", f"advantage {name} needs estimator: {fitting}", term.estimator.name)
+    if candidates == (term.support.name == "sampled"):
+        message = "of the tokens written; use support: sampled" if not candidates else \
+            "of candidates; use support: student_top_k, teacher_top_k, union, intersection or full"
+        yield Problem(f"{key}.support", f"advantage {name} is {message}", term.support.name)
+
+
+def groups_exist(recipe: Recipe, term: Term, key: str) -> Found:
+    """What compares the rollouts of a prompt needs at least two of them."""
+    chosen = [("advantage", term.advantage), ("rows", term.rows)]
+    chosen += [("context", recipe.teacher.context)] if needs_teacher(term) else []
+    several = any(writer.n >= 2 for writer in recipe.rollout.writers if writer.name == "student")
+    for kind, slot in chosen:
+        if slot and slot.name in slots.constant(kind, "GROUPED", frozenset()) and not several:
+            yield Problem("rollout.writers", f"{key} has {kind} {slot.name}, which compares the rollouts of a prompt; "
+                          "give the writer student n: 2 or more")
+
+
+def support_is_whole(recipe: Recipe, term: Term, key: str) -> Found:
+    """A divergence over part of the vocabulary says what becomes of the rest."""
+    how = completed(term.support, "support").get("renormalise")
+    if term.divergence is None or not compares(term):
+        return
+    if how == "none":
+        yield Problem(f"{key}.support.renormalise", "a raw top-k divergence pushes the student's mass out of the "
+                      "support; use both or tail, or advantage: candidate_gap with estimator: "
+                      "candidate_policy_gradient", "none")
+    if how == "teacher" and term.divergence.name != "forward_kl":
+        yield Problem(f"{key}.support.renormalise", f"only the teacher renormalised is for forward_kl, not "
+                      f"{term.divergence.name}; use both or tail", "teacher")
 
 
 def support_says_something(recipe: Recipe, term: Term, key: str) -> Found:
@@ -130,7 +135,7 @@ def clip_has_a_sum(recipe: Recipe, term: Term, key: str) -> Found:
 
 def law_is_whole(recipe: Recipe, term: Term, key: str) -> Found:
     """Terms on the tokens written need the law they assume: the one sampled from."""
-    if not on_tokens_written(term) or "truncated_sampling" in recipe.accepts:
+    if not on_tokens_written(term) or recipe.accepts.get("truncated_sampling"):
         return
     law, tau = recipe.rollout.sampling, recipe.loss.temperature
     odd = {"rollout.sampling.top_p": (law.top_p, law.top_p < 1), "rollout.sampling.top_k": (law.top_k, law.top_k > 0),
@@ -138,7 +143,8 @@ def law_is_whole(recipe: Recipe, term: Term, key: str) -> Found:
     for name, (value, bad) in odd.items():
         if bad and any(writer.name == "student" for writer in recipe.rollout.writers):
             yield Problem(name, f"{key} learns from tokens written, to be drawn from the student's own law: top_p 1, "
-                          f"top_k 0, temperature {tau} (loss.temperature); or say accepts: [truncated_sampling]", value)
+                          f"top_k 0, temperature {tau} (loss.temperature); or say accepts: {{truncated_sampling: why}}",
+                          value)
 
 
 def rows_exist(recipe: Recipe, term: Term, key: str) -> Found:
@@ -150,27 +156,41 @@ def rows_exist(recipe: Recipe, term: Term, key: str) -> Found:
 
 
 def teacher_is_there(recipe: Recipe) -> Found:
-    """The teacher's name is a model of the pair, where a term needs it; only the student's own weights refresh."""
-    teacher = recipe.teacher
-    known = ["teacher", *recipe.pair.others, "self"]
-    if any(map(needs_teacher, recipe.terms)) and teacher.model not in known:
-        message = f"unknown model of pair {recipe.pair.name}; {slots.nearest(teacher.model, known)}"
-        yield Problem("teacher.model", message, teacher.model)
+    """Models that terms look at are models of the pair; only the student's own weights refresh."""
+    teacher, pair = recipe.teacher, recipe.pair
+    known = ["teacher", *pair.others, *sorted(OF_STUDENT)]
+    teaching = [*known, *sorted(OF_EXPERTS)]
+    if any(needs_teacher(term) and "teacher" in main_models(term) for term in recipe.terms):
+        if teacher.model not in teaching:
+            message = f"unknown model of pair {pair.name}; {slots.nearest(teacher.model, teaching)}"
+            yield Problem("teacher.model", message, teacher.model)
+        if teacher.model in OF_EXPERTS and not pair.experts:
+            yield Problem("teacher.model", f"pair {pair.name} has no experts; name a model for each domain: "
+                          "pair.experts: {domain: model}", teacher.model)
+    for domain, model in pair.experts.items():
+        if model not in ("teacher", *pair.others):
+            message = f"unknown model of pair {pair.name}; {slots.nearest(model, ['teacher', *pair.others])}"
+            yield Problem(f"pair.experts.{domain}", message, model)
+    for index, term in enumerate(recipe.terms):
+        for name in (name for name in models_named(term) if name not in known):
+            message = f"unknown model of pair {pair.name}; {slots.nearest(name, known)}; name it in pair.others"
+            yield Problem(f"terms.{index}.target", message, name)
     if teacher.refresh.name != "frozen" and teacher.model != "self":
         message = f"model {teacher.model} never changes; use refresh: frozen, or teacher.model: self"
         yield Problem("teacher.refresh", message, teacher.refresh.name)
-    for name in {"student", "teacher", "self"} & set(recipe.pair.others):
+    for name in ({"student", "teacher"} | OF_STUDENT | OF_EXPERTS) & set(pair.others):
         yield Problem(f"pair.others.{name}", "is taken; name it otherwise")
 
 
 def solutions_exist(recipe: Recipe) -> Found:
     """Worked solutions are there for who copies or shows them."""
-    source = recipe.prompts.source
+    source, context = recipe.prompts.source, recipe.teacher.context.name
     if SOLVED.get(source.name, lambda params: True)(completed(source, "source")):
         return
     way = "use a source with worked solutions (tiny, reasoning_gym gsm_symbolic, or name the field: `solution`)"
-    if recipe.teacher.context.name == "solution" and any(map(needs_teacher, recipe.terms)):
-        yield Problem("teacher.context", f"source {source.name} has no solutions; {way}", "solution")
+    showing = slots.constant("context", "NEEDS_SOLUTION", frozenset())
+    if context in showing and any(map(needs_teacher, recipe.terms)):
+        yield Problem("teacher.context", f"source {source.name} has no solutions; {way}", context)
     for index, writer in enumerate(recipe.rollout.writers):
         if writer.name == "dataset":
             message = f"source {source.name} has no solutions to copy; {way}"
@@ -217,8 +237,7 @@ def engine_can(recipe: Recipe) -> Found:
     """The engine gives every column the terms need."""
     for model, want in needs(recipe).items():
         for column in (c for c in COLUMNS if want[c] and c not in ENGINES[recipe.engine.name]):
-            asking = [f"terms.{i}.support {t.support.name}" for i, t in enumerate(recipe.terms)
-                      if needs_teacher(t) and column in SUPPORT_NEEDS.get(t.support.name, {"hidden": True})]
+            asking = [f"terms.{i}" for i, term in enumerate(recipe.terms) if column in asks(term)]
             yield Problem("engine.name", f"cannot give {column} of model {model}, which {', '.join(asking)} needs; "
                           f"{WAY_OUT.get(column, 'use engine.name=torch')}", recipe.engine.name)
 
@@ -226,4 +245,5 @@ def engine_can(recipe: Recipe) -> Found:
 RULES: list[Callable[[Recipe], Found]] = [
     teacher_is_there, solutions_exist, prompts_fit, splits_are_disjoint, engine_can]
 TERM_RULES: list[Callable[[Recipe, Term, str], Found]] = [
-    divergence_fits, advantage_fits, support_says_something, clip_has_a_sum, law_is_whole, rows_exist]
+    divergence_fits, advantage_fits, groups_exist, support_is_whole, support_says_something, clip_has_a_sum,
+    law_is_whole, rows_exist]

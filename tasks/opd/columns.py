@@ -13,8 +13,25 @@ from tasks.opd.records import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """A term's support at each token, the student at the round's start; S tokens, not all of which need be there."""
+    ids: Tensor                   # [N, S] long, -1 where there is none
+    student: Tensor               # [N, S] nats over the full softmax, -inf where there is none
+    target: Tensor                # [N, S] nats, -inf where there is none
+
+    @property
+    def there(self) -> Tensor:
+        """Which of the S are tokens: bool [N, S]."""
+        return self.ids >= 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Everything known of a token before the round's first optimizer step."""
+    """Everything known of a token before the round's first optimizer step.
+
+    The last block belongs to one term: its target's, and only what its slots ask for in their `NEEDS`; NaN elsewhere,
+    and at tokens outside `mask`.
+    """
     token_ids: Tensor             # [N] long
     rollout: Tensor               # [N] long, index of the token's rollout
     position: Tensor              # [N] long, 0 at the completion's first token
@@ -25,8 +42,17 @@ class Columns:
     reward: Tensor                # [R] NaN where ungraded
     sampler: Tensor               # [N] nats, of the law sampled from; NaN where the writer gave none
     old: Tensor                   # [N] nats, the student at the round's start; NaN until `with_old`
-    teacher: Tensor               # [N] nats, the teacher; NaN where it gave no signal
-    has_signal: Tensor            # [R] bool, the teacher had a context for this rollout
+    domain: list[str]             # R names
+    vocabulary: int               # V, ids that name a token
+    has_signal: Tensor            # [R] bool, the term's models had a context for this rollout
+    mask: Tensor                  # [N] bool, the term's tokens: statistics of weights and advantages are over these
+    teacher: Tensor               # [N] nats, the term's target at the token written
+    entropy: Tensor               # [N] nats, of the student's distribution
+    teacher_entropy: Tensor       # [N] nats, of the teacher's
+    divergence: Tensor            # [N] nats, the term's own divergence, clip and all
+    forward_kl: Tensor            # [N] nats, to the term's target over the whole vocabulary
+    reverse_kl: Tensor            # [N] nats, likewise
+    candidates: Candidates | None # the term's support; None unless its estimator takes candidates
 
     @property
     def num_tokens(self) -> int:
@@ -50,14 +76,12 @@ class Columns:
         return torch.zeros(self.num_rollouts, dtype=torch.float64).index_add_(0, self.rollout, values.double())
 
 
-def columns_of(rollouts: list[Rollout], *, teacher: list[Tensor | None] | None = None, old: Tensor | None = None,
-               special_ids: frozenset[int] = frozenset()) -> Columns:
-    """Columns of rollouts; `teacher` holds the teacher's log-probabilities [T] of each rollout, or None without any."""
+def columns_of(rollouts: list[Rollout], *, special_ids: frozenset[int] = frozenset(), vocabulary: int = 0) -> Columns:
+    """Columns of rollouts, with what no model is needed for."""
     lengths = torch.tensor([len(r.token_ids) for r in rollouts])
     token_ids = torch.tensor([t for r in rollouts for t in r.token_ids])
     names = {name: i for i, name in enumerate(dict.fromkeys(r.group_id for r in rollouts))}
-    signals = teacher or [None] * len(rollouts)
-    blank = [torch.full((len(r.token_ids),), math.nan) for r in rollouts]
+    blank = torch.full((token_ids.numel(),), math.nan)
     return Columns(
         token_ids=token_ids,
         rollout=torch.repeat_interleave(torch.arange(len(rollouts)), lengths),
@@ -68,7 +92,7 @@ def columns_of(rollouts: list[Rollout], *, teacher: list[Tensor | None] | None =
         group=torch.tensor([names[r.group_id] for r in rollouts]),
         reward=torch.tensor([math.nan if r.reward is None else r.reward for r in rollouts]),
         sampler=torch.tensor([x for r in rollouts for x in r.logprobs]),
-        old=torch.full((token_ids.numel(),), math.nan) if old is None else old,
-        teacher=torch.cat([b if s is None else s.to(torch.float64 if s.dtype == torch.float64 else torch.float32)
-                           for s, b in zip(signals, blank)]),
-        has_signal=torch.tensor([s is not None for s in signals]))
+        domain=[r.domain for r in rollouts], vocabulary=vocabulary,
+        has_signal=torch.ones(len(rollouts), dtype=torch.bool), mask=torch.ones_like(token_ids, dtype=torch.bool),
+        old=blank, teacher=blank, entropy=blank, teacher_entropy=blank, divergence=blank, forward_kl=blank,
+        reverse_kl=blank, candidates=None)

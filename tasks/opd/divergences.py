@@ -2,8 +2,10 @@
 
 Each function takes log-probabilities of both on one support, [..., S], and folds the entries of its sum over the last
 axis. `fold` is where a term cuts entries off (see `losses`); left alone, it is the plain sum. Everything is safe at
--inf: an entry of probability zero contributes what the mathematics says (0 log 0 = 0), in value and in gradient.
+-inf on either side or both: an entry of probability zero contributes what the mathematics says (0 log 0 = 0), in value
+and in gradient. A KL's entry that is truly infinite stays so; it is a constant and passes no gradient on.
 """
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -12,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 Fold = Callable[[Tensor], Tensor]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 def total(entries: Tensor) -> Tensor:
@@ -20,32 +23,50 @@ def total(entries: Tensor) -> Tensor:
 
 
 def relative(left: Tensor, right: Tensor) -> Tensor:
-    """Entries of KL(left || right): exp(left) * (left - right), and 0 where left is -inf. [..., S] -> [..., S]."""
-    there = left > -torch.inf
-    left, right = torch.where(there, left, 0.0), torch.where(there, right, 0.0)
-    return torch.where(there, left.exp() * (left - right), 0.0)
+    """Entries of KL(left || right): exp(left) * (left - right); 0 where left is -inf, else inf where right is.
+
+    [..., S] -> [..., S].
+    """
+    possible, covered = left != -torch.inf, right != -torch.inf
+    both = possible & covered
+    left, right = torch.where(both, left, 0.0), torch.where(both, right, 0.0)
+    return (left.exp() * (left - right)).masked_fill(possible & ~covered, torch.inf)
 
 
-def forward_kl(teacher: Tensor, student: Tensor, fold: Fold = total) -> Tensor:
+def mixture(teacher_logprobs: Tensor, student_logprobs: Tensor, share: float) -> Tensor:
+    """log(share * teacher + (1 - share) * student): [..., S] nats -> [..., S] nats.
+
+    Raises: ValueError unless 0 < share < 1; a divergence from the teacher or the student alone is a plain KL.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"a mixture with {share} of the teacher: the share must lie between 0 and 1; at the ends use "
+                         "forward_kl or reverse_kl")
+    somewhere = (teacher_logprobs != -torch.inf) | (student_logprobs != -torch.inf)
+    # logaddexp of twice -inf has no gradient
+    mix = torch.logaddexp(torch.where(somewhere, teacher_logprobs, 0.0) + math.log(share),
+                          student_logprobs + math.log1p(-share))
+    return torch.where(somewhere, mix, -torch.inf)
+
+
+def forward_kl(teacher_logprobs: Tensor, student_logprobs: Tensor, fold: Fold = total) -> Tensor:
     """KL(teacher || student) at each token, in nats: [..., S] -> [...]. Covers the teacher's modes.
 
     Its gradient with respect to the student's logits is student - teacher.
     Source: word-level knowledge distillation, arXiv:1606.07947; GKD, arXiv:2306.13649.
     """
-    return fold(relative(teacher, student))
+    return fold(relative(teacher_logprobs, student_logprobs))
 
 
-def reverse_kl(teacher: Tensor, student: Tensor, fold: Fold = total) -> Tensor:
+def reverse_kl(teacher_logprobs: Tensor, student_logprobs: Tensor, fold: Fold = total) -> Tensor:
     """KL(student || teacher) at each token, in nats: [..., S] -> [...]. Seeks the teacher's modes.
 
     Its gradient with respect to the student's logits is student * (log student - log teacher - KL).
     Source: MiniLLM, arXiv:2306.08543; GKD, arXiv:2306.13649.
     """
-    return fold(relative(student, teacher))
+    return fold(relative(student_logprobs, teacher_logprobs))
 
 
-def jsd(teacher: Tensor, student: Tensor, fold: Fold = total, *,
-        beta: Annotated[float, Field(gt=0, lt=1)] = 0.5) -> Tensor:
+def jsd(teacher_logprobs: Tensor, student_logprobs: Tensor, fold: Fold = total, *, beta: Share = 0.5) -> Tensor:
     """Generalised Jensen-Shannon divergence at each token, in nats: [..., S] -> [...].
 
     beta * KL(teacher || mix) + (1 - beta) * KL(student || mix), with mix = beta * teacher + (1 - beta) * student.
@@ -55,24 +76,40 @@ def jsd(teacher: Tensor, student: Tensor, fold: Fold = total, *,
     Source: GKD, arXiv:2306.13649, eq. 1.
     Raises: ValueError unless 0 < beta < 1; at the ends use forward_kl or reverse_kl.
     """
-    if not 0 < beta < 1:
-        raise ValueError(f"jsd: beta = {beta}, but it must lie between 0 and 1; at the ends use forward_kl or "
-                         "reverse_kl")
-    somewhere = (teacher > -torch.inf) | (student > -torch.inf)
-    weights = torch.tensor([beta, 1 - beta], dtype=torch.float64).log().tolist()
-    mix = torch.logaddexp(torch.where(somewhere, teacher, 0.0) + weights[0],
-                          torch.where(somewhere, student, 0.0) + weights[1])
-    return fold(beta * relative(teacher, mix) + (1 - beta) * relative(student, mix))
+    mix = mixture(teacher_logprobs, student_logprobs, beta)
+    return fold(beta * relative(teacher_logprobs, mix) + (1 - beta) * relative(student_logprobs, mix))
 
 
-def nll(teacher: Tensor | None, student: Tensor, fold: Fold = total) -> Tensor:
+def skew_kl(teacher_logprobs: Tensor, student_logprobs: Tensor, fold: Fold = total, *, alpha: Share = 0.1) -> Tensor:
+    """KL(teacher || alpha * teacher + (1 - alpha) * student) at each token, in nats: [..., S] -> [...].
+
+    At most -ln(alpha): where the student is zero, alpha of the teacher is left in the mixture.
+    Source: DistiLLM, arXiv:2402.03898.
+    Raises: ValueError unless 0 < alpha < 1; at 0 use forward_kl.
+    """
+    return fold(relative(teacher_logprobs, mixture(teacher_logprobs, student_logprobs, alpha)))
+
+
+def skew_reverse_kl(teacher_logprobs: Tensor, student_logprobs: Tensor, fold: Fold = total, *,
+                    alpha: Share = 0.1) -> Tensor:
+    """KL(student || (1 - alpha) * teacher + alpha * student) at each token, in nats: [..., S] -> [...].
+
+    At most -ln(alpha): where the teacher is zero, alpha of the student is left in the mixture.
+    Source: DistiLLM, arXiv:2402.03898.
+    Raises: ValueError unless 0 < alpha < 1; at 0 use reverse_kl.
+    """
+    return fold(relative(student_logprobs, mixture(teacher_logprobs, student_logprobs, 1 - alpha)))
+
+
+def nll(teacher_logprobs: Tensor | None, student_logprobs: Tensor, fold: Fold = total) -> Tensor:
     """-log student of the token written, in nats: [..., 1] -> [...]; the forward KL to a one-hot teacher.
 
-    Its gradient with respect to the student's logits is student - onehot. `teacher` is not looked at.
+    Its gradient with respect to the student's logits is student - onehot. `teacher_logprobs` is not looked at.
     Source: maximum likelihood; sequence-level knowledge distillation, arXiv:1606.07947.
     """
-    return fold(-student)
+    return fold(-student_logprobs)
 
 
-DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "nll": nll}
+DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "skew_kl": skew_kl,
+               "skew_reverse_kl": skew_reverse_kl, "nll": nll}
 WITHOUT_TEACHER = frozenset({"nll"})

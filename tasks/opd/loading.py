@@ -100,7 +100,31 @@ def composed(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Layer, li
     said |= chosen
     for group in (g for g in GROUPS[1:] if g in said):
         layer = merged(layer, group_layer(group, said[group], errors))
+    layer = with_tiny(layer, [o for o in overrides if o.replace(" ", "").startswith("pair.tiny=")], errors)
     return with_overrides(layer, overrides, errors, skip=frozenset(chosen)), list(dict.fromkeys(errors))
+
+
+def with_tiny(layer: Layer, overrides: Sequence[str], errors: list[str]) -> Layer:
+    """The layer without its `tiny` block, whose dotted settings go over it where the pair's models are tiny."""
+    own = layer.data.get("tiny") or {}
+    rest = Layer({key: value for key, value in layer.data.items() if key != "tiny"},
+                 {path: source for path, source in layer.sources.items() if path[:1] != ("tiny",)})
+    pair = with_overrides(rest, overrides, errors).data.get("pair")
+    if not isinstance(own, dict):
+        errors.append(f"{layer.sources[('tiny',)]}: tiny = {slots.shown(own)}: must map dotted keys to values")
+    elif isinstance(pair, dict) and pair.get("tiny"):
+        for key, value in own.items():
+            source = layer.sources[("tiny", key)]
+            rest = tried(errors, rest, merged, rest, nested(key.split("."), value, source), f"{source}: tiny: ")
+    return rest
+
+
+def nested(path: list[str], value: Any, source: str) -> Layer:
+    """One setting as a layer."""
+    data = value
+    for part in reversed(path):
+        data = {part: data}
+    return Layer(data, {tuple(path): source})
 
 
 def group_layer(group: str, reference: Reference, errors: list[str]) -> Layer:

@@ -1,59 +1,20 @@
-"""The loss is a sum of terms; here a term's slots become functions and its tokens become coefficients.
+"""The loss is a sum of terms; here a term's tokens become coefficients, and a chunk of tokens its part of the loss.
 
-What a term needs of the whole scored set (its mask, weights and advantages) is prepared once, before the first
-optimizer step. Reductions and denominators belong to the whole optimizer batch and become one coefficient a token, so
-that the loss of any chunk of tokens is a plain weighted sum, and splitting a batch never changes its gradient.
+Reductions and denominators belong to the whole optimizer batch and become one coefficient a token, so that the loss of
+any chunk of tokens is a plain weighted sum, and splitting a batch never changes its gradient.
 """
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tasks.opd.advantages import ADVANTAGES
-from tasks.opd.advantages import WITHOUT_TEACHER as ADVANTAGES_WITHOUT_TEACHER
 from tasks.opd.columns import Columns
-from tasks.opd.divergences import DIVERGENCES
-from tasks.opd.divergences import WITHOUT_TEACHER as DIVERGENCES_WITHOUT_TEACHER
-from tasks.opd.estimators import ESTIMATORS, TAKES
-from tasks.opd.records import ENVIRONMENT, STUDENT
-from tasks.opd.rows import ANY_AUTHOR, ROWS
-from tasks.opd.supports import SUPPORTS, StudentTokens, TeacherTokens, renormalised
-from tasks.opd.targets import TARGETS
-from tasks.opd.weights import WEIGHTS
+from tasks.opd.estimators import capped_ratio, clipped
+from tasks.opd.supports import StudentTokens, TeacherTokens, gathered, on_support
+from tasks.opd.terms import Prepared, Term
 
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
-    """A recipe's term with its slots bound to functions."""
-    label: str                            # names its metrics
-    coefficient: float
-    rows: Callable
-    any_author: bool
-    target: Callable
-    support: Callable
-    owns_ids: bool                        # the support is the teacher's own top-k
-    renormalise: str | None
-    divergence: Callable | None
-    advantage: Callable | None
-    estimator: Callable
-    takes: str                            # divergence, target or advantage
-    clip: dict[str, Any]
-    weights: list[Callable]
-    reduction: str
-    denominator: str
-    needs_teacher: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """What a term took from the columns, once a round."""
-    mask: Tensor                          # [N] bool
-    weight: Tensor                        # [N]
-    advantage: Tensor | None              # [N]
+BUCKETS = torch.tensor([0, 10, 30, 100, 300, 1000, 2000, 4000, 8000])  # first positions of what is told by position
 
 
 class Stats:
@@ -74,57 +35,6 @@ class Stats:
         return {key: self.sums[key] / count for key, count in self.counts.items() if count}
 
 
-def pick(table: dict, slot: dict) -> Callable:
-    """The function of a slot {"name", "params"} with its parameters filled in."""
-    return partial(table[slot["name"]], **slot.get("params", {}))
-
-
-def bind_term(spec: dict, label: str) -> Term:
-    """A term from its slice of the recipe."""
-    divergence, advantage, support = spec["divergence"], spec["advantage"], spec["support"]
-    estimator = spec["estimator"]["name"]
-    if (TAKES[estimator] == "advantage") != (advantage is not None):
-        raise ValueError(f"{label}: estimator {estimator} takes a {TAKES[estimator]}, but the term has "
-                         f"{'an advantage' if advantage else 'a divergence'}")
-    return Term(
-        label=label, coefficient=spec["coefficient"],
-        rows=pick(ROWS, spec["rows"]), any_author=spec["rows"]["name"] in ANY_AUTHOR,
-        target=pick(TARGETS, spec["target"]), support=pick(SUPPORTS, support),
-        owns_ids=support["name"] == "teacher_top_k",
-        renormalise=support["params"].get("renormalise", "both") if "top_k" in support["name"] else None,
-        divergence=pick(DIVERGENCES, divergence) if divergence else None,
-        advantage=pick(ADVANTAGES, advantage) if advantage else None,
-        estimator=pick(ESTIMATORS, spec["estimator"]), takes=TAKES[estimator], clip=spec["clip"],
-        weights=[pick(WEIGHTS, w) for w in spec["weights"]],
-        reduction=spec["reduction"], denominator=spec["denominator"],
-        needs_teacher=(advantage["name"] not in ADVANTAGES_WITHOUT_TEACHER if advantage
-                       else divergence["name"] not in DIVERGENCES_WITHOUT_TEACHER))
-
-
-def bind_terms(specs: list[dict]) -> list[Term]:
-    """All terms of a recipe; a term's label is its divergence's or advantage's name, numbered when it recurs."""
-    names = [(spec["divergence"] or spec["advantage"])["name"] for spec in specs]
-    labels = [name if names.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(names)]
-    return [bind_term(spec, label) for spec, label in zip(specs, labels)]
-
-
-def prepare(term: Term, columns: Columns) -> Prepared:
-    """The term's tokens, weights and advantages over the whole scored set.
-
-    A rollout without a teacher signal leaves a term that needs one, and its denominator.
-    """
-    rows = term.rows(columns)
-    if term.needs_teacher:
-        rows = rows & columns.has_signal
-    authored = columns.author != ENVIRONMENT if term.any_author else columns.author == STUDENT
-    mask = rows[columns.rollout] & authored
-    weight = torch.ones(columns.num_tokens, dtype=torch.float64)
-    for function in term.weights:
-        weight = weight * function(columns).double()
-    advantage = term.advantage(columns) if term.advantage else None
-    return Prepared(mask=mask, weight=weight * mask, advantage=advantage)
-
-
 def counted(term: Term, prepared: Prepared, here: Tensor) -> Tensor:
     """What each token adds to its term's denominator, [N]; `here` [N] bool is the optimizer batch."""
     if term.denominator == "kept":
@@ -138,31 +48,35 @@ def coefficients(terms: list[Term], prepared: list[Prepared], columns: Columns, 
                  completion_limit: int) -> Tensor:
     """What multiplies each token's loss in the optimizer batch: [terms, N], zero outside the batch. float64.
 
-    token: 1 / sum of counts over the batch, or over all terms that name the same denominator. sequence, prompt: the
-    mean over rollouts, or groups, of their token means. sum: 1. constant: 1 / (rollouts * completion_limit),
-    arXiv:2503.20783.
+    token: 1 / sum of counts over the batch. sequence, prompt: the mean over rollouts, or groups, of their token means.
+    sum: 1. constant: 1 / (rollouts * completion_limit), arXiv:2503.20783. Counts and rollouts are those of all parts of
+    the term, or, where terms name the same denominator, of all of these.
     """
     inside = torch.zeros(columns.num_rollouts, dtype=torch.bool)
     inside[batch] = True
     here = inside[columns.rollout]
-    counts = [counted(t, p, here) for t, p in zip(terms, prepared)]
-    shared = defaultdict(float)
-    for term, count in zip(terms, counts):
-        shared[term.denominator] += float(count.sum())
+    counts, masks = defaultdict(float), defaultdict(lambda: torch.zeros_like(here))
+    for term, p in zip(terms, prepared):
+        counts[shares(term)] = counts[shares(term)] + counted(term, p, here)
+        masks[shares(term)] = masks[shares(term)] | (here & p.mask)
     out = []
-    for term, p, count in zip(terms, prepared, counts):
-        own = term.denominator in ("valid", "kept", "weighted")
-        divisor = divisors(term, columns, here & p.mask, count, completion_limit,
-                           float(count.sum()) if own else shared[term.denominator])
+    for term, p in zip(terms, prepared):
+        divisor = divisors(term, columns, masks[shares(term)], counts[shares(term)], completion_limit)
         weight = torch.where(here, p.weight, 0.0) * term.coefficient
         out.append(torch.where(divisor > 0, weight / divisor.clamp(min=1e-300), 0.0))
     return torch.stack(out)
 
 
-def divisors(term: Term, columns: Columns, mask: Tensor, count: Tensor, completion_limit: int, whole: float) -> Tensor:
+def shares(term: Term) -> str:
+    """Terms for which this is equal have one denominator."""
+    own = term.denominator in ("valid", "kept", "weighted")
+    return f"{term.group}:{term.denominator}" if own else term.denominator
+
+
+def divisors(term: Term, columns: Columns, mask: Tensor, count: Tensor, completion_limit: int) -> Tensor:
     """What each token's weighted loss is divided by under the term's reduction, [N]."""
     if term.reduction == "token":
-        return torch.full_like(count, whole)
+        return torch.full_like(count, float(count.sum()))
     if term.reduction == "sum":
         return torch.ones_like(count)
     rows = columns.per_rollout(mask.double()) > 0                   # [R] rollouts that take part
@@ -189,36 +103,95 @@ def clipping_fold(clip: dict, stats: Stats, label: str) -> Callable[[Tensor], Te
     return fold
 
 
-def signal_of(term: Term, prepared: Prepared, flat: Tensor, student: StudentTokens, teacher: TeacherTokens | None,
-              stats: Stats) -> Tensor:
-    """What the term's estimator takes, [n]: an advantage, the target's log-probability, or a divergence."""
-    if term.takes == "advantage":
-        return prepared.advantage[flat].to(student.logits.device)
-    if term.takes == "target":
-        return term.target({"teacher": teacher.sampled[:, None]}, "teacher")[:, 0]
-    ids = term.support(student, teacher)
+def aimed_at(term: Term, ids: Tensor | None, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+    """The target's log-probabilities [n, S] at ids [n, S], or [n, V] at all of them (None); of the full softmax."""
+    if not term.unnormalised:
+        return term.target({alias: models[name].at(ids, term.owns_ids) for alias, name in term.models.items()})
+    full = {alias: models[name].full for alias, name in term.models.items()}
+    mixed = term.target({**full, "student": student.full.detach()}).log_softmax(-1)
+    return mixed if ids is None else gathered(mixed, ids)
+
+
+def aimed_at_written(term: Term, models: dict[str, Tensor], student: Tensor | None) -> Tensor:
+    """The target's log-probabilities [n] of the tokens written, by those of models and student [n]; see targets."""
+    sampled = {alias: models[name][:, None] for alias, name in term.models.items()}
+    return term.target(sampled if student is None else {**sampled, "student": student.detach()[:, None]})[:, 0]
+
+
+def compared(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
+    """The term's divergence with its clip, [n] nats, with a graph to the student."""
+    main = models[next(iter(term.models.values()))] if models else None
+    ids = term.support(student, main)
     live, aimed = student.at(ids), None
-    if term.needs_teacher:
-        aimed = term.target({"teacher": teacher.at(ids, term.owns_ids)}, "teacher").to(live.dtype)
+    if term.compares:
+        aimed = aimed_at(term, ids, student, models).to(live.dtype)
         if term.renormalise:
-            live, aimed = renormalised(live, term.renormalise), renormalised(aimed, term.renormalise)
+            aimed, live = on_support(aimed, live, term.renormalise)
     return term.divergence(aimed, live, clipping_fold(term.clip, stats, term.label))
 
 
-def chunk_loss(terms: list[Term], prepared: list[Prepared], coefficient: Tensor, flat: Tensor, old: Tensor,
-               student: StudentTokens, teacher: TeacherTokens | None, stats: Stats) -> Tensor:
+def term_values(term: Term, prepared: Prepared, flat: Tensor, student: StudentTokens,
+                models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
+    """The term's loss at n tokens, [n], with a graph to the student."""
+    device, there = student.logits.device, prepared.candidates
+    if term.takes == "candidates":
+        live, old = student.at(there.ids[flat].to(device)), there.student[flat].to(device)
+        signal = prepared.advantage[flat].to(device)
+    else:
+        live, old = student.sampled, prepared.old[flat].to(device)
+        if term.takes == "advantage":
+            signal = prepared.advantage[flat].to(device)
+        elif term.takes == "target":
+            signal = aimed_at_written(term, {name: tokens.sampled for name, tokens in models.items()}, live)
+        else:
+            signal = compared(term, student, models, stats)
+    note_ratio(term, signal, live, old, stats)
+    return term.estimator(signal, live, old)
+
+
+def note_ratio(term: Term, signal: Tensor, live: Tensor, old: Tensor, stats: Stats) -> None:
+    """How far the student has moved from the round's start, and what clip or cap made of it."""
+    chosen = term.estimator.keywords
+    if term.takes in ("advantage", "candidates"):
+        stats.add(f"{term.label}/ratio_mean", (live.detach() - old).exp())
+        if chosen.get("clip_low") is not None or chosen.get("clip_high") is not None:
+            cut = clipped(signal, live, old, chosen.get("clip_low"), chosen.get("clip_high"))
+            stats.add(f"{term.label}/ratio_clipped_share", cut.double())
+    elif chosen.get("ratio_cap") is not None:
+        ratio = capped_ratio(live, old)
+        stats.add(f"{term.label}/ratio_mean", ratio)
+        stats.add(f"{term.label}/ratio_clipped_share", (ratio > chosen["ratio_cap"]).double())
+
+
+def note_gap(term: Term, position: Tensor, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats
+             ) -> None:
+    """How much likelier the tokens written are to the term's main model than to the student, by position."""
+    main = models[next(iter(term.models.values()))].sampled
+    if main is None:
+        return
+    gap, places = (main - student.sampled.detach()).cpu(), torch.bucketize(position, BUCKETS, right=True) - 1
+    stats.add(f"{term.label}/teacher_gap_mean_nats", gap)
+    stats.add(f"{term.label}/teacher_gap_size_nats", gap.abs())
+    for place in places.unique().tolist():
+        stats.add(f"{term.label}/teacher_gap_from_{BUCKETS[place].item():04d}_nats", gap[places == place])
+
+
+def chunk_loss(terms: list[Term], prepared: list[Prepared], coefficient: Tensor, flat: Tensor,
+               student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
     """The loss of n tokens `flat` (indices into the columns), a scalar with a graph; `coefficient` is [terms, n].
 
-    A term looks only at tokens whose coefficient is not zero: what stands elsewhere, NaN included, cannot reach it.
+    `models` holds what each model that scored says of these tokens. A term looks only at tokens whose coefficient is
+    not zero: what stands elsewhere, NaN included, cannot reach it.
     """
     loss = student.logits.sum() * 0
     for term, p, c in zip(terms, prepared, coefficient):
         index = c.nonzero()[:, 0]
         if index.numel() == 0:
             continue
-        own_student, own_teacher = student.select(index), teacher.select(index) if teacher is not None else None
-        signal = signal_of(term, p, flat[index], own_student, own_teacher, stats)
-        values = term.estimator(signal, own_student.sampled, old[index])
+        own, chosen = student.select(index), {name: tokens.select(index) for name, tokens in models.items()}
+        values = term_values(term, p, flat[index], own, chosen, stats)
         loss = loss + (c[index].to(values) * values).sum()
         stats.add(f"{term.label}/loss_mean", values)
+        if term.models and term.needs_teacher:
+            note_gap(term, p.position[flat[index]], own, chosen, stats)
     return loss

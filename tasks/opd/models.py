@@ -6,7 +6,7 @@ Face folder. Only safetensors are opened and no code that comes with a model is 
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -129,24 +129,38 @@ def dtype_of(place: Path) -> str:
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
-def random(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 64) -> dict:
-    """An untrained Llama with the tiny task's tokenizer; `hidden` in multiples of 32."""
-    tokenizer = tiny.build_tokenizer()
-    write(out, tiny.new_model(tokenizer, seed=derive_seed(seed, "init"), layers=layers, hidden=hidden), tokenizer)
+def untrained(out: Path, origin: Path | None, seed: int, session, *, of: str = "teacher") -> dict:
+    """The architecture and tokenizer of the pair's model `of` with new random weights: a teacher that knows nothing."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "untrained"))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(origin, local_files_only=True))
+    write(out, model, AutoTokenizer.from_pretrained(origin, local_files_only=True))
+    return {}
+
+
+def random(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 64,
+           draw: Annotated[int, Field(ge=0)] = 0) -> dict:
+    """An untrained Llama with the tiny task's tokenizer; `hidden` in multiples of 32; another `draw`, another model."""
+    tokenizer, seed = tiny.build_tokenizer(), derive_seed(seed, "init", *([draw] if draw else []))
+    write(out, tiny.new_model(tokenizer, seed=seed, layers=layers, hidden=hidden), tokenizer)
     return {}
 
 
 def tiny_teacher(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 128,
                  steps: Count = 350, batch: Count = 32, learning_rate: Rate = 0.015, embedding_rate: Rate = 5e-3,
                  evaluate_from: Count = 175, evaluate_every: Count = 25, problems: Count = 200, stop_at: Share = 0.99,
-                 at_least: Share = 0.95) -> dict:
+                 at_least: Share = 0.95, only: Literal[0, 4, 5] = 0) -> dict:
     """A Llama that learns the tiny task from nothing until `stop_at` of held-out greedy answers are right.
+
+    With `only` it is an expert of the problems with so many steps. A lower `stop_at`: what it was before.
 
     Raises: OpdError when it ends below `at_least`.
     """
     given = Course(layers=layers, hidden=hidden, steps=steps, batch=batch, learning_rate=learning_rate,
                    embedding_rate=embedding_rate, evaluate_from=evaluate_from, evaluate_every=evaluate_every,
-                   problems=problems, stop_at=stop_at)
+                   problems=problems, stop_at=stop_at, only=only)
     return within(learn(out, derive_seed(seed, "tiny_teacher"), session, given), at_least, 1.0, "tiny_teacher")
 
 
@@ -164,8 +178,8 @@ def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: 
     return within(learn(out, derive_seed(seed, "tiny_student"), session, given), stop_at, at_most, "tiny_student")
 
 
-MAKERS = {"folder": folder, "hub": hub, "gguf_package": gguf_package, "pruned": pruned, "random": random,
-          "tiny_teacher": tiny_teacher, "tiny_student": tiny_student}
+MAKERS = {"folder": folder, "hub": hub, "gguf_package": gguf_package, "pruned": pruned, "untrained": untrained,
+          "random": random, "tiny_teacher": tiny_teacher, "tiny_student": tiny_student}
 
 
 def write(out: Path, model, tokenizer) -> None:

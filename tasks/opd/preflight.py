@@ -15,12 +15,14 @@ from tasks.opd.batches import pack
 from tasks.opd.columns import columns_of
 from tasks.opd.engines import Signal, Want
 from tasks.opd.errors import EngineError, OpdError, TokenizerMismatch
+from tasks.opd.forward import Forward, old_logprobs
 from tasks.opd.gaps import wide
 from tasks.opd.heads import head_of, load_model
-from tasks.opd.losses import Stats, bind_terms, coefficients
+from tasks.opd.losses import Stats, coefficients
 from tasks.opd.records import STUDENT, Prompt, Rollout, derive_seed, read_rows
 from tasks.opd.scored import ScoredSet, make_scored
-from tasks.opd.training import Forward, accumulate, old_logprobs, start_round
+from tasks.opd.terms import bind_terms
+from tasks.opd.training import accumulate, start_round
 from tasks.opd.writers import teacher_role
 
 DISAGREEMENT = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 0.1}     # engine against trainer, mean nats
@@ -122,22 +124,29 @@ def asked_early(engine, rollouts: list[Rollout], signals: list[Signal]) -> list[
 
 
 @torch.no_grad()
-def own_signal(model, rollouts: list[Rollout], spec: dict) -> ScoredSet:
-    """The scored set in which the student is its own teacher, in the trainer's own arithmetic."""
-    blank = make_scored(rollouts, None, None, spec["loss"]["temperature"])
+def own_signal(model, rollouts: list[Rollout], spec: dict) -> list[Signal]:
+    """What the student says of its own rollouts, in the trainer's own arithmetic, as a teacher's signal."""
     columns = columns_of(rollouts)
-    forward = Forward(model, blank, columns, spec)
+    forward = Forward(model, rollouts, columns, spec)
     wanted = torch.ones(columns.num_tokens, dtype=torch.bool)
     hidden = torch.zeros(columns.num_tokens, model.config.hidden_size, dtype=next(model.parameters()).dtype)
     for states, flat in forward.micro_batches(list(range(len(rollouts))), wanted):
         hidden[flat] = states.cpu().to(hidden.dtype)
-    sampled = old_logprobs(forward, wanted)
-    full = [forward.student(h.to(forward.device), torch.zeros(len(h), dtype=torch.long)).full.cpu()
-            for h in hidden.split(columns.lengths.tolist())]
-    top = [f.topk(min(max(spec["top_k"], 1), f.shape[-1]), -1) for f in full]
-    signal = [Signal(sampled=s, ids=t.indices, logprobs=t.values, hidden=h) for s, t, h in
-              zip(sampled.split(columns.lengths.tolist()), top, hidden.split(columns.lengths.tolist()))]
-    return make_scored(rollouts, signal, head_of(model, spec["vocabulary"]), spec["loss"]["temperature"])
+    sampled, signals = old_logprobs(forward, wanted), []
+    for states, tokens in zip(hidden.split(columns.lengths.tolist()), torch.arange(columns.num_tokens).split(
+            columns.lengths.tolist())):
+        student = forward.student(states.to(forward.device), tokens)
+        top = student.full.cpu().topk(min(max(spec["top_k"], 1), student.full.shape[-1]), -1)
+        signals.append(Signal(sampled=sampled[tokens], ids=top.indices, logprobs=top.values, hidden=states,
+                              entropy=student.entropy.cpu()))
+    return signals
+
+
+def taught_by(signals: list[Signal], model, rollouts: list[Rollout], spec: dict) -> ScoredSet:
+    """The scored set in which every model that a term looks at says the same."""
+    names = {name for term in bind_terms(spec["terms"]) for name in term.models.values()}
+    head = head_of(model, spec["vocabulary"])
+    return make_scored(rollouts, dict.fromkeys(names, signals), dict.fromkeys(names, head), spec["loss"]["temperature"])
 
 
 def gradient_norm(model, scored: ScoredSet, spec: dict) -> float:
@@ -154,10 +163,9 @@ def gradient_norm(model, scored: ScoredSet, spec: dict) -> float:
 def check_identity(model, rollouts: list[Rollout], spec: dict) -> Finding:
     """With the teacher equal to the student the gradient vanishes; with that teacher moved by one token it does not."""
     same = own_signal(model, rollouts, spec)
-    moved = make_scored(rollouts, [Signal(**{name: getattr(s, name).roll(1, 0) for name in
-                                             ("sampled", "ids", "logprobs", "hidden")}) for s in same.signal],
-                        same.head, same.temperature)
-    norm, other = gradient_norm(model, same, spec), gradient_norm(model, moved, spec)
+    moved = [Signal(**{name: getattr(s, name).roll(1, 0) for name in
+                       ("sampled", "ids", "logprobs", "hidden", "entropy")}) for s in same]
+    norm, other = (gradient_norm(model, taught_by(signals, model, rollouts, spec), spec) for signals in (same, moved))
     exact = next(model.parameters()).dtype == torch.float64
     bound = 1e-6 if exact else 0.01 * other
     return verdict("identity", norm <= bound < other, norm, bound,
@@ -192,7 +200,7 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     model = load_model(folder, torch.float64 if small else torch.float32, device)
     spec = {**spec, "train": {"autocast": "off"}, "effort": {"micro_batch_tokens": 4096, "chunk_tokens": 1024}}
     columns = columns_of(rollouts)
-    forward = Forward(model, make_scored(rollouts, None, None, 1.0), columns, {**spec, "loss": {"temperature": 1.0}})
+    forward = Forward(model, rollouts, columns, {**spec, "loss": {"temperature": 1.0}})
     trainer = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
     own = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want())
     findings = [check_masks(rollouts),
@@ -207,7 +215,7 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     if red:
         error = EngineError if red[0].check == "engine_agreement" else OpdError
         raise error("preflight is red, nothing was trained:\n" + "\n".join(f"  {f.check}: {f.message}" for f in red)
-                    + "\nWhat is meant can be declared in the recipe, by name: accepts: [...]")
+                    + "\nWhat is meant can be declared in the recipe, by name: accepts: {name: why}")
     return {f.check: f.status for f in findings}
 
 

@@ -34,6 +34,7 @@ class Course:
     evaluate_every: int         # steps
     problems: int               # held-out problems an evaluation
     stop_at: float              # share of them answered rightly that is enough
+    only: int = 0               # steps of the problems; 0: four or five
 
 
 def learn(out: Path, seed: int, session, course: Course) -> dict:
@@ -45,12 +46,13 @@ def learn(out: Path, seed: int, session, course: Course) -> dict:
     with session.progress(course.steps, "train the tiny model", "steps") as bar:
         for step in range(1, course.steps + 1):
             fresh = range((step - 1) * course.batch, step * course.batch)
-            rows = [example(tokenizer, tiny.problem(i, derive_seed(seed, "learn"))) for i in fresh]
+            rows = [example(tokenizer, tiny.problem(i, derive_seed(seed, "learn"), course.only)) for i in fresh]
             loss = learn_step(model, optimizers, rows, rate_factor(step, course.steps))
             values = {"model/loss_nats": loss}
             if step == course.steps or step >= course.evaluate_from and step % course.evaluate_every == 0:
                 model.save_pretrained(folder)
-                held_out = [tiny.problem(i, derive_seed(seed, "held_out")) for i in range(course.problems)]
+                held_out = [tiny.problem(i, derive_seed(seed, "held_out"), course.only)
+                            for i in range(course.problems)]
                 values["model/accuracy"] = accuracy_of(folder, tokenizer, held_out)
             session.log(out, step, values)
             bar.update(1)

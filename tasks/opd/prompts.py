@@ -31,7 +31,7 @@ def tiny(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0) -> Iterator[d
     for index in indices:
         made = tiny_task.problem(index, seed)
         yield {"text": made.text, "answer": made.answer, "solution": made.solution, "entry": made.entry,
-               "domain": "tiny"}
+               "domain": made.domain}
 
 
 def reasoning_gym(indices: range, *, dataset: str = "gsm_symbolic", seed: Annotated[int, Field(ge=0)] = 0,

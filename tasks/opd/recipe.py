@@ -44,6 +44,8 @@ class About(Model):
     paper: str = setting("", "Paper", "Authors and year, or 'control' for a placebo.")
     arxiv: str = setting("", "arXiv id", "For example 2306.13649; empty when there is none.")
     idea: str = setting("", "Idea", "One line: what this variant changes.")
+    cost: str = setting("", "Cost", "What it takes beyond vanilla on-policy distillation, in one line.")
+    placebo: str = setting("", "Placebo", "The control that this variant must beat; empty for controls.")
     reconstruction: bool = setting(False, "Reconstruction", "True when a value or formula was not found in the paper.")
 
 
@@ -62,6 +64,9 @@ class Pair(Model):
     student: Slot = setting(..., "Student", "The model trained.")
     teacher: Slot = setting(..., "Teacher", "The model imitated.")
     others: dict[str, Slot] = setting({}, "Other models", "Further models by name (references, more teachers).")
+    experts: dict[str, str] = setting(
+        {}, "Experts", "Domain of a prompt -> the model that knows it; for teacher.model routed and mixed.")
+    tiny: bool = setting(False, "Tiny", "These models are toys: a variant's own `tiny` settings apply.")
     context_tokens: int = setting(512, "Context", "Tokens a prompt and its completion may fill together.", ge=8)
 
 
@@ -121,11 +126,13 @@ class Rollout(Model):
 
 class Teacher(Model):
     """Whose distribution is aimed at, and what that model sees."""
-    model: str = setting("teacher", "Model", "A model of the pair by name, or `self`: the student's own weights.")
+    model: str = setting("teacher", "Model", "A model of the pair by name; self: the student's own "
+                         "weights; routed: the prompt's domain's expert; mixed: all experts in equal parts.")
     refresh: Slot = setting(
         Slot(name="frozen"), "Refresh", "For `self`: frozen (the start), live (round's start), ema.")
     context: Slot = setting(
-        Slot(name="same"), "Context", "What the teacher sees instead of the prompt: same, solution.")
+        Slot(name="same"), "Context", "What the teacher sees instead of the prompt: same, solution, "
+        "demonstration, sibling, experience.")
 
 
 class Clip(Model):
@@ -141,7 +148,8 @@ class Term(Model):
     rows: Slot = setting(Slot(name="sampled"), "Rows", "Which rollouts: all, sampled, succeeded, failed.")
     target: Slot = setting(Slot(name="teacher"), "Target", "Which distribution is aimed at.")
     support: Slot = setting(
-        Slot(name="sampled"), "Support", "Where it is compared: sampled, teacher_top_k, student_top_k, full.")
+        Slot(name="sampled"), "Support", "Where it is compared: sampled, full, teacher_top_k, "
+        "student_top_k, union, intersection.")
     divergence: Slot | None = setting(None, "Divergence", "How far apart; exclusive with advantage.")
     advantage: Slot | None = setting(None, "Advantage", "What a token is worth; exclusive with divergence.")
     estimator: Slot = setting(Slot(name="exact"), "Estimator", "How it becomes a gradient.")
@@ -185,7 +193,8 @@ class Train(Model):
     autocast: Literal["auto", "off", "bfloat16"] = setting(
         "auto", "Autocast", "bfloat16 compute over float32 master weights.")
     gradient_checkpointing: bool = setting(False, "Recompute", "Recompute activations in the backward pass.")
-    checkpoint_every: int = setting(1, "Checkpoint every", "Rounds between durable checkpoints.", ge=1)
+    trained_tokens: int = setting(
+        0, "Token budget", "Stop after this many trained tokens, the last batch cut to fit; 0: after all rounds.", ge=0)
 
     @field_validator("autocast", mode="before")
     @classmethod
@@ -227,7 +236,9 @@ class Recipe(Model):
     schedule: list[Patch] = setting([], "Schedule", "What changes as it goes.")
     workers: Literal["process", "inline"] = setting(
         "process", "Workers", "process: a supervised worker; inline: in the flow.")
-    accepts: list[str] = setting([], "Accepts", "Preflight findings this variant declares intended.")
+    accepts: dict[str, str] = setting(
+        {}, "Accepts", "Findings of the checks that this variant intends, each with the reason; an empty "
+        "reason takes it back.")
     keep_hidden: bool = setting(False, "Keep hidden states", "Keep the teacher's hidden states after their round.")
 
     @field_validator("benchmarks")

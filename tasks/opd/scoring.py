@@ -62,7 +62,8 @@ def score_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
         from transformers import AutoTokenizer
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     views = views_of(rollouts, prompts, spec["context"], spec["context_tokens"], tokenizer)
-    live = [i for i, ids in enumerate(views.prompt_ids) if ids is not None]
+    live = [i for i, ids in enumerate(views.prompt_ids)
+            if ids is not None and (spec["domains"] is None or rollouts[i].domain in spec["domains"])]
     engine, started = session.engine(teacher_role(inputs["model"]), folder, spec["engine"]), time.perf_counter()
     check_vocabulary(engine, spec["vocabulary"])
     with session.progress(len(live), "score", "rollouts") as bar:

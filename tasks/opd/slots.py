@@ -20,6 +20,7 @@ from tasks.opd.errors import RecipeError
 from tasks.opd.recipe import Slot, Writer
 
 ROOT = Path(__file__).resolve().parent  # where the slots' modules lie
+MANY = 24                               # more names than this are not all listed in a message
 UNSET = object()                        # a problem without a value; a parameter without a default
 
 TABLES = {  # kind of slot -> (module in tasks/opd, its table)
@@ -70,7 +71,9 @@ def shown(value: Any) -> str:
 def nearest(name: str, known: list[str]) -> str:
     """`did you mean jsd? known: ...`, or only what is known."""
     close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    listed = "known: " + ", ".join(known) if known else "there are none"
+    near = known if len(known) <= MANY else difflib.get_close_matches(str(name), known, n=5, cutoff=0.4)
+    listed = "known: " + ", ".join(near) if near else "there are none" if not known else f"{len(known)} are known"
+    listed += f" and {len(known) - len(near)} more" if near and len(near) < len(known) else ""
     return f"did you mean {close[0]}? {listed}" if close else listed
 
 

@@ -1,8 +1,9 @@
 """Where teacher and student are compared: the token ids at each position, and what becomes of the mass elsewhere.
 
-A support gives ids [n, S], or None for the whole vocabulary. `renormalise` says what happens off the support: `both`
-divides both distributions by their mass on it; `tail` appends one bucket that holds the rest, so that both sum to one
-on S + 1 outcomes and the divergence is at most the full one (data processing).
+A support gives ids [n, S], -1 where there is no token, or None for the whole vocabulary. `renormalise` says what
+happens off the support: `both` divides both distributions by their mass on it; `teacher` only the teacher, so that the
+student's mass elsewhere is punished; `tail` appends one bucket that holds the rest, so that both sum to one on S + 1
+outcomes and the divergence is at most the full one (data processing); `none` leaves both as they are, for advantages.
 """
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class TeacherTokens:
             return self.full
         if are_own and self.logprobs is not None:
             return self.logprobs[:, :ids.shape[1]]
-        return self.full.gather(1, ids)
+        return gathered(self.full, ids)
 
 
 @dataclass(kw_only=True)
@@ -80,7 +81,22 @@ class StudentTokens:
 
     def at(self, ids: Tensor | None) -> Tensor:
         """Log-probabilities at `ids` [n, S], of the full softmax."""
-        return self.full if ids is None else self.logits.gather(1, ids) - self.normaliser
+        return self.full if ids is None else gathered(self.logits, ids) - self.normaliser
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy over the whole vocabulary, [n] nats."""
+        return -(self.full.exp() * torch.where(self.full > -torch.inf, self.full, 0.0)).sum(-1)
+
+
+def gathered(values: Tensor, ids: Tensor) -> Tensor:
+    """Values [n, V] at ids [n, S], -inf at ids of -1."""
+    found = values.gather(1, ids.clamp(min=0))
+    return torch.where(ids >= 0, found, -torch.inf)
+
+
+K = Annotated[int, Field(ge=1)]
+Renormalise = Literal["both", "teacher", "tail", "none"]
 
 
 def sampled(student: StudentTokens, teacher: TeacherTokens | None) -> Tensor:
@@ -93,24 +109,51 @@ def full(student: StudentTokens, teacher: TeacherTokens | None) -> None:
     return None
 
 
-def teacher_top_k(student: StudentTokens, teacher: TeacherTokens, *, k: Annotated[int, Field(ge=1)] = 32,
-                  renormalise: Literal["both", "tail"] = "both") -> Tensor:
+def teacher_top_k(student: StudentTokens, teacher: TeacherTokens, *, k: K = 32, renormalise: Renormalise = "both"
+                  ) -> Tensor:
     """The teacher's k likeliest tokens: ids [n, k]. Source: arXiv:2603.25562 (k 32, both renormalised)."""
     return teacher.ids[:, :k]
 
 
-def student_top_k(student: StudentTokens, teacher: TeacherTokens, *, k: Annotated[int, Field(ge=1)] = 32,
-                  renormalise: Literal["both", "tail"] = "both") -> Tensor:
-    """The live student's k likeliest tokens: ids [n, k]. Source: SDPO, arXiv:2601.20802 (k 100, tail)."""
+def student_top_k(student: StudentTokens, teacher: TeacherTokens, *, k: K = 32, renormalise: Renormalise = "both"
+                  ) -> Tensor:
+    """The student's k likeliest tokens: ids [n, k]. Source: SDPO, arXiv:2601.20802 (k 100, tail)."""
     return student.logits.detach().topk(min(k, student.logits.shape[-1]), dim=-1).indices
 
 
+def union(student: StudentTokens, teacher: TeacherTokens, *, k: K = 16, renormalise: Renormalise = "both") -> Tensor:
+    """Tokens among the k likeliest of either: ids [n, 2k], -1 where both have the token. Source: arXiv:2604.13016."""
+    ours, theirs = student_top_k(student, teacher, k=k), teacher.ids[:, :k]
+    twice = (theirs[:, :, None] == ours[:, None, :]).any(-1)
+    return torch.cat([ours, torch.where(twice, -1, theirs)], 1)
+
+
+def intersection(student: StudentTokens, teacher: TeacherTokens, *, k: K = 16, renormalise: Renormalise = "both"
+                 ) -> Tensor:
+    """Tokens among the k likeliest of both: ids [n, k], -1 where the teacher lacks it. Source: arXiv:2604.13016."""
+    ours, theirs = student_top_k(student, teacher, k=k), teacher.ids[:, :k]
+    return torch.where((ours[:, :, None] == theirs[:, None, :]).any(-1), ours, -1)
+
+
+def on_support(teacher: Tensor, student: Tensor, how: str) -> tuple[Tensor, Tensor]:
+    """Both distributions' log-probabilities [n, S] as `renormalise` has them: [n, S], or [n, S + 1] with a tail."""
+    if how == "none":
+        return teacher, student
+    return renormalised(teacher, "both" if how == "teacher" else how), \
+        student if how == "teacher" else renormalised(student, how)
+
+
 def renormalised(logprobs: Tensor, how: str) -> Tensor:
-    """Log-probabilities on a support made to sum to one: [n, S] -> [n, S] (`both`) or [n, S + 1] (`tail`)."""
+    """Log-probabilities on a support made to sum to one: [n, S] -> [n, S] (`both`) or [n, S + 1] (`tail`).
+
+    Where the support is empty there is nothing to compare: -inf stays.
+    """
     if how == "both":
-        return torch.log_softmax(logprobs, -1)
+        empty = (logprobs == -torch.inf).all(-1, keepdim=True)
+        return torch.where(empty, -torch.inf, torch.log_softmax(torch.where(empty, 0.0, logprobs), -1))
     mass = logprobs.logsumexp(-1, keepdim=True).clamp(max=LARGEST_MASS)
     return torch.cat([logprobs, (-torch.expm1(mass)).log()], -1)
 
 
-SUPPORTS = {"sampled": sampled, "full": full, "teacher_top_k": teacher_top_k, "student_top_k": student_top_k}
+SUPPORTS = {"sampled": sampled, "full": full, "teacher_top_k": teacher_top_k, "student_top_k": student_top_k,
+            "union": union, "intersection": intersection}

@@ -82,6 +82,11 @@ class Problem:
         return "\n".join([*lines, f"answer: {self.answer}"])
 
     @property
+    def domain(self) -> str:
+        """How many steps it has, as a word: experts know one or the other."""
+        return "none one two three four five".split()[len(self.steps)]
+
+    @property
     def entry(self) -> dict:
         """What `grade` needs beside the answer."""
         return {"start": self.start, "steps": self.steps}
@@ -91,12 +96,16 @@ def sign(step: int) -> str:
     return "+" if step > 0 else "-"
 
 
-def problem(index: int, seed: int = 0) -> Problem:
-    """Problem `index` of the endless list that belongs to `seed`: the same today and tomorrow, on every machine."""
+def problem(index: int, seed: int = 0, num_steps: int = 0) -> Problem:
+    """Problem `index` of the endless list that belongs to `seed`: the same today and tomorrow, on every machine.
+
+    It has four or five steps, or `num_steps` when that is given.
+    """
     rng = random.Random(derive_seed("tiny", seed, index))
     start, steps = rng.randint(LOWEST, HIGHEST), []
     value = start
-    for _ in range(rng.choice([4, 5])):
+    drawn = rng.choice([4, 5])
+    for _ in range(num_steps or drawn):
         options = [s * d for s in (1, -1) for d in range(1, 10) if LOWEST <= value + s * d <= HIGHEST]
         steps.append(rng.choice(options))
         value += steps[-1]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tasks.opd.artifacts import fingerprint_of, model_folder
 from tasks.opd.heads import load_model
 
-COUNTERS = ("step", "tokens_seen", "teacher_tokens")
+COUNTERS = ("step", "tokens_seen", "teacher_tokens", "sampled_tokens")
 
 
 @dataclass(kw_only=True)
@@ -24,6 +24,7 @@ class Trainer:
     step: int                                   # optimizer steps so far
     tokens_seen: int                            # tokens trained on so far
     teacher_tokens: int                         # tokens scored by teachers so far
+    sampled_tokens: int                         # tokens written by the student so far
     source: tuple[str, int]
 
     @property
@@ -54,8 +55,8 @@ def resume(folder: Path, train: dict, ema_decay: float | None, dtype: torch.dtyp
         model.gradient_checkpointing_enable()
         model.train()
     optimizer = new_optimizer(model, train)
-    trainer = Trainer(model=model, optimizer=optimizer, average=None, step=0, tokens_seen=0, teacher_tokens=0,
-                      source=identity(folder))
+    trainer = Trainer(model=model, optimizer=optimizer, average=None, source=identity(folder),
+                      **dict.fromkeys(COUNTERS, 0))
     if (folder / "trainer.json").exists():
         load_state(trainer, folder)
     if ema_decay is not None:

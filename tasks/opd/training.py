@@ -6,7 +6,6 @@ Coefficients carry the denominators of the whole optimizer batch (see `losses`),
 """
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,66 +13,17 @@ import torch
 from torch import Tensor
 
 from tasks.opd.artifacts import model_folder
-from tasks.opd.batches import micro_batches, optimizer_batches, pack
+from tasks.opd.batches import optimizer_batches
 from tasks.opd.columns import Columns, columns_of
 from tasks.opd.errors import NonFinite
-from tasks.opd.heads import head_of, hidden_states, special_ids
-from tasks.opd.losses import Prepared, Stats, Term, bind_terms, chunk_loss, coefficients, prepare
-from tasks.opd.records import derive_seed
+from tasks.opd.forward import Forward
+from tasks.opd.heads import special_ids
+from tasks.opd.losses import Stats, chunk_loss, coefficients
+from tasks.opd.observing import observed
+from tasks.opd.records import STUDENT, derive_seed
 from tasks.opd.scored import ScoredSet, read_scored
-from tasks.opd.supports import StudentTokens
+from tasks.opd.terms import Prepared, Term, bind_terms, prepare
 from tasks.opd.trainer import Trainer, identity, learning_rate, resume, save, update_average
-
-POSITION_BUCKETS = (0, 10, 30, 100, 300, 1000, 2000, 4000, 8000)  # first tokens of the buckets of gaps by position
-
-
-class Forward:
-    """The student over chosen tokens of the scored set, micro-batch by micro-batch, chunk by chunk."""
-
-    def __init__(self, model, scored: ScoredSet, columns: Columns, spec: dict):
-        self.model, self.rollouts, self.spec = model, scored.rollouts, spec
-        self.starts = columns.lengths.cumsum(0) - columns.lengths
-        self.lengths = [len(r.prompt_token_ids) + len(r.token_ids) for r in scored.rollouts]
-        self.device = next(model.parameters()).device
-        self.columns = columns
-
-    def autocast(self):
-        """bfloat16 compute over the master weights, where the recipe asks for it."""
-        on = self.spec["train"]["autocast"] == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16) if on else nullcontext()
-
-    def micro_batches(self, batch: list[int], wanted: Tensor):
-        """(hidden states [n, d] with a graph, indices [n] into the columns) of wanted tokens, by micro-batches."""
-        rows = torch.zeros(self.columns.num_rollouts, dtype=torch.bool)
-        rows[self.columns.rollout[wanted]] = True
-        limit = self.spec["effort"]["micro_batch_tokens"]
-        for micro in micro_batches([i for i in batch if rows[i]], self.lengths, limit):
-            packed = pack(self.rollouts, micro, self.starts, wanted)
-            with self.autocast():
-                hidden = hidden_states(self.model, packed.token_ids.to(self.device), packed.mask.to(self.device))
-            yield hidden.flatten(0, 1)[packed.take.to(self.device)], packed.flat
-
-    def student(self, hidden: Tensor, flat: Tensor) -> StudentTokens:
-        """The student's distribution at a chunk of tokens."""
-        head = head_of(self.model, self.spec["vocabulary"])
-        logits = head.logits(hidden) / self.spec["loss"]["temperature"]
-        return StudentTokens(logits=logits, token_ids=self.columns.token_ids[flat].to(self.device))
-
-    def chunks(self, count: int):
-        """Slices of at most `chunk_tokens` tokens."""
-        size = self.spec["effort"]["chunk_tokens"]
-        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
-
-
-@torch.no_grad()
-def old_logprobs(forward: Forward, wanted: Tensor) -> Tensor:
-    """The student's log-probabilities [N] of the wanted tokens written, at the loss temperature; NaN elsewhere."""
-    dtype = torch.float64 if next(forward.model.parameters()).dtype == torch.float64 else torch.float32
-    old = torch.full((forward.columns.num_tokens,), math.nan, dtype=dtype)
-    for hidden, flat in forward.micro_batches(list(range(forward.columns.num_rollouts)), wanted):
-        for part in forward.chunks(len(flat)):
-            old[flat[part]] = forward.student(hidden[part], flat[part]).sampled.cpu().to(dtype)
-    return old
 
 
 def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], coefficient: Tensor, batch: list[int],
@@ -88,8 +38,7 @@ def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], co
         for part in forward.chunks(len(flat)):
             index = flat[part]
             student = forward.student(leaf[part], index)
-            loss = chunk_loss(terms, prepared, coefficient[:, index].to(forward.device), index,
-                              forward.columns.old[index].to(forward.device), student,
+            loss = chunk_loss(terms, prepared, coefficient[:, index].to(forward.device), index, student,
                               scored.tokens(index, forward.device), stats)
             if not torch.isfinite(loss):
                 names = sorted({scored.rollouts[i].rollout_id for i in forward.columns.rollout[index].tolist()})
@@ -103,13 +52,10 @@ def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], co
 
 def start_round(model, scored: ScoredSet, terms: list[Term], spec: dict, special: frozenset[int]
                 ) -> tuple[Forward, list[Prepared]]:
-    """Columns under the round's starting student, and what every term takes from them."""
-    columns = columns_of(scored.rollouts, teacher=scored.sampled, special_ids=special)
-    forward = Forward(model, scored, columns, spec)
-    if any(term.advantage is not None for term in terms):
-        columns = replace(columns, old=old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool)))
-        forward.columns = columns
-    return forward, [prepare(term, columns) for term in terms]
+    """What every term takes from its columns under the round's starting student."""
+    columns = columns_of(scored.rollouts, special_ids=special, vocabulary=spec["vocabulary"])
+    forward = Forward(model, scored.rollouts, columns, spec)
+    return forward, [prepare(term, own) for term, own in zip(terms, observed(forward, terms, scored))]
 
 
 def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozenset[int], log, bar) -> dict:
@@ -119,23 +65,37 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
     epochs = [optimizer_batches(len(scored.rollouts), train["batch_rollouts"], spec["seed"], "order", spec["round"], e)
               for e in range(train["epochs"])]
     batches = [batch for epoch in epochs for batch in epoch]
-    trained = 0
-    log(trainer.step, gap_by_position(forward.columns))
+    trained, steps, loss = 0, 0, 0.0
+    log(trainer.step, {f"train/{t.label}/{name}": value for t, p in zip(terms, prepared)
+                       for name, value in p.report.items()})
     for i, batch in enumerate(batches):
         started, stats = time.monotonic(), Stats()
-        coefficient = coefficients(terms, prepared, forward.columns, batch, spec["completion_limit"])
+        left = train["trained_tokens"] - trainer.tokens_seen if train["trained_tokens"] else None
+        if left == 0:
+            break
+        fitting = prepared if left is None else cut(prepared, forward.columns, batch, left)
+        coefficient = coefficients(terms, fitting, forward.columns, batch, spec["completion_limit"])
         tokens = int((coefficient != 0).any(0).sum())
         trainer.optimizer.zero_grad(set_to_none=True)
-        loss = accumulate(forward, terms, prepared, coefficient, batch, scored, stats)
+        loss = accumulate(forward, terms, fitting, coefficient, batch, scored, stats)
         rate = learning_rate(train, trainer.step, (spec["round"] + i / len(batches)) / spec["rounds"])
         norm = step(trainer, train, rate, spec["ema_decay"])
-        trained += tokens
+        trained, steps = trained + tokens, steps + 1
         trainer.tokens_seen += tokens
         log(trainer.step, {"train/loss_nats": loss, "train/grad_norm": norm, "train/learning_rate": rate,
                            "train/tokens_seen": trainer.tokens_seen, "train/step_seconds": time.monotonic() - started,
                            **{f"train/{key}": value for key, value in stats.means().items()}})
         bar.update(1)
-    return {"trained_tokens": trained, "steps": len(batches), "loss": loss}
+    return {"trained_tokens": trained, "steps": steps, "loss": loss}
+
+
+def cut(prepared: list[Prepared], columns: Columns, batch: list[int], left: int) -> list[Prepared]:
+    """What the terms took, without the batch's tokens after the first `left` that count in some term."""
+    inside = torch.zeros(columns.num_rollouts, dtype=torch.bool)
+    inside[batch] = True
+    counting = inside[columns.rollout] & torch.stack([p.weight > 0 for p in prepared]).any(0)
+    kept = counting.cumsum(0) <= left
+    return [replace(p, mask=p.mask & kept, weight=torch.where(kept, p.weight, 0.0)) for p in prepared]
 
 
 def step(trainer: Trainer, train: dict, rate: float, ema_decay: float | None) -> float:
@@ -153,21 +113,6 @@ def step(trainer: Trainer, train: dict, rate: float, ema_decay: float | None) ->
     return norm
 
 
-def gap_by_position(columns: Columns) -> dict[str, float]:
-    """Mean teacher gap, and its mean size, in nats, over the set and by position bucket; empty without both sides."""
-    gap = columns.teacher - columns.old
-    known = torch.isfinite(gap)
-    if not known.any():
-        return {}
-    out = {"train/teacher_gap_mean_nats": float(gap[known].mean()),
-           "train/teacher_gap_size_nats": float(gap[known].abs().mean())}
-    for low, high in zip(POSITION_BUCKETS, (*POSITION_BUCKETS[1:], 10**9)):
-        here = known & (columns.position >= low) & (columns.position < high)
-        if here.any():
-            out[f"train/teacher_gap_from_{low:04d}_nats"] = float(gap[here].mean())
-    return out
-
-
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
     trainer = session.trainer
@@ -177,7 +122,9 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
     torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round
     origin = model_folder(inputs["student"])
     scored = read_scored(inputs, spec, trainer.device)
-    trainer.teacher_tokens += sum(len(s.token_ids) for s in scored.rollouts) if scored.signal else 0
+    trainer.teacher_tokens += sum(len(r.token_ids) for signal in scored.signals.values()
+                                  for r, s in zip(scored.rollouts, signal) if s is not None)
+    trainer.sampled_tokens += sum(r.author.count(STUDENT) for r in scored.rollouts)
     with session.progress(total=None, label=f"train round {spec['round'] + 1}/{spec['rounds']}", unit="step") as bar:
         counts = train_round(trainer, scored, spec, special_ids(origin),
                              lambda at, values: session.log(out, at, values), bar)
@@ -186,4 +133,4 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
     trainer.source = identity(out)
     session.trainer = trainer
     return {**counts, "step": trainer.step, "tokens_seen": trainer.tokens_seen,
-            "teacher_tokens": trainer.teacher_tokens}
+            "teacher_tokens": trainer.teacher_tokens, "sampled_tokens": trainer.sampled_tokens}
