@@ -1,0 +1,154 @@
+"""Every variant as it stands in its file: it passes preflight, trains two rounds, its parts fire, and it is itself.
+
+The models are random but opinionated, so that entropies, gaps and supports differ from token to token; a grader that
+knows nothing of the task gives every kind of group. All stages run in this process, through the doors.
+"""
+import hashlib
+import json
+import math
+from collections import defaultdict
+from functools import cache
+
+import pytest
+import torch
+import yaml
+
+from tasks import workers
+from tasks.bootstrap import make_models, models_needed
+from tasks.grade import grade_rollouts
+from tasks.opd import grading, loading, tiny
+from tasks.opd.records import derive_seed
+from tasks.preflight import preflight
+from tasks.prompts import make_prompts
+from tasks.rollout import write_rollouts
+from tasks.score import score_rollouts
+from tasks.train import train_student
+
+VARIANTS = sorted(file.stem for file in (loading.CONFIGS / "variants").glob("*.yaml"))
+NAMES = ["student", "teacher", "teacher_start", "expert_four", "expert_five", "random"]
+OPINION = 3.0                     # standard deviation of a model's logits, nats: some tokens sure, some not
+SETTINGS = ["workers=inline", "rounds=2", "benchmarks=[]", "prompts.count=64", "rollout.prompts_per_round=6",
+            "rollout.sampling.max_new_tokens=24", "train.learning_rate=3e-3", "train.max_grad_norm=1.0",
+            "accepts={shift: these models were never trained}"]
+STANDING_STILL = {"self_as_teacher"}                # the student is its own teacher: nothing moves but rounding
+
+
+def judged(prompt, completion: str) -> tuple[float, str]:
+    """A third of the prompts are hopeless, a third trivial, the rest go either way."""
+    kind = prompt.index % 3
+    lucky = derive_seed("luck", completion) % 2
+    return float(kind == 1 or kind == 2 and lucky), "line 1: 12 + 7 is 19"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A pair's file whose models lie in folders."""
+    folder, tokenizer = tmp_path_factory.mktemp("pair"), tiny.build_tokenizer()
+    for seed, name in enumerate(NAMES):
+        model = tiny.new_model(tokenizer, seed=seed, layers=2, hidden=64)
+        model.config.tie_word_embeddings = False                     # tied, a new model only repeats its last token
+        noise = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        noise[tokenizer.eos_token_id] *= 2                           # completions of many lengths
+        model.lm_head.weight = torch.nn.Parameter(noise * OPINION / 64 ** 0.5)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    places = {name: {"name": "folder", "path": str(folder / name)} for name in NAMES}
+    models = {"name": "opinionated", "tiny": True, "student": places.pop("student"), "teacher": places.pop("teacher"),
+              "others": places, "experts": {"four": "expert_four", "five": "expert_five"}, "context_tokens": 256}
+    (folder / "pair.yaml").write_text(yaml.safe_dump({"pair": models, "prompts": "tiny", "benchmarks": "tiny"}))
+    return folder / "pair.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory):
+    """One home for the module, so that variants share what they may; and the grader that knows nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPD_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setitem(grading.GRADERS, "tiny", judged)
+        yield
+
+
+def recipe_of(variant: str, pair):
+    """The variant on the pair, small; a second pass where a clip needs a moved student, patches from round 1 on."""
+    plain = loading.load(variant, [f"pair={pair}", *SETTINGS])
+    n = sum(writer.n for writer in plain.rollout.writers)
+    more = [f"rollout.prompts_per_round={max(6, 24 // n)}"]
+    clips = [term.estimator.params.get(key) for term in plain.terms for key in ("clip_low", "clip_high", "ratio_cap")]
+    more += ["train.epochs=2", "train.batch_rollouts=8"] if any(clip is not None for clip in clips) else []
+    recipe = loading.load(variant, [f"pair={pair}", *SETTINGS, *more])
+    patches = [patch.model_copy(update={"round": min(patch.round, 1)}) for patch in recipe.schedule]
+    return recipe.model_copy(update={"schedule": patches})
+
+
+@pytest.fixture(scope="module")
+def trained(pair):
+    """variant -> (recipe, what preflight found, metrics of both rounds, counts by stage, digest of weights)."""
+    @cache
+    def train(variant: str):
+        recipe, counts = recipe_of(variant, pair), defaultdict(list)
+        with workers.for_run(recipe) as crew:
+            models = make_models.fn(recipe.pair, models_needed(recipe), crew)
+            student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
+            prompts = make_prompts.fn(recipe.prompts, student, crew, **ask, use="train")
+            found = json.loads((preflight.fn(recipe, models, prompts, crew).path / "preflight.json").read_text())
+            metrics = defaultdict(list)
+            for r in range(recipe.rounds):
+                now = recipe.at(r)
+                rollouts = write_rollouts.fn(now, models, student, prompts, crew, r)
+                rollouts = grade_rollouts.fn(now, prompts, rollouts, crew, r)
+                scores = score_rollouts.fn(now, models, student, prompts, rollouts, crew, r)
+                student = train_student.fn(now, models, student, rollouts, scores, crew, r)
+                for name, artifact in {"grades": rollouts, "checkpoint": student, **scores}.items():
+                    counts[name].append(artifact.counts)
+                for line in (student.path / "metrics.jsonl").read_text().splitlines():
+                    metrics[json.loads(line)["key"]].append(json.loads(line)["value"])
+            weights = hashlib.sha256((student.path / "model" / "model.safetensors").read_bytes()).hexdigest()
+        return recipe, found, metrics, counts, weights
+    return train
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_passes_preflight_and_trains_two_rounds(trained, variant):
+    recipe, found, metrics, counts, _ = trained(variant)
+    status = {finding["check"]: finding["status"] for finding in found}
+    assert "red" not in status.values()
+    assert {check for check, colour in status.items() if colour == "yellow"} <= set(recipe.accepts)
+    assert counts["checkpoint"][-1]["tokens_seen"] > 0 and len(counts["checkpoint"]) == 2
+    assert all(math.isfinite(value) for values in metrics.values() for value in values)
+    largest = max(metrics["train/grad_norm"])
+    assert largest < 1e-4 if variant in STANDING_STILL else largest > 1e-4
+
+
+def seen(metrics: dict, ending: str) -> list[float]:
+    """All values of the metrics whose name ends so."""
+    return [value for name, values in metrics.items() if name.endswith(ending) for value in values]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_its_mechanisms_fire(trained, variant):
+    recipe, _, metrics, counts, _ = trained(variant)
+    for now in (recipe.at(0), recipe.at(1)):
+        for term in now.terms:
+            for weight in (w.name for w in term.weights if w.name != "uniform"):
+                means, tops = seen(metrics, f"/{weight}_mean"), seen(metrics, f"/{weight}_largest")
+                assert max(means) > 0 and any(top > mean for top, mean in zip(tops, means)), weight
+            if term.clip.at != "none":
+                assert max(seen(metrics, "/clipped_token_share")) > 0
+            if term.rows.name not in ("sampled", "all"):
+                assert any(0 < share < 1 for share in seen(metrics, "/row_share")), term.rows.name
+            if any(term.estimator.params.get(key) is not None for key in ("clip_low", "clip_high", "ratio_cap")):
+                assert max(seen(metrics, "/ratio_clipped_share")) > 0
+    if recipe.rollout.filters:
+        assert max(count["dropped"] for count in counts["grades"]) > 0
+    if recipe.teacher.context.name == "sibling":
+        shown = [count for name in counts if name not in ("grades", "checkpoint") for count in counts[name]]
+        assert all(count["scored"] > 0 for count in shown)
+        if recipe.teacher.context.params["feedback"] == "never":
+            assert any(count["without_context"] > 0 for count in shown)
+
+
+def test_no_two_variants_end_with_the_same_weights(trained):
+    by_weights = defaultdict(set)
+    for variant in VARIANTS:
+        by_weights[trained(variant)[-1]].add(variant)
+    assert [names for names in by_weights.values() if len(names) > 1] == []
