@@ -17,7 +17,7 @@ from pathlib import Path
 from tasks import server, workers
 from tasks.opd import catalogue, checking, loading, slots
 from tasks.opd.artifacts import Artifact, home
-from tasks.opd.disk import room_to_write
+from tasks.opd.disk import try_writing
 from tasks.opd.errors import OpdError, RecipeError
 from tasks.opd.recipe import Recipe
 
@@ -110,8 +110,8 @@ def prepare(arguments: argparse.Namespace) -> None:
     """The environment of a command that runs flows, before Prefect is imported."""
     workers.quiet_environment()
     os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
-    with room_to_write(home()):
-        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    for folder in (home(), Path(os.environ["PREFECT_HOME"])):
+        try_writing(folder)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if arguments.verbose else "WARNING")
     for name in () if arguments.verbose else ("FLOW_RUNS", "TASK_RUNS"):  # tracebacks of what we explain ourselves
         os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name}_LEVEL", "CRITICAL")

@@ -1,8 +1,11 @@
 """Door to the stage `prompts`: slices of sources, rendered for the student."""
+from pathlib import Path
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.opd.artifacts import Artifact
+from tasks.opd.disk import hash_file
 from tasks.opd.recipe import Source
 from tasks.stage import run_stage
 from tasks.tracking import noted
@@ -16,6 +19,8 @@ def make_prompts(source: Source, student: Artifact, crew: Crew, *, context_token
                  train: Artifact | None = None) -> Artifact:
     """A source's questions; none of their texts may stand in the prompts trained on."""
     spec = source.model_dump(mode="json", include=SLICE) | {"context_tokens": context_tokens}
+    if "path" in source.source.params:  # a file that was edited is another source
+        spec["sha256"] = hash_file(Path(source.source.params["path"]).expanduser())
     inputs = {"student": student} | ({"train": train} if train else {})
     name = f"{use}-{source.name}"
     return noted(run_stage("prompts", spec, inputs, crew), name, prefix=f"prompts/{name}")

@@ -9,7 +9,7 @@ import time
 import urllib.request
 
 from tasks.opd.artifacts import home
-from tasks.opd.disk import room_to_write
+from tasks.opd.disk import FULL_BYTES, disk_full, free_bytes, room_to_write
 from tasks.opd.errors import EngineError
 from tasks.workers import ROOT
 
@@ -37,4 +37,6 @@ def start(timeout_seconds: float = 90) -> None:
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(f"{os.environ['PREFECT_API_URL']}/health", timeout=5).close()
         time.sleep(0.1)
+    if free_bytes(home()) < FULL_BYTES:
+        raise disk_full(home(), OSError("Prefect's server, whose database lies there, did not start"))
     raise EngineError(f"Prefect's server did not start; see {log}, or set PREFECT_API_URL to one that runs")

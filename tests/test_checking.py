@@ -104,7 +104,7 @@ def test_needs_are_the_union_over_the_terms():
     recipe = loading.load("opd_reverse_kl", [f"terms=[{gap}, {top % 8}, {top % 20}, {{divergence: nll}}]"])
     assert checking.needs(recipe) == {"teacher": {"sampled": True, "top_k": 20, "entropy": False, "hidden": False}}
     student = loading.load("opd_jsd", ["terms.0.support=student_top_k"])
-    assert checking.needs(student) == {"teacher": {"sampled": False, "top_k": 0, "entropy": False, "hidden": True}}
+    assert checking.needs(student) == {"teacher": {"sampled": True, "top_k": 0, "entropy": False, "hidden": True}}
     assert list(checking.needs(loading.load("opsd"))) == ["self"]
 
 
@@ -118,3 +118,78 @@ def test_the_report_is_what_check_prints():
 def test_what_goes_wrong_only_in_later_rounds_is_found():
     got, = errors("opd_reverse_kl", "schedule=[{round: 3, set: {rollout.sampling.top_p: 0.9}}]")
     assert ": schedule.0.set: from round 3 on, rollout.sampling.top_p = 0.9" in got
+
+
+GAP = "advantage: teacher_gap, estimator: policy_gradient"
+CANDIDATES = "advantage: candidate_gap, estimator: candidate_policy_gradient"
+JSONL = "prompts={name: q, source: {name: jsonl, path: q.jsonl%s}, count: 128, max_prompt_tokens: 64, grader: numeric}"
+
+
+@pytest.mark.parametrize("variant, wrong, parts, right", [
+    ("exopd", ["terms.0.target.reference=teacher_strat"],
+     ["terms.0.target = \"teacher_strat\"", "unknown model of pair tiny", "did you mean teacher_start?", "pair.others"],
+     ["terms.0.target.reference=teacher_start"]),
+    ("exopd", ["terms.0.target.reference=base"], ["terms.0.target = \"base\"", "name it in pair.others"],
+     ["terms.0.target.reference=base", "pair.others.base=tiny_teacher"]),
+    ("opd_reverse_kl_full", ["terms.0.target={name: reference, model: nobody}"],
+     ["terms.0.target = \"nobody\"", "known: teacher, ", "live"], ["terms.0.target={name: reference, model: live}"]),
+    ("sdpo", ["rollout.writers=[{name: student, n: 1}]"],
+     ["rollout.writers", "context sibling, which compares the rollouts of a prompt", "n: 2 or more"],
+     ["rollout.writers=[{name: student, n: 2}]"]),
+    ("dapo", ["rollout.writers=[{name: student, n: 1}]", f"terms=[{{{GAP}, rows: mixed_groups}}]"],
+     ["rollout.writers", "n: 2 or more"], [f"terms=[{{{GAP}, rows: mixed_groups}}]"]),
+    ("opd_reverse_kl", ["terms=[{divergence: reverse_kl, support: {name: student_top_k, k: 4, renormalise: none}}]"],
+     ["terms.0.support.renormalise = \"none\"", "use both or tail", "candidate_gap", "candidate_policy_gradient"],
+     ["terms=[{divergence: reverse_kl, support: {name: student_top_k, k: 4, renormalise: tail}}]"]),
+    ("opd_reverse_kl", ["terms=[{divergence: reverse_kl, support: {name: student_top_k, k: 4, renormalise: none}}]"],
+     ["advantage: candidate_gap with estimator"],
+     [f"terms=[{{{CANDIDATES}, support: {{name: student_top_k, k: 4, renormalise: none}}}}]"]),
+    ("opd_reverse_kl", ["terms=[{divergence: reverse_kl, support: {name: teacher_top_k, k: 4, renormalise: teacher}}]"],
+     ["terms.0.support.renormalise = \"teacher\"", "for forward_kl, not reverse_kl", "use both or tail"],
+     ["terms=[{divergence: reverse_kl, support: {name: teacher_top_k, k: 4, renormalise: both}}]"]),
+    ("opd_reverse_kl", ["terms=[{divergence: jsd, support: {name: union, k: 4, renormalise: teacher}}]"],
+     ["for forward_kl, not jsd"],
+     ["terms=[{divergence: forward_kl, support: {name: union, k: 4, renormalise: teacher}}]"]),
+    ("routed_teachers", ["pair.experts=null", "pair.experts={}"],
+     ["teacher.model = \"routed\"", "has no experts", "pair.experts: {domain: model}"],
+     ["pair.experts={four: teacher}"]),
+    ("mixed_teachers", ["pair={name: own, student: tiny_student, teacher: tiny_teacher, context_tokens: 160}"],
+     ["teacher.model = \"mixed\"", "pair own has no experts"],
+     ["pair={name: own, student: tiny_student, teacher: tiny_teacher, context_tokens: 160, experts: {four: teacher}}"]),
+    ("routed_teachers", ["pair.experts.four=expert_for"],
+     ["pair.experts.four = \"expert_for\"", "did you mean expert_four?"], ["pair.experts.four=expert_four"]),
+    ("opd_reverse_kl", [f"terms=[{{{CANDIDATES}}}]"],
+     ["terms.0.support = \"sampled\"", "advantage candidate_gap is of candidates", "use support: student_top_k"],
+     [f"terms=[{{{CANDIDATES}, support: student_top_k}}]"]),
+    ("zhu_topk", ["terms.0.estimator=policy_gradient"],
+     ["terms.0.estimator = \"policy_gradient\"", "candidate_gap needs estimator: candidate_policy_gradient"],
+     ["terms.0.estimator=candidate_policy_gradient"]),
+    ("opd_reverse_kl", ["terms=[{divergence: reverse_kl, support: full, estimator: candidate_policy_gradient}]"],
+     ["terms.0.estimator", "needs an advantage", "use estimator: exact"],
+     ["terms=[{divergence: reverse_kl, support: full, estimator: exact}]"]),
+    ("opd_reverse_kl", ["terms.0.estimator=candidate_policy_gradient"],
+     ["terms.0.estimator = \"candidate_policy_gradient\"", "teacher_gap needs estimator: policy_gradient"],
+     ["terms.0.estimator=policy_gradient"]),
+    ("opd_reverse_kl", ["terms=[{divergence: reverse_kl, estimator: k2, target: {name: veto, beta: 0.5}}]"],
+     ["terms.0.estimator = \"k2\"", "to target teacher on support sampled, not reverse_kl to veto on sampled"],
+     ["terms=[{divergence: reverse_kl, estimator: k2, target: teacher}]"]),
+    ("opsd", [JSONL % ""], ["teacher.context = \"solution\"", "source jsonl has no solutions", "`solution`"],
+     [JSONL % ", solution: worked"]),
+    ("sdft", [JSONL % ""], ["teacher.context = \"demonstration\"", "source jsonl has no solutions"],
+     [JSONL % ", solution: worked"]),
+    ("sdft", [JSONL % ""], ["use a source with worked solutions (tiny"], ["prompts=tiny"]),
+    ("mixed_teachers", ["engine.name=vllm"], ["cannot give hidden of model expert_", "engine.name=torch"],
+     ["engine.name=torch"]),
+])
+def test_each_refusal_names_a_way_out_that_passes(variant, wrong, parts, right):
+    got = errors(variant, *wrong)
+    models = {line.partition("of model ")[2].partition(",")[0] for line in got}
+    assert len(got) == max(1, len(models)), got
+    assert all(part in got[0] for part in parts), got[0]
+    assert checking.problems(loading.load(variant, right)) == []
+
+
+def test_a_placebo_without_a_teacher_asks_for_none_and_any_reference_may_be_a_version_of_the_student():
+    assert checking.problems(loading.load("fixed_negative_advantage", ["teacher.model=nobody"])) == []
+    for name in ("start", "live", "self"):
+        assert checking.problems(loading.load("exopd", [f"terms.0.target.reference={name}"])) == []

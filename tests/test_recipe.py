@@ -292,3 +292,60 @@ def test_errors_of_a_suite(write):
     got = suite_errors("name: s\nvariants: [gkd, gdk, sft]\nbaseline: start\nbenchmark: tny\nset: [rounds=x]\n")
     assert got[0] == "override 'rounds=x': rounds = \"x\": must be a valid integer"
     assert got[1].startswith('variant = "gdk": no such file; did you mean gkd?') and len(got) == 2
+
+
+TINY = """defaults: BASE
+name: v
+terms:
+  - {support: {name: teacher_top_k, k: 32}, divergence: forward_kl}
+train: {epochs: 2}
+tiny:
+  terms.0.support.k: 8
+  train.epochs: 3
+  rollout.prompts_per_round: 16
+  rounds: 7
+"""
+
+
+def scale_of(recipe: Recipe) -> tuple:
+    return (recipe.terms[0].support.params["k"], recipe.train.epochs, recipe.rollout.prompts_per_round, recipe.rounds)
+
+
+def test_a_variants_tiny_settings_go_over_variant_and_pair_on_a_tiny_pair_only(write):
+    path = write(TINY)
+    assert scale_of(loading.load(path)) == (8, 3, 16, 7)                 # the pair's own file says 45 rounds
+    assert loading.load(path).terms[0].support.params["renormalise"] == "both"
+    big = loading.load(path, ["pair=smollm2_self"])
+    assert scale_of(big)[:3] == (32, 2, loading.load(BASE, ["pair=smollm2_self"]).rollout.prompts_per_round)
+    assert big.rounds == loading.load(BASE, ["pair=smollm2_self"]).rounds != 7
+    assert loading.load("sdpo").rollout.prompts_per_round == 16
+
+
+def test_whether_a_pair_is_tiny_may_be_said_on_the_command_line_and_what_else_it_says_stands(write):
+    path = write(TINY)
+    assert scale_of(loading.load(path, ["train.epochs=5", "terms.0.support.k=4"])) == (4, 5, 16, 7)
+    assert scale_of(loading.load(path, ["pair.tiny=false"])) == (32, 2, 128, 45)
+    assert scale_of(loading.load(path, ["pair=smollm2_self", "pair.tiny=true"])) == (8, 3, 16, 7)
+
+
+def test_tiny_settings_have_the_line_they_stand_on_for_their_source(write):
+    sources = loading.provenance(write(TINY), ["train.epochs=5"])
+    assert sources["terms.0.support.k"] == "v.yaml:7" and sources["rounds"] == "v.yaml:10"
+    assert sources["train.epochs"] == "override 'train.epochs=5'"
+    assert not any(key.startswith("tiny") for key in sources)
+    elsewhere = loading.provenance(write(TINY), ["pair=smollm2_self"])
+    assert elsewhere["terms.0.support.k"] == "v.yaml:4"
+
+
+@pytest.mark.parametrize("line, message", [
+    ("tiny: {train.epohcs: 3}", "v.yaml:3: train.epohcs = 3: unknown key; did you mean epochs?"),
+    ("tiny: {train.epochs: many}", 'v.yaml:3: train.epochs = "many": must be a valid integer'),
+    ("tiny: {terms.3.rows: all}", "v.yaml:3: tiny: terms.3: no such entry; terms has 1, counted from 0"),
+    ("tiny: {terms.0.advantage.scale: 3}", "v.yaml:3: terms.0.advantage.scale = 3: unknown parameter of teacher_gap"),
+    ("tiny: {rollout.prompts_per_round: 0}", "v.yaml:3: rollout.prompts_per_round = 0: must be greater than or equal"),
+    ("tiny: [1]", "v.yaml:3: tiny = [1]: must map dotted keys to values"),
+    ("tiny: {rollout.sampling.top_p: 0.9}", "v.yaml:3: rollout.sampling.top_p = 0.9: terms.0 learns from tokens"),
+])
+def test_errors_of_tiny_settings_name_file_and_line(write, line, message):
+    got = errors(write(f"defaults: BASE\nname: v\n{line}\n"))
+    assert len(got) == 1 and got[0].startswith(message), got

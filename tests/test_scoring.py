@@ -129,3 +129,16 @@ def test_a_damaged_signal_is_refused(tmp_path):
     (tmp_path / "signal.parquet").write_bytes(data)
     with pytest.raises(CorruptArtifact, match="cannot be read"):
         read_signal(tmp_path)
+
+
+def test_only_rollouts_of_the_domains_named_are_scored(inputs, session, tmp_path):
+    rollouts = [dataclasses.replace(r, domain=domain) for r, domain in zip(ROLLOUTS, ("four", "five", "four"))]
+    write_rows(inputs["rollouts"] / "rollouts.parquet", rollouts, Rollout)
+    everyone = score(inputs, tmp_path / "all", session)[1]
+    for domains, there in ((["four"], [True, False, True]), (["five", "six"], [False, True, False]), ([], [False] * 3)):
+        counts, signals = score(inputs, tmp_path / "-".join(["some", *domains]), session, domains=domains)
+        assert [s is not None for s in signals] == there
+        assert counts["scored"] == sum(there) and counts["rollouts"] == 3 and counts["without_context"] == 0
+        tokens = sum(len(r.token_ids) for r, has in zip(rollouts, there) if has)
+        assert counts["teacher_tokens"] == tokens
+        assert all(torch.allclose(one.sampled, two.sampled, atol=1e-9) for one, two in zip(signals, everyone) if one)

@@ -1,10 +1,12 @@
-"""The trainer on real tiny models: invariances of the gradient, exact resume, what stops it."""
+"""The trainer on real tiny models: invariances of the gradient, exact resume, what stops it, and when."""
+import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import prepared, random_rollouts, rollout, taught, term, tiny_llama, train_spec, write_tokenizer
 
+from tasks.opd import asking, loading
 from tasks.opd.artifacts import fingerprint_of
 from tasks.opd.batches import micro_batches, optimizer_batches, pack
 from tasks.opd.engines import Signal
@@ -15,7 +17,7 @@ from tasks.opd.records import Rollout, write_rows
 from tasks.opd.scored import make_scored
 from tasks.opd.session import Session
 from tasks.opd.terms import bind_terms
-from tasks.opd.training import accumulate, start_round, train_student
+from tasks.opd.training import accumulate, cut, start_round, train_student
 
 LENGTHS = [(3, 5), (2, 9), (4, 1), (3, 2), (1, 7)]
 TERMS = {"full": [term(divergence="reverse_kl", support="full")],
@@ -37,7 +39,7 @@ def signal_of(model, rollouts, top_k=4):
         logprobs = head_of(model).logprobs(hidden)
         top = logprobs.topk(top_k, -1)
         out.append(Signal(sampled=logprobs.gather(1, torch.tensor(r.token_ids)[:, None])[:, 0], ids=top.indices,
-                          logprobs=top.values, hidden=hidden))
+                          logprobs=top.values, hidden=hidden, entropy=-(logprobs.exp() * logprobs).sum(-1)))
     return out
 
 
@@ -241,3 +243,120 @@ def test_signals_of_rollouts_without_one_are_laid_flat_as_zeros(pair):
     assert scored.has_signal("teacher").tolist() == [True, True, False, True, True]
     assert scored.flat["teacher"]["sampled"][14] == 0 and torch.isnan(scored.column("teacher", "sampled")[14])
     assert fingerprint_of(Path("x/.tmp-abc-123")) == "abc" == fingerprint_of(Path("x/abc"))
+
+
+def toy_rounds():
+    """Group a (domain four): lengths 2 and 1; group b (domain five): length 4; all rewarded."""
+    rows = [rollout(0, [5], [7, 1], group="a"), rollout(1, [5], [1], group="a"),
+            rollout(2, [6], [8, 9, 9, 1], group="b")]
+    rows = [dataclasses.replace(r, domain=domain) for r, domain in zip(rows, ("four", "four", "five"))]
+    return taught(rows, teacher=[torch.zeros(len(r.token_ids)) for r in rows], old=torch.zeros(7))
+
+
+def coefficients_of(specs, columns=None, left=None):
+    columns, bound = columns or toy_rounds(), bind_terms(specs)
+    took, everything = [prepared(t, columns) for t in bound], list(range(columns.num_rollouts))
+    if left is not None:
+        took = cut(took, columns, everything, left)
+    return coefficients(bound, took, columns, everything, 10)
+
+
+def specs_of(variant, *overrides):
+    return asking.terms_of(loading.load(variant, overrides))
+
+
+REDUCTIONS = {"token": [1 / 7] * 7, "sequence": [1 / 6, 1 / 6, 1 / 3, *[1 / 12] * 4],
+              "prompt": [*[1 / 6] * 3, *[1 / 8] * 4], "sum": [1] * 7, "constant": [1 / 30] * 7}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_parts_of_a_routed_term_share_one_denominator(reduction):
+    four, five = coefficients_of(specs_of("routed_teachers", f"terms.0.reduction={reduction}"))
+    assert four.tolist() == pytest.approx([*REDUCTIONS[reduction][:3], 0, 0, 0, 0])
+    assert five.tolist() == pytest.approx([0, 0, 0, *REDUCTIONS[reduction][3:]])
+
+
+@pytest.mark.parametrize("denominator", ["valid", "kept", "weighted", "pool"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("model", ["routed", "mixed"])
+def test_parts_add_up_to_the_term_of_a_single_teacher(model, reduction, denominator):
+    beside = "{divergence: nll, denominator: pool, rows: all}"
+    term = f"{{advantage: teacher_gap, estimator: policy_gradient, coefficient: 3, weights: [{{name: skip_first, " \
+           f"tokens: 1}}], reduction: {reduction}, denominator: {denominator}}}"
+    parts, whole = (coefficients_of(specs_of("opd_reverse_kl", f"terms=[{term}, {beside}]", f"teacher.model={who}"))
+                    for who in (model, "teacher"))
+    assert torch.allclose(parts[:2].sum(0), whole[0], atol=1e-12) and torch.allclose(parts[2], whole[1], atol=1e-12)
+    if model == "mixed":
+        assert torch.equal(parts[0], parts[1])
+
+
+def by_models(rollouts, **models):
+    return make_scored(rollouts, {name: signal_of(model, rollouts) for name, model in models.items()},
+                       {name: head_of(model) for name, model in models.items()}, 1.0)
+
+
+def test_routed_and_mixed_gradients_are_those_of_their_experts(pair):
+    student, teacher, rollouts = pair
+    other = tiny_llama(3)                                          # 1e-7: Llama's norms are in float32
+    rows = [dataclasses.replace(r, domain=("four", "five")[i % 2]) for i, r in enumerate(rollouts)]
+    scored = by_models(rows, expert_four=teacher, expert_five=other)
+    one, two = (gradient(student, scored_by(model, rows), TERMS["full"])[0] for model in (teacher, other))
+    mixed, _ = gradient(student, scored, specs_of("mixed_teachers"))
+    assert torch.allclose(mixed, (one + two) / 2, atol=1e-7) and (one - two).abs().max() > 1e-3
+    full = "terms=[{divergence: reverse_kl, support: full}]"
+    routed, _ = gradient(student, scored, specs_of("routed_teachers", full))
+    parts = [gradient(student, scored_by(model, rows), [TERMS["full"][0] | {"domain": domain, "group": "0"}])
+             for model, domain in ((teacher, "four"), (other, "five"))]
+    tokens = [sum(len(r.token_ids) for r in rows if r.domain == domain) for domain in ("four", "five")]
+    by_hand = sum(g * n for (g, _), n in zip(parts, tokens)) / sum(tokens)
+    assert torch.allclose(routed, by_hand, atol=1e-7)
+    same, _ = gradient(student, by_models(rows, expert_four=teacher, expert_five=teacher),
+                       specs_of("routed_teachers", full))
+    assert torch.allclose(same, one, atol=1e-7)
+
+
+def test_a_term_without_a_teacher_trains_beside_one_whose_teacher_has_another_name(pair):
+    student, teacher, rollouts = pair
+    likely = TERMS["two"][1] | {"denominator": "valid", "coefficient": 1.0, "models": {}}
+    both, _ = gradient(student, by_models(rollouts, self=teacher),
+                       [TERMS["full"][0] | {"models": {"teacher": "self"}}, likely])
+    parts = [gradient(student, scored_by(teacher, rollouts), [spec])[0] for spec in (TERMS["full"][0], likely)]
+    assert torch.allclose(both, sum(parts), atol=1e-7)
+
+
+@pytest.mark.parametrize("left", [1, 2, 3, 5, 6, 7, 100])
+def test_the_cut_batch_keeps_its_first_tokens_and_its_coefficients_still_sum_to_one(left):
+    for spec in ({}, {"reduction": "sequence"}, {"reduction": "prompt"}):
+        found = coefficients_of([term(divergence="forward_kl", support="full", **spec)], left=left)[0]
+        assert found.sum().item() == pytest.approx(1) and (found != 0).tolist() == [i < left for i in range(7)]
+    skip = {"divergence": "forward_kl", "support": "full", "weights": [{"name": "skip_first", "tokens": 1}]}
+    for denominator in ("kept", "weighted"):                             # keeps tokens 1, 4, 5, 6
+        found = coefficients_of([term(**skip, denominator=denominator)], left=left)[0]
+        assert found.sum().item() == pytest.approx(1)
+        assert (found != 0).tolist() == [i in [1, 4, 5, 6][:left] for i in range(7)]
+    first, second = coefficients_of([term(**skip), term(divergence="nll")], left=left)   # a token counts once
+    assert ((first != 0) | (second != 0)).tolist() == [i < left for i in range(7)]
+
+
+@pytest.mark.parametrize("budget, seen, steps", [(40, [24, 40, 40], [3, 2, 0]), (1, [1, 1, 1], [1, 0, 0]),
+                                                 (24, [24, 24, 24], [3, 0, 0]), (72, [24, 48, 72], [3, 3, 3]),
+                                                 (1000, [24, 48, 72], [3, 3, 3])])
+def test_a_token_budget_is_met_exactly_over_rounds_and_batches(tmp_path, budget, seen, steps):
+    inputs, found = checkpoint_inputs(tmp_path, random_rollouts(LENGTHS)), []       # 24 tokens a round
+    before = None
+    for r in range(3):
+        out = tmp_path / f"r{r}"
+        out.mkdir()
+        spec = train_spec([term(divergence="nll", rows="all")], round=r, rounds=3,
+                          train={"batch_rollouts": 2, "trained_tokens": budget})
+        found.append(train_student(inputs, spec, out, Session()))
+        inputs = {**inputs, "student": out}
+        weights = (out / "model" / "model.safetensors").read_bytes()
+        assert found[-1]["steps"] or weights == before                              # nothing left: nothing learnt
+        before = weights
+    assert [c["tokens_seen"] for c in found] == seen
+    assert sum(c["trained_tokens"] for c in found) == min(budget, 72)
+    if budget == 40:                                                                # the second round's order is drawn
+        sizes = [sum(LENGTHS[i][1] for i in batch) for batch in optimizer_batches(5, 2, 0, "order", 1, 0)]
+        steps = [3, next(i + 1 for i in range(3) if sum(sizes[:i + 1]) >= 16), 0]
+    assert [c["steps"] for c in found] == steps

@@ -23,14 +23,15 @@ OF_EXPERTS = frozenset({"routed", "mixed"})         # stand for the pair's exper
 
 
 def terms_of(recipe: Recipe) -> list[dict[str, Any]]:
-    """The recipe's terms as the trainer takes them: plain data with `models`, `domain` and `group`.
+    """The recipe's terms as the trainer takes them: plain data with `models`, `domain`, `group` and `share`.
 
     `models` maps what a target calls a model to the name under which it scores. A term of a routed or mixed teacher
-    becomes one part for each expert; parts of one term share its denominator.
+    becomes one part for each expert; parts of one term (`group`) have its denominator in common, to which the parts of
+    a mixed one, who look at the same tokens, add a `share` each.
     """
     parts = []
     for index, term in enumerate(recipe.terms):
-        data = term.model_dump(mode="json") | {"domain": "", "group": str(index)}
+        data = term.model_dump(mode="json") | {"domain": "", "group": str(index), "share": 1.0}
         own = {name: name for name in models_named(term)}
         if not needs_teacher(term):
             parts.append(data | {"models": {}})
@@ -39,10 +40,10 @@ def terms_of(recipe: Recipe) -> list[dict[str, Any]]:
             parts.append(data | {"models": {**main, **own}})
         else:
             mixed, experts = recipe.teacher.model == "mixed", recipe.pair.experts
-            share = term.coefficient / len(set(experts.values())) if mixed and experts else term.coefficient
-            chosen = [("", model) for model in dict.fromkeys(experts.values())] if mixed else experts.items()
-            parts += [data | {"models": {"teacher": model, **own}, "domain": domain, "coefficient": share}
-                      for domain, model in chosen]
+            chosen = [("", model) for model in dict.fromkeys(experts.values())] if mixed else list(experts.items())
+            share = 1 / max(1, len(chosen)) if mixed else 1.0
+            parts += [data | {"models": {"teacher": model, **own}, "domain": domain, "share": share,
+                              "coefficient": term.coefficient * share} for domain, model in chosen]
     return parts
 
 
@@ -71,7 +72,8 @@ def asks(term: Term) -> dict[str, Any]:
     unnormalised = term.target.name in slots.constant("target", "UNNORMALISED", frozenset())
     asked = [COLUMN_NEEDS[column] for column in read if column in COLUMN_NEEDS]
     if compares(term) or "candidates" in read or (term.advantage and support == "sampled" and "teacher" not in read):
-        asked.append({"hidden": True} if unnormalised and support != "sampled" else SUPPORT_NEEDS.get(support, {}))
+        whole = {"hidden": True} if unnormalised and support != "sampled" else {}
+        asked.append(SUPPORT_NEEDS.get(support, {}) | whole)
     for column, amount in (item for need in asked for item in need.items()):
         amount = completed(term.support, "support").get("k") if amount == "k" else amount
         want[column] = max(want.get(column, 0), amount or 0) if column == "top_k" else True

@@ -29,8 +29,8 @@ def law(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int
     tokens whose mass within those reaches top_p. Temperature 0 is the point mass at the largest logit, so log 1 = 0.
     """
     if temperature == 0:
-        point = torch.full_like(logits, -torch.inf)
-        return point.scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
+        point, best = torch.full_like(logits, -torch.inf), logits.max(-1, keepdim=True)
+        return point.scatter_(-1, best.indices, best.values * 0 + 0)  # 0, not -0; a NaN stays one
     logits = logits / temperature if temperature != 1.0 else logits
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
@@ -48,7 +48,8 @@ def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
     total = cumulative[..., -1:]
     wanted = uniforms.to(total.dtype)[:, None] * total
     wanted = torch.minimum(wanted, torch.nextafter(total, torch.zeros_like(total)))  # rounding must not reach the end
-    return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    drawn = torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+    return drawn.clamp(max=logprobs.shape[-1] - 1)  # NaN lies behind the last
 
 
 def uniforms_of(seeds: list[int], num_tokens: int) -> Tensor:

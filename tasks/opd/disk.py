@@ -25,6 +25,19 @@ def room_to_write(path: Path):
         raise
 
 
+def try_writing(folder: Path) -> None:
+    """Make a folder, where there is none, and write into it. Raises DiskFull for whatever the system says to that."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+        raise disk_full(folder, error) from error
+
+
 def disk_full(path: Path, error: BaseException) -> DiskFull:
     """What is wrong, where, how many bytes are free, and the way out."""
     return DiskFull(f"cannot write {path}: {error}; {free_bytes(path):,} bytes are free there. "

@@ -5,6 +5,7 @@ in this process. Its batches are sorted by length and bounded by padded tokens; 
 """
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks.opd.decoding import Completion, decode
-from tasks.opd.errors import EngineError
+from tasks.opd.errors import EngineError, NonFinite
 from tasks.opd.heads import Head, head_of, hidden_states, load_model, vocabulary_size
 
 CHUNK_LOGITS = 2**25      # logits alive at once while scoring: 128 MiB in float32
@@ -168,6 +169,7 @@ class TorchEngine:
 
     def _adopt(self, folder: Path) -> None:
         """What goes with the weights of a folder."""
+        self.folder = folder
         self.architecture, self.eos_ids = architecture(folder), eos_ids_of(folder, self.model)
         num_valid = vocabulary_size(folder) if (folder / "tokenizer.json").exists() else None
         self.head = head_of(self.model, num_valid)
@@ -185,6 +187,9 @@ class TorchEngine:
             written = decode(self.model, self.head, [prompts[i] for i in batch], sampling, [seeds[i] for i in batch],
                              self.eos_ids, progress)
             done |= zip(batch, written)
+        if any(math.isnan(sum(completion.logprobs)) for completion in done.values()):
+            raise NonFinite(f"the logits of the model in {self.folder} are not finite: look at its weights, and what "
+                            "trained it; for a model from outside, engine.dtype: float32 may help")
         return [done[i] for i in range(len(prompts))]
 
     def score(self, prompts: list[list[int]], completions: list[list[int]], want: Want, *, temperature: float = 1.0,

@@ -7,6 +7,7 @@ import torch
 
 from tasks.opd.divergences import forward_kl, reverse_kl
 from tasks.opd.engines import Want
+from tasks.opd.errors import NonFinite
 from tasks.opd.heads import Head
 
 CHUNK_TOKENS = 1024
@@ -18,6 +19,7 @@ def token_gaps(student, teacher, prompts: list[list[int]], completions: list[lis
     """reverse_kl, forward_kl, student_entropy and teacher_entropy, each `_mean_nats` over all completion tokens.
 
     `student` and `teacher` are engines that give hidden states and share a vocabulary; empty without tokens.
+    Raises: NonFinite when one of them is NaN or infinite.
     """
     want = Want(sampled=False, hidden=True)
     ours = student.score(prompts, completions, want, progress=progress)
@@ -32,6 +34,10 @@ def token_gaps(student, teacher, prompts: list[list[int]], completions: list[lis
         parts = (reverse_kl(p, q), forward_kl(p, q), -(q.exp() * q).sum(-1), -(p.exp() * p).sum(-1))
         totals += torch.stack([part.double().sum().cpu() for part in parts])
         count += len(q)
+    if not torch.isfinite(totals).all():
+        whose = "student" if totals[2].isnan() else "teacher"
+        raise NonFinite(f"the {whose}'s log-probabilities of the student's answers are not finite; look at the "
+                        f"{whose}'s weights, or use engine.dtype: float32")
     names = ("reverse_kl_mean_nats", "forward_kl_mean_nats", "student_entropy_mean_nats", "teacher_entropy_mean_nats")
     return dict(zip(names, (totals / count).tolist()))
 

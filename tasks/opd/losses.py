@@ -38,10 +38,10 @@ class Stats:
 def counted(term: Term, prepared: Prepared, here: Tensor) -> Tensor:
     """What each token adds to its term's denominator, [N]; `here` [N] bool is the optimizer batch."""
     if term.denominator == "kept":
-        return (here & (prepared.weight > 0)).double()
+        return (here & (prepared.weight > 0)).double() * term.share
     if term.denominator == "weighted":
-        return here * prepared.weight
-    return (here & prepared.mask).double()
+        return here * prepared.weight * term.share
+    return (here & prepared.mask).double() * term.share
 
 
 def coefficients(terms: list[Term], prepared: list[Prepared], columns: Columns, batch: list[int],
@@ -120,8 +120,7 @@ def aimed_at_written(term: Term, models: dict[str, Tensor], student: Tensor | No
 
 def compared(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
     """The term's divergence with its clip, [n] nats, with a graph to the student."""
-    main = models[next(iter(term.models.values()))] if models else None
-    ids = term.support(student, main)
+    ids = term.support(student, models.get(next(iter(term.models.values()))))
     live, aimed = student.at(ids), None
     if term.compares:
         aimed = aimed_at(term, ids, student, models).to(live.dtype)
@@ -156,7 +155,7 @@ def note_ratio(term: Term, signal: Tensor, live: Tensor, old: Tensor, stats: Sta
         stats.add(f"{term.label}/ratio_mean", (live.detach() - old).exp())
         if chosen.get("clip_low") is not None or chosen.get("clip_high") is not None:
             cut = clipped(signal, live, old, chosen.get("clip_low"), chosen.get("clip_high"))
-            stats.add(f"{term.label}/ratio_clipped_share", cut.double())
+            stats.add(f"{term.label}/ratio_clipped_share", cut[old > -torch.inf].double())
     elif chosen.get("ratio_cap") is not None:
         ratio = capped_ratio(live, old)
         stats.add(f"{term.label}/ratio_mean", ratio)

@@ -29,17 +29,22 @@ def observed(forward: Forward, terms: list[Term], scored: ScoredSet) -> list[Col
              for term in terms]
     wanted = torch.stack([columns.mask if ask else torch.zeros_like(columns.mask) for columns, ask in zip(own, asked)])
     found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in terms]
-    places = []
     for index, student, models in looks(forward, wanted.any(0), scored):
-        places.append(index)
-        for term, ask, values in zip(terms, asked, found):
-            for name, value in statistics(term, ask, student, models):
-                values[name].append(value.cpu())
-    if not places:
-        return own
-    flat = torch.cat(places)
-    return [with_found(columns, flat, {name: torch.cat(parts) for name, parts in values.items()})
+        for term, ask, values, here in zip(terms, asked, found, wanted[:, index]):
+            look(term, ask, values, index, here.nonzero()[:, 0], student, models)
+    return [with_found(columns, {name: torch.cat(parts) for name, parts in values.items()}) if values else columns
             for columns, values in zip(own, found)]
+
+
+def look(term: Term, ask: set[str], values: dict[str, list[Tensor]], index: Tensor, some: Tensor,
+         student: StudentTokens, models: dict[str, TeacherTokens]) -> None:
+    """Add what is asked of a chunk to a term's values, at its `some` tokens; elsewhere models may have said nothing."""
+    if some.numel() == 0:
+        return
+    values["flat"].append(index[some])
+    chosen = {name: tokens.select(some) for name, tokens in models.items()}
+    for name, value in statistics(term, ask, student.select(some), chosen):
+        values[name].append(value.cpu())
 
 
 def taught(term: Term, columns: Columns, scored: ScoredSet) -> Columns:
@@ -91,8 +96,10 @@ def statistics(term: Term, ask: set[str], student: StudentTokens, models: dict[s
         yield "target", aimed_at(term, ids, student, models)
 
 
-def with_found(columns: Columns, flat: Tensor, found: dict[str, Tensor]) -> Columns:
-    """The columns with values found at tokens `flat`; NaN, and no candidate, elsewhere."""
+def with_found(columns: Columns, found: dict[str, Tensor]) -> Columns:
+    """The columns with values found at tokens `found["flat"]`; NaN, and no candidate, elsewhere."""
+    flat = found.pop("flat")
+
     def spread(values: Tensor, blank: float) -> Tensor:
         return values.new_full((columns.num_tokens, *values.shape[1:]), blank).index_copy(0, flat, values)
 

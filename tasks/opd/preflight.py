@@ -21,6 +21,7 @@ from tasks.opd.heads import head_of, load_model
 from tasks.opd.losses import Stats, coefficients
 from tasks.opd.records import STUDENT, Prompt, Rollout, derive_seed, read_rows
 from tasks.opd.scored import ScoredSet, make_scored
+from tasks.opd.scoring import check_finite
 from tasks.opd.terms import bind_terms
 from tasks.opd.training import accumulate, start_round
 from tasks.opd.writers import teacher_role
@@ -188,7 +189,7 @@ def first_rollouts(inputs: dict[str, Path], spec: dict, engine) -> list[Rollout]
 
 
 def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
-    """Stage: all checks; preflight.json. Raises OpdError (TokenizerMismatch, EngineError) when one is red."""
+    """Stage: all checks; preflight.json. Raises OpdError (TokenizerMismatch, EngineError, NonFinite) at a red one."""
     folder = model_folder(inputs["student"])
     engine = session.engine("student", folder, spec["engine"])
     rollouts = first_rollouts(inputs, spec, engine)
@@ -226,6 +227,8 @@ def teacher_findings(inputs: dict[str, Path], spec: dict, session, rollouts: lis
     engine = session.engine(teacher_role(inputs["teacher"]), theirs, spec["engine"])
     vocabulary = check_vocabulary(ours, theirs)
     scored = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want(hidden=True))
+    for rollout, signal in zip(rollouts, scored):
+        check_finite(rollout.rollout_id, signal)
     stops = session.engine("student", ours, spec["engine"]).eos_ids
     return [vocabulary, check_template(ours, theirs), check_stops(stops, engine.eos_ids, taught),
             check_shift([s.sampled for s in scored], asked_early(engine, rollouts, scored), list(student))]

@@ -190,8 +190,9 @@ def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
     reasons = Counter(row.reason.split(":")[0] for row in quarantined)
     write_rows(out / "quarantined.parquet", quarantined, Quarantined)
     if not prompts:
-        raise DataError(f"prompts {spec['name']}: none of items {indices.start} to {indices.stop - 1} of "
-                        f"{source['name']} can be used ({dict(reasons) or 'the source has no such items'}); "
+        told = " ".join(filter(None, [source["name"], *map(source["params"].get, ("path", "dataset"))]))
+        raise DataError(f"prompts {spec['name']}: none of items {indices.start} to {indices.stop - 1} of {told} can be "
+                        f"used ({dict(reasons) or 'the source has no such items'}); "
                         f"{'for example ' + quarantined[0].reason + '; ' if quarantined else ''}"
                         "look at first, count and max_prompt_tokens")
     if "train" in inputs:

@@ -72,3 +72,4 @@ ROWS = {"all": all_rows, "sampled": sampled, "succeeded": succeeded, "failed": f
         "likely_to_teacher": likely_to_teacher}
 NEEDS = {"likely_to_teacher": ("teacher",)}
 ANY_AUTHOR = frozenset({"all"})
+GROUPED = frozenset({"mixed_groups"})

@@ -146,12 +146,13 @@ def on_support(teacher: Tensor, student: Tensor, how: str) -> tuple[Tensor, Tens
 def renormalised(logprobs: Tensor, how: str) -> Tensor:
     """Log-probabilities on a support made to sum to one: [n, S] -> [n, S] (`both`) or [n, S + 1] (`tail`).
 
-    Where the support is empty there is nothing to compare: -inf stays.
+    Where the support is empty there is nothing to compare: -inf stays, and the tail is all.
     """
+    empty = (logprobs == -torch.inf).all(-1, keepdim=True)
+    some = torch.where(empty, 0.0, logprobs)  # a sum over nothing has no gradient
     if how == "both":
-        empty = (logprobs == -torch.inf).all(-1, keepdim=True)
-        return torch.where(empty, -torch.inf, torch.log_softmax(torch.where(empty, 0.0, logprobs), -1))
-    mass = logprobs.logsumexp(-1, keepdim=True).clamp(max=LARGEST_MASS)
+        return torch.where(empty, -torch.inf, torch.log_softmax(some, -1))
+    mass = torch.where(empty, -torch.inf, some.logsumexp(-1, keepdim=True).clamp(max=LARGEST_MASS))
     return torch.cat([logprobs, (-torch.expm1(mass)).log()], -1)
 
 

@@ -53,6 +53,7 @@ class Term:
     reduction: str
     denominator: str
     group: str                            # terms of one group are parts of one: they share their denominator
+    share: float                          # of a token that this part adds to it, where parts look at the same tokens
     needs: frozenset[str]                 # columns that its rows, weights, advantage and estimator read
     compares: bool                        # its divergence looks at the target
     needs_teacher: bool
@@ -97,8 +98,9 @@ def bind_term(spec: dict, label: str) -> Term:
         advantage=pick(ADVANTAGES, advantage) if advantage else None,
         estimator=pick(ESTIMATORS, spec["estimator"]), takes=TAKES[estimator], clip=spec["clip"],
         weights={name: pick(WEIGHTS, slot) for name, slot in weights.items()},
-        reduction=spec["reduction"], denominator=spec["denominator"], group=spec.get("group", label), needs=needs,
-        compares=compares, needs_teacher=compares or bool(needs & FROM_TEACHER))
+        reduction=spec["reduction"], denominator=spec["denominator"], group=spec.get("group", label),
+        share=spec.get("share", 1.0), needs=needs, compares=compares,
+        needs_teacher=compares or bool(needs & FROM_TEACHER))
 
 
 def needs_of(spec: dict) -> frozenset[str]:

@@ -86,6 +86,10 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
                            "train/tokens_seen": trainer.tokens_seen, "train/step_seconds": time.monotonic() - started,
                            **{f"train/{key}": value for key, value in stats.means().items()}})
         bar.update(1)
+    for name, parameter in trainer.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise NonFinite(f"the weights of {name} are not finite after step {trainer.step - 1}; they are not kept, "
+                            "the last checkpoint stands: lower train.learning_rate or train.weight_decay")
     return {"trained_tokens": trained, "steps": steps, "loss": loss}
 
 
@@ -126,8 +130,11 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
                                   for r, s in zip(scored.rollouts, signal) if s is not None)
     trainer.sampled_tokens += sum(r.author.count(STUDENT) for r in scored.rollouts)
     with session.progress(total=None, label=f"train round {spec['round'] + 1}/{spec['rounds']}", unit="step") as bar:
-        counts = train_round(trainer, scored, spec, special_ids(origin),
-                             lambda at, values: session.log(out, at, values), bar)
+        try:
+            counts = train_round(trainer, scored, spec, special_ids(origin),
+                                 lambda at, values: session.log(out, at, values), bar)
+        except NonFinite as error:
+            raise NonFinite(f"round {spec['round']}: {error}. It started from {inputs['student']}") from error
     session.log(out, trainer.step, {"train/teacher_tokens": trainer.teacher_tokens})
     save(trainer, out, origin)
     trainer.source = identity(out)
