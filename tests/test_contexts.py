@@ -180,5 +180,5 @@ def test_what_a_context_needs_is_what_it_has_nothing_to_say_without(words):
                 if see(rollouts[0], rollouts, prompt, words, **params.get(name, {})) is None}
     assert silent(QUESTION, group) == set()
     assert silent(bare, group) == slots.constant("context", "NEEDS_SOLUTION")
-    assert silent(QUESTION, blind) == slots.constant("context", "NEEDS_REWARD")
+    assert silent(QUESTION, blind) == {"sibling"}
     assert silent(QUESTION, group[:1]) == slots.constant("context", "GROUPED")

@@ -116,4 +116,3 @@ CONTEXTS = {"same": same, "solution": solution, "demonstration": demonstration, 
             "experience": experience}
 GROUPED = frozenset({"sibling"})
 NEEDS_SOLUTION = frozenset({"solution", "demonstration"})
-NEEDS_REWARD = frozenset({"sibling"})
