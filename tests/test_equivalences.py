@@ -44,6 +44,7 @@ def new_model(seed: int):
 
 
 MODELS = {name: new_model(seed) for seed, name in enumerate(NAMES)}
+recipe_of = cache(loading.load)   # of a variant and a tuple of settings
 
 
 class World(NamedTuple):
@@ -138,7 +139,7 @@ def elsewhere(student):
 @cache
 def taken(variant: str, settings: tuple[str, ...], world: str) -> tuple[Tensor, Tensor, dict[str, float]]:
     """A variant's gradient [parameters] at the round's start, that after the student moved, and what is told then."""
-    recipe, (rollouts, special) = loading.load(variant, settings), world_of(world)
+    recipe, (rollouts, special) = recipe_of(variant, settings), world_of(world)
     scored, specs = scored_for(recipe, written(recipe, rollouts)), asking.terms_of(recipe)
     spec = train_spec(specs, vocabulary=V, loss=recipe.loss.model_dump(mode="json"), completion_limit=16)
     terms, student, gradients = bind_terms(specs), deepcopy(MODELS["live"]), []

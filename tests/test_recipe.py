@@ -326,6 +326,9 @@ def test_whether_a_pair_is_tiny_may_be_said_on_the_command_line_and_what_else_it
     assert scale_of(loading.load(path, ["train.epochs=5", "terms.0.support.k=4"])) == (4, 5, 16, 7)
     assert scale_of(loading.load(path, ["pair.tiny=false"])) == (32, 2, 128, 45)
     assert scale_of(loading.load(path, ["pair=smollm2_self", "pair.tiny=true"])) == (8, 3, 16, 7)
+    own = "pair={name: own, student: tiny_student, teacher: tiny_teacher, context_tokens: 160%s}"
+    assert scale_of(loading.load(path, [own % ""]))[:3] == (32, 2, 128)
+    assert scale_of(loading.load(path, [own % ", tiny: true"])) == (8, 3, 16, 7)
 
 
 def test_tiny_settings_have_the_line_they_stand_on_for_their_source(write):

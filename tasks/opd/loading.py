@@ -100,16 +100,19 @@ def composed(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Layer, li
     said |= chosen
     for group in (g for g in GROUPS[1:] if g in said):
         layer = merged(layer, group_layer(group, said[group], errors))
-    layer = with_tiny(layer, [o for o in overrides if o.replace(" ", "").startswith("pair.tiny=")], errors)
+    layer = with_tiny(layer, [o for o in overrides if re.match(r"\s*pair\s*[.=]", o)], errors, frozenset(chosen))
     return with_overrides(layer, overrides, errors, skip=frozenset(chosen)), list(dict.fromkeys(errors))
 
 
-def with_tiny(layer: Layer, overrides: Sequence[str], errors: list[str]) -> Layer:
-    """The layer without its `tiny` block, whose dotted settings go over it where the pair's models are tiny."""
+def with_tiny(layer: Layer, overrides: Sequence[str], errors: list[str], skip: frozenset) -> Layer:
+    """The layer without its `tiny` block, whose dotted settings go over it where the pair's models are tiny.
+
+    Whether they are may be said by `overrides` of the pair.
+    """
     own = layer.data.get("tiny") or {}
     rest = Layer({key: value for key, value in layer.data.items() if key != "tiny"},
                  {path: source for path, source in layer.sources.items() if path[:1] != ("tiny",)})
-    pair = with_overrides(rest, overrides, errors).data.get("pair")
+    pair = with_overrides(rest, overrides, errors, skip).data.get("pair")
     if not isinstance(own, dict):
         errors.append(f"{layer.sources[('tiny',)]}: tiny = {slots.shown(own)}: must map dotted keys to values")
     elif isinstance(pair, dict) and pair.get("tiny"):
