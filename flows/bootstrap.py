@@ -1,7 +1,7 @@
 """Make a recipe's models and prompts, so that what follows starts at once."""
 from prefect import flow
 
-from flows.distill import crew_of
+from flows.crews import crew_of
 from tasks.bootstrap import make_models, models_needed
 from tasks.opd.artifacts import Artifact
 from tasks.opd.recipe import Recipe

@@ -7,6 +7,7 @@ Prefect's files under the run's own home, no log lines unless --verbose.
 import argparse
 import dataclasses
 import json
+import logging
 import os
 import signal
 import sys
@@ -113,8 +114,10 @@ def prepare(arguments: argparse.Namespace) -> None:
     for folder in (home(), Path(os.environ["PREFECT_HOME"])):
         try_writing(folder)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if arguments.verbose else "WARNING")
-    for name in () if arguments.verbose else ("FLOW_RUNS", "TASK_RUNS"):  # tracebacks of what we explain ourselves
-        os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name}_LEVEL", "CRITICAL")
+    for name in ("flow_runs", "task_runs"):  # for the runs' pages; the terminal has what we say ourselves
+        os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name.upper()}_LEVEL", "INFO")
+        logging.getLogger(f"prefect.{name}").propagate = arguments.verbose
+    logging.raiseExceptions = arguments.verbose  # what cannot be logged, on a full disk say, is no news of its own
     server.start()
 
 
@@ -124,26 +127,28 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
     prepare(arguments)
     from prefect import tags
 
-    from flows.compare import table_of
     from flows.distill import distill as run
+    from flows.tables import of_run
     with tags(f"variant:{recipe.name}", f"seed:{recipe.seed}"):
         result, lines = run(recipe), []
     result["comparison"] = {}
-    for name, report in result["end"].items():
-        table = table_of({(recipe.name, recipe.seed): result}, {}, name, "start")
+    for name, table in of_run(result).items():
         result["comparison"][name] = dataclasses.asdict(table)
-        lines += [f"benchmark {name}", table.to_text(), f"report      {report.path}", ""]
+        lines += [f"benchmark {name}", table.to_text(), f"report      {result['end'][name].path}", ""]
     result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
     return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", *ending(result)])
 
 
 def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Run a suite."""
-    loading.load_suite(arguments.suite, arguments.overrides)  # what is wrong is said before anything is started
+    plan, _ = loading.load_suite(arguments.suite, arguments.overrides)  # what is wrong is said before anything starts
     started = time.monotonic()
     prepare(arguments)
+    from prefect import tags
+
     from flows.compare import compare as run
-    result = run(arguments.suite, arguments.overrides)
+    with tags(f"suite:{plan.name}"):
+        result = run(arguments.suite, arguments.overrides)
     text = result.pop("text")
     result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
     return result, "\n".join([text, "", f"written to  {result['folder']}", *ending(result)])
@@ -151,15 +156,19 @@ def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
 
 def ending(result: dict) -> list[str]:
     """The last lines of a run: how long it took, and how to look at it."""
-    return [f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}"]
+    page = [f"page        {result['mlflow_page']}"] if "/runs/" in result["mlflow_page"] else []  # MLflow was reached
+    return [f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}", *page]
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Benchmark a folder."""
     recipe = loading.load(loading.CONFIGS / "base.yaml", [f"benchmarks={arguments.benchmark}", *arguments.overrides])
     prepare(arguments)
+    from prefect import tags
+
     from flows.evaluate import evaluate as run
-    reports = run(recipe, arguments.checkpoint)
+    with tags(*(f"benchmark:{benchmark.name}" for benchmark in recipe.benchmarks)):
+        reports = run(recipe, arguments.checkpoint)
     return {"reports": reports}, "\n".join(f"{name}  {told(report.counts)}\n{report.path}"
                                            for name, report in reports.items())
 

@@ -1,9 +1,8 @@
 """The main flow: distil a teacher into a student, round by round, and benchmark the student before and after."""
-from contextlib import nullcontext
-from contextvars import ContextVar
-
 from prefect import flow
 
+from flows import tables
+from flows.crews import crew_of
 from tasks import tracking, workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
@@ -12,19 +11,12 @@ from tasks.opd.artifacts import Artifact
 from tasks.opd.recipe import Recipe
 from tasks.preflight import preflight
 from tasks.prompts import make_prompts
+from tasks.publish import publish
 from tasks.refine import refine_rollouts
 from tasks.rollout import write_rollouts
 from tasks.score import score_rollouts
 from tasks.stage import prune, rounds
 from tasks.train import train_student
-
-shared_crew: ContextVar[dict[str, workers.Crew]] = ContextVar("shared_crew")  # by kind, of the flow around this one
-
-
-def crew_of(recipe: Recipe):
-    """The crew of the flow around this one where it is of the kind wanted, else a crew of this run's own."""
-    crew = shared_crew.get({}).get(recipe.workers)
-    return nullcontext(crew) if crew else workers.for_run(recipe)
 
 
 @flow(flow_run_name="{recipe.name}-seed{recipe.seed}", persist_result=False)
@@ -45,7 +37,10 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
             prune(checkpoints)
         run.sample(rollouts, models["student"])
         end = evaluate_student(recipe, student, held_out, crew, when="final", teacher=teacher, step=recipe.rounds)
-        return {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end}
+    result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end}
+    told = "\n\n".join(f"### {name}\n\n{table.to_markdown()}" for name, table in tables.of_run(result).items())
+    publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": told}, run.url())
+    return result | {"mlflow_page": run.url()}
 
 
 def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, crew: workers.Crew,

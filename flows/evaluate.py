@@ -2,8 +2,9 @@
 from pathlib import Path
 
 from prefect import flow
+from prefect.runtime import flow_run
 
-from flows.distill import crew_of
+from flows.crews import crew_of
 from tasks.bootstrap import make_models
 from tasks.evaluate import evaluate_student
 from tasks.opd.artifacts import Artifact, read_record
@@ -21,7 +22,14 @@ def artifact_at(folder: Path) -> Artifact | None:
     return None
 
 
-@flow(flow_run_name="evaluate-{folder}", persist_result=False)
+def run_name() -> str:
+    """Which model is asked: an artifact by kind and fingerprint, another by its folder's name."""
+    place = Path(flow_run.parameters["folder"]).expanduser().absolute()
+    artifact = artifact_at(place)
+    return f"evaluate-{artifact.kind}-{artifact.fingerprint[:8]}" if artifact else f"evaluate-{place.name}"
+
+
+@flow(flow_run_name=run_name, persist_result=False)
 def evaluate(recipe: Recipe, folder: str) -> dict[str, Artifact]:
     """Reports of the model in `folder` on the recipe's benchmarks; of the recipe only these, context, engine count."""
     place = Path(folder).expanduser().absolute()

@@ -19,7 +19,7 @@ def models_needed(recipe: Recipe) -> set[str]:
     return {"student", *(["teacher"] if asked else [])}.union(*map(asking.needs, rounds)) - asking.OF_STUDENT
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="models")
 def make_models(pair: Pair, names: set[str], crew: Crew) -> dict[str, Artifact]:
     """Models of the pair by name, each after the one its maker names as `of`. A run's seed has no part in them."""
     makers, made = {"student": pair.student, "teacher": pair.teacher, **pair.others}, {}

@@ -9,7 +9,7 @@ from tasks.tracking import noted
 from tasks.workers import Crew
 
 
-@task(cache_policy=NO_CACHE, task_run_name="grades-{round_index}")
+@task(cache_policy=NO_CACHE, task_run_name="grades-{round_index:04d}")
 def grade_rollouts(recipe: Recipe, prompts: Artifact, rollouts: Artifact, crew: Crew, round_index: int) -> Artifact:
     """The rollouts with rewards; unfit ones are dropped, but not before they were refined."""
     filters = recipe.rollout.filters if rollouts.kind == "refined" or not recipe.refine else []

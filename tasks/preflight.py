@@ -13,7 +13,7 @@ from tasks.workers import Crew
 NUM_PROMPTS = 4
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="preflight")
 def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, crew: Crew) -> Artifact:
     """The findings; a red one raises OpdError (TokenizerMismatch, EngineError)."""
     now = recipe.at(0)
@@ -26,6 +26,6 @@ def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, cr
             "completion_limit": now.rollout.sampling.max_new_tokens,
             "vocabulary": models["student"].counts["vocabulary"]}
     inputs = {"student": models["student"], "prompts": prompts}
-    for name in sorted(needs, key=lambda name: name != now.teacher.model)[:1]:
-        inputs["teacher"] = teacher_of(now, name, models, models["student"])[0]
+    for name in (names := sorted(needs, key=lambda name: name != now.teacher.model)):
+        inputs["teacher" if name == names[0] else f"model:{name}"] = teacher_of(now, name, models, models["student"])[0]
     return noted(run_stage("preflight", spec, inputs, crew), "start")

@@ -14,7 +14,7 @@ from tasks.workers import Crew
 SLICE = set(Source.model_fields) - {"grader"}  # how answers are graded changes no question
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, task_run_name="prompts-{use}-{source.name}")
 def make_prompts(source: Source, student: Artifact, crew: Crew, *, context_tokens: int, use: str,
                  train: Artifact | None = None) -> Artifact:
     """A source's questions; none of their texts may stand in the prompts trained on."""

@@ -1,23 +1,36 @@
-"""Door to the people: a suite's table in its folder, and in Prefect with a link to MLflow."""
+"""Door to the people: tables in their folder, and on the run's page in Prefect with a link to MLflow's."""
 import re
+from pathlib import Path
 
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.artifacts import home
 from tasks.opd.disk import room_to_write
+from tasks.tracking import ui_command
 
 
-@task(cache_policy=NO_CACHE)
-def publish(suite: str, texts: dict[str, str], url: str) -> str:
-    """Write texts by file name to the suite's folder, which is returned; Markdown also becomes a Prefect artifact."""
-    folder, key = home() / "suites" / suite, re.sub(r"[^a-z0-9]+", "-", suite)
+@task(cache_policy=NO_CACHE, task_run_name="publish-{name}")
+def publish(name: str, texts: dict[str, str], url: str, folder: Path | None = None) -> Path | None:
+    """Write texts by file name to a folder, where one is given; Markdown and a link become artifacts in Prefect."""
+    if folder:
+        write(texts, folder)
+    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    for text in (text for file, text in texts.items() if file.endswith(".md")):
+        create_markdown_artifact(text, key=f"table-{key}")
+    create_link_artifact(url, key=f"mlflow-{key}", link_text="MLflow", description=how_to_open())
+    return folder
+
+
+def write(texts: dict[str, str], folder: Path) -> None:
+    """Texts by file name."""
     with room_to_write(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-    for text in (text for name, text in texts.items() if name.endswith(".md")):
-        create_markdown_artifact(text, key=f"table-{key}")
-    create_link_artifact(url, key=f"mlflow-{key}", link_text="MLflow")
-    return str(folder)
+
+
+def how_to_open() -> str:
+    """What must run for the link to lead somewhere; nothing where MLflow is a server."""
+    command = ui_command()
+    return "" if command.startswith("http") else f"It opens while this command runs: `{command}`"

@@ -15,7 +15,7 @@ def refiners_ask_teacher(recipe: Recipe) -> bool:
     return any(slot.name in slots.constant("refiner", "BY_TEACHER", set()) for slot in recipe.refine)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="refined-{round_index}")
+@task(cache_policy=NO_CACHE, task_run_name="refined-{round_index:04d}")
 def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact,
                     rollouts: Artifact, crew: Crew, round_index: int) -> Artifact:
     """As many rollouts, repaired by the recipe's refiners in their order."""

@@ -15,7 +15,7 @@ def writers_with(recipe: Recipe, constant: str, default: set[str]) -> bool:
     return any(writer.name in slots.constant("writer", constant, default) for writer in recipe.rollout.writers)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="rollouts-{round_index}")
+@task(cache_policy=NO_CACHE, task_run_name="rollouts-{round_index:04d}")
 def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, crew: Crew,
                    round_index: int) -> Artifact:
     """The round's rollouts. Where the student does not write, the student it started from stands for its tokenizer."""

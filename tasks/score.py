@@ -22,7 +22,7 @@ def teacher_of(recipe: Recipe, name: str, models: dict[str, Artifact], student: 
     return chosen, folder if chosen.kind == "checkpoint" else "model"  # before the first round there is no average
 
 
-@task(cache_policy=NO_CACHE, task_run_name="scores-{round_index}")
+@task(cache_policy=NO_CACHE, task_run_name="scores-{round_index:04d}")
 def score_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact,
                    rollouts: Artifact, crew: Crew, round_index: int) -> dict[str, Artifact]:
     """A signal by model name; none when no term reads a teacher's."""

@@ -4,6 +4,7 @@ An artifact is reused when its files are those that were written and its recorde
 an artifact that was remade with other bytes takes its descendants with it, and one with the same bytes does not. A
 damaged, retired or missing input is remade from its own derivation, but only when a stage has to read it.
 """
+import contextlib
 import itertools
 import math
 import os
@@ -13,6 +14,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
 
 from tasks.opd import artifacts, fingerprints
 from tasks.opd.artifacts import Artifact
@@ -161,12 +165,12 @@ def recorded_derivation(artifact: Artifact, record: dict | None) -> tuple[str, d
 
 def tell(crew: Crew, artifact: Artifact, seconds: float) -> None:
     """Say what was made: behind the bar of the rounds where there is one, else on a line with its counts."""
-    if crew.bar is not None:
-        crew.bar.set_postfix_str(f"{artifact.kind} {seconds:.1f} s", refresh=False)
-        return
     told = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}"
                      for key, value in artifact.counts.items() if isinstance(value, int | float))
-    say(f"made {artifact.kind} {artifact.fingerprint[:8]} in {seconds:.1f} s{': ' if told else ''}{told}")
+    if crew.bar is not None:
+        crew.bar.set_postfix_str(f"{artifact.kind} {seconds:.1f} s", refresh=False)
+    say(f"made {artifact.kind} {artifact.fingerprint[:8]} in {seconds:.1f} s{': ' if told else ''}{told}",
+        to_person=crew.bar is None)
 
 
 def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Iterator[int]:
@@ -186,6 +190,9 @@ def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Itera
             crew.bar = None
 
 
-def say(text: str) -> None:
-    """One line to the person at the terminal; standard output belongs to results."""
-    print(f"opd: {text}", file=sys.stderr, flush=True)
+def say(text: str, *, to_person: bool = True) -> None:
+    """One line to the person at the terminal and to the run's page; standard output belongs to results."""
+    if to_person:
+        print(f"opd: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(MissingContextError):  # not inside a flow
+        get_run_logger().info(text)

@@ -9,8 +9,10 @@ again.
 import contextlib
 import fcntl
 import functools
+import getpass
 import hashlib
 import json
+import logging
 import math
 import os
 import queue
@@ -18,6 +20,7 @@ import re
 import sys
 import tempfile
 import threading
+import time
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,8 +34,12 @@ from tasks.opd.records import Rollout, read_rows
 
 BATCH = 1000                            # metrics a request may carry; parameters and tags: 100
 TICK_SECONDS, RETRY_SECONDS = 2, 15
-QUICK = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+QUICK = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
          "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+PREFIXES = {"rollouts": "rollout", "grades": "grade", "refined": "refine", "scores": "score"}  # as stages log theirs
+SPENT = ("tokens_seen", "teacher_tokens", "sampled_tokens")  # so far, by round: a checkpoint's other counts are train/
+RUNS_PAGE = "?workflowType=machine_learning"  # without it MLflow shows an empty page for traces of language models
+NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
 _current: ContextVar["Run | None"] = ContextVar("tracking_run", default=None)
 
 
@@ -42,7 +49,7 @@ class Note:
     artifact: Artifact
     name: str                           # it becomes stages/<kind>/<name>.json
     step: int                           # the round
-    prefix: str                         # its counts become <prefix>/<count>
+    prefix: str                         # its counts become <prefix>/<count>, its own points <prefix>/<quantity>
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,9 +74,10 @@ def ui_command() -> str:
 
 def noted(artifact: Artifact, name: str, *, step: int = 0, prefix: str = "") -> Artifact:
     """The artifact; the open run, if any, is told of it. Numeric counts become metrics `<prefix or kind>/<count>`."""
-    run = _current.get()
+    run, (stage, _, rest) = _current.get(), (prefix or artifact.kind).partition("/")
     if run is not None:
-        run.note(Note(artifact=artifact, name=name, step=step, prefix=prefix or artifact.kind))
+        prefix = "/".join(filter(None, [PREFIXES.get(stage, stage), rest]))
+        run.notes.append(Note(artifact=artifact, name=name, step=step, prefix=prefix))
     return artifact
 
 
@@ -77,11 +85,12 @@ def noted(artifact: Artifact, name: str, *, step: int = 0, prefix: str = "") -> 
 def run_for(recipe: Recipe, suite: str | None = None):
     """Track what is noted inside as the run of (suite, recipe), created once and then continued. Yields the Run."""
     import yaml
-    resolved = recipe.model_dump(mode="json")
+    resolved, note = recipe.model_dump(mode="json"), note_of(recipe)
     about = About(name=f"{recipe.name}-seed{recipe.seed}", params=flat(resolved),
                   files={"recipe.yaml": yaml.safe_dump(resolved, sort_keys=False)},
                   tags={"variant": recipe.name, "seed": str(recipe.seed), "pair": recipe.pair.name,
-                        "config.sha256": hashlib.sha256(canonical(resolved).encode()).hexdigest(), **prefect_tags()})
+                        "config.sha256": hashlib.sha256(canonical(resolved).encode()).hexdigest(), **prefect_tags(),
+                        **({NOTE: note} if note else {})})
     parent = suite_run(suite) if suite else None
     with opened(Run(key_of(suite or "", resolved), suite or "opd", about, parent)) as run:
         yield run
@@ -90,19 +99,19 @@ def run_for(recipe: Recipe, suite: str | None = None):
 @contextlib.contextmanager
 def suite_for(suite: str):
     """The parent run of a suite's runs. Yields the Run."""
-    with opened(suite_run(suite)) as run:
+    with opened(suite_run(suite, prefect_tags())) as run:
         yield run
 
 
-def suite_run(suite: str) -> "Run":
-    return Run(key_of(suite), suite, About(name=suite, tags={"suite": suite, **prefect_tags()}, params={}, files={}))
+def suite_run(suite: str, tags: dict[str, str] | None = None) -> "Run":
+    return Run(key_of(suite), suite, About(name=suite, tags={"suite": suite, **(tags or {})}, params={}, files={}))
 
 
 @contextlib.contextmanager
 def opened(run: "Run"):
     """Make a run the one that notes go to; it ends FINISHED, FAILED, or KILLED when interrupted."""
     token, status = _current.set(run), "FINISHED"
-    run.start()
+    run.thread.start()
     try:
         yield run
     except Exception:
@@ -124,22 +133,15 @@ class Run:
         self.file = home() / "tracking" / f"{key}.json"
         self.state = {"uri": tracking_uri(), "run": None, "experiment": None, "sent": {}}
         self.notes: list[Note] = []
-        self.files: dict[str, str] = {}
+        self.files, self.shown = {}, {}
         self.table: tuple[Artifact, Artifact] | None = None
         self.status, self.warned, self.ensured = "RUNNING", False, False
         self.wake, self.thread = queue.SimpleQueue(), threading.Thread(target=self._work, daemon=True, name="tracking")
 
-    def start(self) -> None:
-        """Begin to ship."""
-        self.thread.start()
-
-    def note(self, note: Note) -> None:
-        """Ship a finished stage."""
-        self.notes.append(note)
-
-    def add_files(self, files: dict[str, str]) -> None:
-        """Ship texts by path."""
-        self.files.update(files)
+    def show(self, texts: dict[str, str], note: str, numbers: dict[str, float]) -> None:
+        """Ship texts by path; the note, in Markdown, and the numbers stand on the run's page, for those of before."""
+        self.files.update(texts)
+        self.shown = {"note": note[:NOTE_CHARACTERS], "numbers": numbers}
 
     def sample(self, rollouts: Artifact, student: Artifact) -> None:
         """Ship a table of 50 of these rollouts with rewards, decoded by the student's tokenizer; once a run."""
@@ -156,7 +158,7 @@ class Run:
         """Where the run stands in MLflow's pages; of a local store, once `mlflow ui` runs."""
         base = tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
         run = self.state["run"]
-        return f"{base}/#/experiments/{self.state['experiment']}/runs/{run}" if run else base
+        return f"{base}/#/experiments/{self.state['experiment']}/runs/{run}{RUNS_PAGE}" if run else base
 
     def _work(self) -> None:
         status, pause = None, 0
@@ -167,13 +169,14 @@ class Run:
                 self._ship(self._client(), status)
                 pause = TICK_SECONDS
             except Exception as error:              # whatever the store does, the run goes on
-                self._warn(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                reason = getattr(error.__cause__, "orig", None) or error  # what the database itself said
+                self._warn(f"{type(reason).__name__}: {reason}")
                 pause = RETRY_SECONDS
 
     def _warn(self, message: str) -> None:
         if not self.warned:
-            self.warned = True
-            print(f"opd: MLflow at {self.state['uri']} is not reached ({message}); the run goes on, and what is "
+            self.warned, lines = True, message.splitlines() or [""]
+            print(f"opd: MLflow at {self.state['uri']} is not reached ({lines[0][:300]}); the run goes on, and what is "
                   "missing there is sent when the recipe is run again", file=sys.stderr)
 
     def _client(self):
@@ -195,7 +198,8 @@ class Run:
                 run = client.create_run(experiment, tags={**self.about.tags, **parent}, run_name=self.about.name)
                 self.state.update(run=run.info.run_id, experiment=experiment, sent={})
                 write_state(self.file, self.state)
-        client.log_batch(self.state["run"], tags=[mlflow_tag(*item) for item in self.about.tags.items()])
+        tags = [entities().RunTag(*item) for item in (self.about.tags | author_tags()).items()]
+        client.log_batch(self.state["run"], tags=tags)
         client.update_run(self.state["run"], status="RUNNING")
         self.ensured = True
         return self.state["run"]
@@ -218,14 +222,15 @@ class Run:
         if "about" not in sent:
             files |= self.about.files
             for some in chunks(list(self.about.params.items()), 100):
-                client.log_batch(self.state["run"], params=[mlflow_param(*item) for item in some])
+                client.log_batch(self.state["run"], params=[entities().Param(*item) for item in some])
         for note, record, (name, _) in zip(notes, records, made):
             seconds += record.get("seconds") or 0.0
             if name not in sent and record:
                 points += points_of(note, record, seconds)
                 files[f"stages/{name}.json"] = json.dumps(record, indent=1)
         self._send(client, points, files)
-        self.state["sent"] = {**sent, **dict(made), "about": True}
+        self._send_shown(client, sent.get("shown", {}))
+        self.state["sent"] = {**sent, **dict(made), "about": True, "shown": self.shown or sent.get("shown", {})}
         if status and self.table and "table" not in self.state["sent"]:
             client.log_table(self.state["run"], data=sampled_rows(*self.table), artifact_file="rollouts.json")
             self.state["sent"]["table"] = True
@@ -235,7 +240,7 @@ class Run:
 
     def _send(self, client, points: list[dict], files: dict[str, str]) -> None:
         for some in chunks(points, BATCH):
-            client.log_batch(self.state["run"], metrics=[mlflow_metric(point) for point in some])
+            client.log_batch(self.state["run"], metrics=[entities().Metric(**point) for point in some])
         if files:
             with tempfile.TemporaryDirectory() as folder:
                 for name, text in files.items():
@@ -243,6 +248,14 @@ class Run:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(text, encoding="utf-8")
                 client.log_artifacts(self.state["run"], folder)
+
+    def _send_shown(self, client, before: dict) -> None:
+        """What `show` was given; a number that stands there already is not sent again."""
+        known, now = before.get("numbers", {}), int(time.time() * 1000)
+        new = {key: value for key, value in self.shown.get("numbers", {}).items() if known.get(key) != value}
+        self._send(client, [{"key": key, "value": new[key], "step": 0, "timestamp": now} for key in new], {})
+        if self.shown and self.shown != before:
+            client.set_tag(self.state["run"], NOTE, self.shown["note"])
 
 
 def identity(note: Note, record: dict) -> list:
@@ -252,17 +265,23 @@ def identity(note: Note, record: dict) -> list:
 
 
 def points_of(note: Note, record: dict, seconds: float) -> list[dict]:
-    """A stage's metrics as points: its own, its numeric counts, and how far the run is (tokens, seconds of making)."""
-    at = int(datetime.fromisoformat(record["created"]).timestamp() * 1000)
-    values = {f"{note.prefix}/{name}": value for name, value in record["counts"].items()
+    """A stage's metrics as points: its own under the note's prefix, and those numeric counts that are not among them.
+
+    Of a checkpoint's counts only how far the run is (tokens, seconds of making) stands under `round/`; the others, and
+    all of a report's own points, would be there twice.
+    """
+    kind, counts, prefix, stage = note.artifact.kind, record["counts"], note.prefix, note.prefix.partition("/")[0]
+    own = [] if kind == "report" else metrics.read(note.artifact.path / metrics.FILE)
+    own = [{**point, "key": re.sub(f"^{stage}/", f"{prefix}/", point["key"])} for point in own]  # two teachers: two
+    if kind == "checkpoint":
+        prefix, counts = "round", {name: counts[name] for name in SPENT if name in counts} | {"seconds": seconds}
+        own = [point for point in own if point["key"] != "train/teacher_tokens"]  # one a round
+    at, there = int(datetime.fromisoformat(record["created"]).timestamp() * 1000), {point["key"] for point in own}
+    values = {f"{prefix}/{name}": value for name, value in counts.items()
               if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
-    if note.artifact.kind == "checkpoint":
-        counts = record["counts"]
-        values |= {f"round/{name}": counts[name] for name in ("tokens_seen", "teacher_tokens") if name in counts}
-        values["round/seconds"] = seconds
-    counted = [{"key": key, "value": value, "step": note.step, "timestamp": at} for key, value in values.items()]
-    own = [] if note.artifact.kind == "report" else metrics.read(note.artifact.path / metrics.FILE)  # the same counts
-    return own + counted
+    points = own + [{"key": key, "value": value, "step": note.step, "timestamp": at}
+                    for key, value in values.items() if key not in there]
+    return [{**point, "key": re.sub(r"[^\w.\- :/]", "_at_", point["key"])} for point in points]
 
 
 def sampled_rows(rollouts: Artifact, student: Artifact, count: int = 50) -> dict[str, list]:
@@ -311,6 +330,22 @@ def write_state(file: Path, state: dict) -> None:
     os.replace(draft, file)
 
 
+def note_of(recipe: Recipe) -> str:
+    """Markdown: the variant's paper, its arXiv id with a link, and its idea; empty when none is said."""
+    about = recipe.about
+    arxiv = f"[arXiv:{about.arxiv}](https://arxiv.org/abs/{about.arxiv})" if about.arxiv else ""
+    return "\n\n".join(filter(None, (", ".join(filter(None, (about.paper, arxiv))), about.idea)))
+
+
+def author_tags() -> dict[str, str]:
+    """Who made a run, by which command, as MLflow's own columns show it."""
+    user = str(os.getuid())
+    with contextlib.suppress(OSError, KeyError):    # a container's user may have no name
+        user = getpass.getuser()
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])  # opd compare; of more, what follows a slash is shown
+    return {"mlflow.user": user, "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}
+
+
 def prefect_tags() -> dict[str, str]:
     from prefect.runtime import flow_run
     return {"prefect.flow_run_id": str(flow_run.id)} if flow_run.id else {}
@@ -331,6 +366,8 @@ def client_at(uri: str):
     for name, value in QUICK.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
+    for name in ("mlflow", "sqlalchemy", "alembic"):  # what they have to say is said in one warning
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     with alone():
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
@@ -338,11 +375,11 @@ def client_at(uri: str):
 
 
 def experiment_id(client, name: str) -> str:
-    """The experiment of that name, created when there is none; artifacts of the default store lie beside it."""
+    """The experiment of that name, created when there is none; artifacts of a SQLite store lie under home()."""
     found = client.get_experiment_by_name(name)
     if found:
         return found.experiment_id
-    local = None if os.environ.get("MLFLOW_TRACKING_URI") else (home() / "mlartifacts").as_uri()
+    local = (home() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None  # else ./mlruns
     return client.create_experiment(name, artifact_location=local)
 
 
@@ -357,16 +394,7 @@ def is_there(client, run: str | None) -> bool:
         raise
 
 
-def mlflow_metric(point: dict):
-    from mlflow.entities import Metric
-    return Metric(re.sub(r"[^\w.\- :/]", "_at_", point["key"]), point["value"], point["timestamp"], point["step"])
-
-
-def mlflow_param(key: str, value: str):
-    from mlflow.entities import Param
-    return Param(key, value)
-
-
-def mlflow_tag(key: str, value: str):
-    from mlflow.entities import RunTag
-    return RunTag(key, value)
+def entities():
+    """MLflow's Metric, Param and RunTag, imported when first used."""
+    from mlflow import entities
+    return entities

@@ -19,7 +19,7 @@ def autocast_of(recipe: Recipe) -> str:
     return own if recipe.train.autocast == "auto" else recipe.train.autocast
 
 
-@task(cache_policy=NO_CACHE, task_run_name="checkpoint-{round_index}")
+@task(cache_policy=NO_CACHE, task_run_name="checkpoint-{round_index:04d}")
 def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact, rollouts: Artifact,
                   scores: dict[str, Artifact], crew: Crew, round_index: int) -> Artifact:
     """The student after the round. Hidden states, which fill the disk, then go unless the recipe keeps them."""

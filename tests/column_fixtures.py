@@ -8,7 +8,7 @@ from tasks.opd.records import STUDENT
 
 
 def columns(lengths: list[int], *, group: list[int] | None = None, reward: list[float] | None = None,
-            mask: list[bool] | None = None, domain: list[str] | None = None, vocabulary: int = 3, candidates=None,
+            mask: list[bool] | None = None, domain: list[str] | None = None, candidates=None,
             author: list[int] | None = None, has_signal: list[bool] | None = None, **values) -> Columns:
     """Columns of rollouts of these lengths; `values` are lists or tensors [N] by column name, NaN when not given."""
     count, num_rollouts = sum(lengths), len(lengths)
@@ -23,6 +23,6 @@ def columns(lengths: list[int], *, group: list[int] | None = None, reward: list[
         author=torch.tensor(author or [STUDENT] * count), special=torch.zeros(count, dtype=torch.bool),
         group=torch.tensor(group or list(range(num_rollouts))),
         reward=torch.tensor(reward or [math.nan] * num_rollouts, dtype=torch.float64),
-        domain=domain or [""] * num_rollouts, vocabulary=vocabulary, candidates=candidates,
+        domain=domain or [""] * num_rollouts, candidates=candidates,
         has_signal=torch.tensor(has_signal or [True] * num_rollouts),
         mask=torch.tensor(mask or [True] * count), **own, **values)

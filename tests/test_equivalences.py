@@ -15,11 +15,12 @@ from tiny_models import rollout, train_spec
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.opd import asking, engines, loading
+from tasks.opd import asking, engines, loading, slots
 from tasks.opd.heads import head_of, hidden_states
 from tasks.opd.losses import Stats, coefficients
 from tasks.opd.recipe import Recipe
 from tasks.opd.records import DATASET, STUDENT, TEACHER, Rollout, derive_seed
+from tasks.opd.refreshes import REFRESHES
 from tasks.opd.scored import ScoredSet, make_scored
 from tasks.opd.terms import bind_terms
 from tasks.opd.training import accumulate, start_round
@@ -27,11 +28,12 @@ from tasks.opd.training import accumulate, start_round
 VARIANTS = sorted(file.stem for file in (loading.CONFIGS / "variants").glob("*.yaml"))
 V = 40
 NAMES = ("live", "start", "ema", "teacher", "teacher_start", "expert_four", "expert_five", "random")
-MOVE = 0.02                       # standard deviation of what is added to each weight when the student moves
+MOVE = 0.04                       # standard deviation of what is added to each weight when the student moves
 GROUPS = [("four", [3, 5], (1.0, 0.0, 0.0)), ("five", [7], (0.0, 0.0)), ("four", [9, 2, 6], (1.0, 1.0, 0.0))]
-LENGTHS = [5, 9, 3, 2, 7, 4, 1, 6]
+LENGTHS = [5, 9, 3, 2, 7, 4, 1, 6]  # in order; the group of equal rewards has 2 + 7
 WORDS = {"solution": [11, 12], "demonstration": [13, 14, 15], "experience": [16], "feedback": [17, 18]}
 AUTHORS = {"student": STUDENT, "teacher": TEACHER, "dataset": DATASET}
+VERSIONS = {("start", "model"): "start", ("round", "model"): "live", ("round", "ema"): "ema"}
 EOS = 1
 
 
@@ -73,10 +75,10 @@ def world_of(name: str) -> World:
 
 @cache
 @torch.no_grad()
-def hidden_of(model: str, prompt: tuple[int, ...], completion: tuple[int, ...]) -> Tensor:
-    """A model's hidden states at each token of a completion: [T, d]."""
-    ids = torch.tensor([prompt + completion])
-    return hidden_states(MODELS[model], ids, torch.ones_like(ids))[0, len(prompt) - 1:-1]
+def hidden_of(model: str, ids: tuple[int, ...], count: int) -> Tensor:
+    """A model's hidden states [count, d] at the last tokens of prompt and completion."""
+    tokens = torch.tensor([ids])
+    return hidden_states(MODELS[model], tokens, torch.ones_like(tokens))[0, -count - 1:-1]
 
 
 def written(recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:
@@ -85,15 +87,12 @@ def written(recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:
     out = []
     for i, r in enumerate(rollouts):
         writer = recipe.rollout.writers[int((ends <= i + 0.01).sum())].name
-        own = engines.columns(head_of(MODELS["live"]), hidden_of("live", *keys(r.prompt_token_ids, r)),
-                              torch.tensor(r.token_ids), engines.Want(), 1.0)["sampled"]
+        hidden = hidden_of("live", (*r.prompt_token_ids, *r.token_ids), len(r.token_ids))
+        tokens = torch.tensor(r.token_ids)
+        own = engines.columns(head_of(MODELS["live"]), hidden, tokens, engines.Want(), 1.0)["sampled"]
         logprobs = own if writer == "student" else torch.full_like(own, torch.nan)
         out.append(replace(r, author=[AUTHORS[writer]] * len(r.token_ids), logprobs=logprobs.tolist()))
     return out
-
-
-def keys(prompt: list[int], r: Rollout) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(prompt), tuple(r.token_ids)
 
 
 def shown(context, r: Rollout, rollouts: list[Rollout]) -> list[int] | None:
@@ -111,7 +110,8 @@ def shown(context, r: Rollout, rollouts: list[Rollout]) -> list[int] | None:
 def scored_for(recipe: Recipe, rollouts: list[Rollout]) -> ScoredSet:
     """The scored set, each model with the columns asked of it, for the domains asked of it, and nothing more."""
     signals, heads = {}, {}
-    versions = {"self": {"frozen": "start"}.get(recipe.teacher.refresh.name, recipe.teacher.refresh.name)}
+    refresh = recipe.teacher.refresh
+    versions = {"self": VERSIONS[REFRESHES[refresh.name](**slots.bind(refresh, "refresh"))]}
     for name, want in asking.needs(recipe).items():
         model, domains, want = versions.get(name, name), asking.domains_of(recipe, name), engines.Want(**want)
         heads[name], signals[name] = head_of(MODELS[model]), []
@@ -120,7 +120,7 @@ def scored_for(recipe: Recipe, rollouts: list[Rollout]) -> ScoredSet:
             if prompt is None or domains is not None and r.domain not in domains:
                 signals[name].append(None)
                 continue
-            hidden = hidden_of(model, *keys(prompt, r))
+            hidden = hidden_of(model, (*prompt, *r.token_ids), len(r.token_ids))
             with torch.no_grad():
                 columns = engines.columns(heads[name], hidden, torch.tensor(r.token_ids), want, recipe.loss.temperature)
             signals[name].append(engines.Signal(**columns, hidden=hidden if want.hidden else None))
@@ -206,8 +206,8 @@ TABLE = [
     Limit("grpo", [PER_TOKEN],
           [(1, "dapo", ["terms.0.rows=sampled", "terms.0.estimator.clip_high=0.2"])], BIT),
     Limit("dr_grpo", ["terms.0.advantage.scale=true", "terms.0.reduction=sequence"], [(1, "grpo", [])], BIT),
-    Limit("dapo", ["terms.0.reduction=sum", "terms.0.estimator.clip_high=0.2"],    # equal groups only fill the mean
-          [(1, "grpo", ["terms.0.reduction=sum"])]),
+    Limit("dapo", ["terms.0.estimator.clip_high=0.2"],                             # equal groups only fill the mean
+          [(sum(LENGTHS) / (sum(LENGTHS) - 9), "grpo", [PER_TOKEN])]),
     Limit("ppo_clip", [], [(1, OPD, [])], BIT, moved=False),
     Limit("ppo_clip", ["terms.0.estimator={name: policy_gradient, clip_low: 0.999999, clip_high: 1e9}"], [(1, OPD, [])],
           BIT),

@@ -2,9 +2,12 @@
 import contextlib
 import io
 import json
+import time
+import urllib.request
 from types import SimpleNamespace
 
 import pytest
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.bootstrap import bootstrap
@@ -34,6 +37,27 @@ def quietly(run, *arguments) -> tuple:
     """What a flow returns, and what it says on standard error."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
         return run(*arguments), said.getvalue()
+
+
+def pages(kind: str, **wanted) -> list[dict]:
+    """What Prefect's pages show: its server's answer to a filter."""
+    request = urllib.request.Request(f"{PREFECT_API_URL.value()}/{kind}/filter", json.dumps(wanted).encode(),
+                                     {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.load(answer)
+
+
+def flow_run(name: str) -> dict:
+    """The first flow run of a name."""
+    return pages("flow_runs", flow_runs={"name": {"any_": [name]}}, sort="START_TIME_ASC")[0]
+
+
+def lately(found, wanted, timeout_seconds: float = 20):
+    """What `found` returns once `wanted` holds of it: logs and task runs reach the server in batches."""
+    until = time.monotonic() + timeout_seconds
+    while not wanted(result := found()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +120,10 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     tokens = client.get_metric_history(run.info.run_id, "round/tokens_seen")
     counted = [record["counts"]["tokens_seen"] for record in records("checkpoint")]
     assert [(m.step, m.value) for m in sorted(tokens, key=lambda m: m.step)] == list(enumerate(counted))
-    wanted = {"round/teacher_tokens", "round/seconds", "train/loss_nats", "rollouts/length_mean_tokens"}
+    wanted = {"round/teacher_tokens", "round/seconds", "train/loss_nats", "rollout/length_mean_tokens"}
     assert wanted <= set(run.data.metrics)
+    stages = {key.partition("/")[0] for key in run.data.metrics}
+    assert stages == {"model", "prompts", "start", "rollout", "grade", "score", "train", "round", "final"}
     stages = {file.path for file in client.list_artifacts(run.info.run_id, "stages")}
     assert stages == {f"stages/{kind}" for kind in
                       ("model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report")}
@@ -105,11 +131,29 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     assert len(table["data"]) == 8 and {"prompt", "completion", "reward"} <= set(table["columns"])
 
 
+def test_a_runs_page_in_prefect_has_its_tasks_its_log_its_table_and_the_way_to_mlflow(there):
+    run = flow_run("opd_reverse_kl_full-seed0")
+    only = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    tasks = lately(lambda: {task["name"] for task in pages("task_runs", **only)}, lambda names: len(names) > 17)
+    named = {"models", "prompts-train-tiny", "prompts-test-tiny", "preflight", "publish-opd_reverse_kl_full-seed0"}
+    assert named <= tasks
+    made = [record["fingerprint"][:8] for record in records("checkpoint")]
+    logs = lately(lambda: [log["message"] for log in pages("logs", logs={"flow_run_id": {"any_": [run["id"]]}})],
+                  lambda lines: any("made report" in line for line in lines[-8:]))
+    assert all(any(line.startswith(f"made checkpoint {name} in") for line in logs) for name in made)
+    shown = {artifact["key"]: artifact for artifact in pages("artifacts", **only)}
+    table, link = shown["table-opd-reverse-kl-full-seed0"], shown["mlflow-opd-reverse-kl-full-seed0"]
+    assert "### tiny" in table["data"] and "| opd_reverse_kl_full |" in table["data"]
+    assert there.first["mlflow_page"] in link["data"]
+    assert f"`mlflow ui --backend-store-uri sqlite:///{there.home}/mlflow.db`" in link["description"]
+
+
 def test_evaluating_a_runs_checkpoint_gives_the_runs_own_numbers(there):
     final = there.first["end"]["tiny"]
     for folder in (there.first["checkpoint"].path, there.first["checkpoint"].path / "model"):
         [report] = quietly(evaluate, there.recipe, str(folder))[0].values()
         assert (report.path / "samples.parquet").read_bytes() == (final.path / "samples.parquet").read_bytes()
+    assert flow_run(f"evaluate-checkpoint-{there.first['checkpoint'].fingerprint[:8]}")
 
 
 def test_bootstrap_makes_what_distill_then_finds(there):
@@ -165,6 +209,13 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
     assert {name: run.info.status for name, run in runs.items()} == {
         "small": "FINISHED", "gkd-seed0": "FAILED", "gkd-seed1": "FAILED", "opd_reverse_kl-seed0": "FINISHED",
         "opd_reverse_kl-seed1": "FINISHED"}
+    suite, cell = runs["small"].data, runs["opd_reverse_kl-seed0"].data
+    assert set(suite.metrics) == {"mean/start", "mean/opd_reverse_kl", "difference/opd_reverse_kl"}
+    assert suite.tags["mlflow.note.content"] == (
+        artifacts.home() / "suites" / "small" / "comparison.md").read_text()
+    prefect = flow_run("small")
+    assert suite.tags["prefect.flow_run_id"] == prefect["id"] != cell.tags["prefect.flow_run_id"]
+    assert result["mlflow_page"].endswith(f"/runs/{runs['small'].info.run_id}?workflowType=machine_learning")
 
 
 def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):

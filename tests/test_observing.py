@@ -53,7 +53,7 @@ def look(terms, scored=None, student=STUDENT, **effort):
     """The columns of terms given as specs."""
     spec = train_spec(terms, loss={"temperature": TEMPERATURE})
     spec["effort"] |= effort
-    forward = Forward(student, ROLLOUTS, columns_of(ROLLOUTS, vocabulary=20), spec)
+    forward = Forward(student, ROLLOUTS, columns_of(ROLLOUTS), spec)
     return observed(forward, bind_terms(terms), scored or scored_by(teacher=TEACHER))
 
 
@@ -115,8 +115,7 @@ def test_kls_and_teacher_are_to_the_terms_target():
 
 @pytest.mark.parametrize("support, ids", [
     ({"name": "student_top_k", "k": 3}, lambda: S.topk(3, -1).indices),
-    ({"name": "teacher_top_k", "k": 3}, lambda: T.topk(3, -1).indices),
-    ("full", lambda: torch.arange(20).expand(len(TOKENS), -1))])
+    ({"name": "teacher_top_k", "k": 3}, lambda: T.topk(3, -1).indices)])
 def test_candidates_are_the_supports_with_both_log_probabilities_of_the_full_softmax(support, ids):
     asks = term(advantage="candidate_gap", estimator="candidate_policy_gradient", support=support, rows="succeeded")
     found = look([asks])[0].candidates

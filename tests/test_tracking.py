@@ -1,11 +1,13 @@
 """Tracking against a real SQLite store: what a run leaves there, replays, outages, ends."""
+import getpass
 import json
 import shutil
+import sqlite3
 
 import pytest
 
 from tasks import tracking
-from tasks.opd import artifacts, loading
+from tasks.opd import artifacts, loading, metrics
 from tasks.opd.artifacts import home
 from tasks.stage import run_stage
 
@@ -133,6 +135,69 @@ def test_what_an_outage_kept_back_is_sent_by_the_next_run(crew, monkeypatch):
     track(crew)
     [run] = runs()
     assert len(history(run, "numbers/seconds")) == 1
+
+
+def test_a_store_that_refuses_gives_one_line_and_no_dump(crew, capfd):
+    with sqlite3.connect(home() / "mlflow.db") as store:  # an OperationalError, as a full disk is one
+        store.execute("DROP TABLE metrics")
+    track(crew)
+    said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("opd: made")]
+    assert len(said) == 1 and "is not reached" in said[0] and "OperationalError: table metrics" in said[0]
+
+
+def test_the_artifacts_of_a_sqlite_store_named_by_the_person_lie_under_home_not_in_the_current_directory(
+        crew, store, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    shutil.copy(store, tmp_path / "own.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
+    track(crew)
+    [run] = runs()
+    assert run.info.artifact_uri.startswith((home() / "mlartifacts").as_uri())
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_run_says_its_paper_and_idea_who_made_it_and_opens_on_the_page_of_runs(crew):
+    with tracking.run_for(loading.load("gkd")) as tracked:
+        pass
+    [run] = runs()
+    about = loading.load("gkd").about
+    assert run.data.tags["mlflow.note.content"] == (
+        f"{about.paper}, [arXiv:2306.13649](https://arxiv.org/abs/2306.13649)\n\n{about.idea}")
+    assert run.data.tags["mlflow.user"] == getpass.getuser() and run.data.tags["mlflow.source.name"]
+    assert tracked.url() == (f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+                             "?workflowType=machine_learning")
+
+
+def test_a_suites_run_shows_a_note_and_numbers_and_a_replay_adds_only_what_changed(crew):
+    for mean in (0.5, 0.5, 0.75):
+        with tracking.suite_for("small") as study:
+            study.show({"comparison.md": "| a |"}, "| a |" + "b" * 9000, {"mean/gkd": mean, "mean/start": 0.25})
+    [run] = runs("small")
+    assert run.data.tags["mlflow.note.content"] == "| a |" + "b" * 7995  # as much as a tag may hold
+    assert [value for _, _, value in history(run, "mean/gkd")] == [0.5, 0.75]
+    assert [value for _, _, value in history(run, "mean/start")] == [0.25]
+    client = tracking.client_at(tracking.tracking_uri())
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["comparison.md"]
+
+
+@pytest.mark.parametrize("kind, prefix, counts, own, expected", [
+    ("checkpoint", "checkpoint", {"tokens_seen": 7, "sampled_tokens": 5, "loss": 0.1, "steps": 1},
+     {"train/tokens_seen": 7, "train/teacher_tokens": 9},
+     {"train/tokens_seen": 7, "round/tokens_seen": 7, "round/sampled_tokens": 5, "round/seconds": 2.5}),
+    ("rollouts", "rollout", {"rollouts": 8, "truncated_share": 0.5}, {"rollout/truncated_share": 0.5},
+     {"rollout/truncated_share": 0.5, "rollout/rollouts": 8}),
+    ("scores", "score/teacher", {"scored": 8}, {"score/tokens_per_second": 3},
+     {"score/teacher/tokens_per_second": 3, "score/teacher/scored": 8}),
+    ("report", "final/tiny", {"avg": 1, "pass@1": 1}, {"evaluate/tiny_avg": 1},
+     {"final/tiny/avg": 1, "final/tiny/pass_at_1": 1})])
+def test_a_number_stands_under_one_name(kind, prefix, counts, own, expected, opd_home):
+    made = artifacts.Artifact(kind=kind, fingerprint="a", digest="", counts=counts)
+    made.path.mkdir(parents=True)
+    metrics.append(made.path / metrics.FILE, 3, own)
+    note = tracking.Note(artifact=made, name="0000", step=0, prefix=prefix)
+    points = tracking.points_of(note, {"counts": counts, "created": "2026-01-01T00:00:00+00:00"}, 2.5)
+    assert sorted((point["key"], point["value"]) for point in points) == sorted(expected.items())
 
 
 def test_settings_become_short_flat_params():

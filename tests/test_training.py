@@ -9,15 +9,16 @@ from tiny_models import prepared, random_rollouts, rollout, taught, term, tiny_l
 from tasks.opd import asking, loading
 from tasks.opd.artifacts import fingerprint_of
 from tasks.opd.batches import micro_batches, optimizer_batches, pack
+from tasks.opd.columns import columns_of
 from tasks.opd.engines import Signal
-from tasks.opd.errors import NonFinite
+from tasks.opd.errors import DataError, NonFinite
 from tasks.opd.heads import head_of, hidden_states
 from tasks.opd.losses import Stats, coefficients
 from tasks.opd.records import Rollout, write_rows
 from tasks.opd.scored import make_scored
 from tasks.opd.session import Session
 from tasks.opd.terms import bind_terms
-from tasks.opd.training import accumulate, cut, start_round, train_student
+from tasks.opd.training import accumulate, check_domains, cut, start_round, train_student
 
 LENGTHS = [(3, 5), (2, 9), (4, 1), (3, 2), (1, 7)]
 TERMS = {"full": [term(divergence="reverse_kl", support="full")],
@@ -313,6 +314,14 @@ def test_routed_and_mixed_gradients_are_those_of_their_experts(pair):
     same, _ = gradient(student, by_models(rows, expert_four=teacher, expert_five=teacher),
                        specs_of("routed_teachers", full))
     assert torch.allclose(same, one, atol=1e-7)
+
+
+def test_a_rollout_of_a_domain_without_an_expert_is_refused_rather_than_left_out(pair):
+    rows = [dataclasses.replace(r, domain=("four", "six")[i % 2]) for i, r in enumerate(pair[2])]
+    terms = bind_terms(specs_of("routed_teachers"))
+    with pytest.raises(DataError, match="no expert teaches domain 'six', only five, four have one"):
+        check_domains(terms, columns_of(rows))
+    check_domains(terms, columns_of([r for r in rows if r.domain == "four"]))
 
 
 def test_a_term_without_a_teacher_trains_beside_one_whose_teacher_has_another_name(pair):

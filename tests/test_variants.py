@@ -3,7 +3,6 @@
 The models are random but opinionated, so that entropies, gaps and supports differ from token to token; a grader that
 knows nothing of the task gives every kind of group. All stages run in this process, through the doors.
 """
-import hashlib
 import json
 import math
 from collections import defaultdict
@@ -12,12 +11,14 @@ from functools import cache
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.grade import grade_rollouts
-from tasks.opd import grading, loading, tiny
+from tasks.opd import asking, grading, loading, tiny
 from tasks.opd.records import derive_seed
+from tasks.opd.terms import bind_terms
 from tasks.preflight import preflight
 from tasks.prompts import make_prompts
 from tasks.rollout import write_rollouts
@@ -28,14 +29,14 @@ VARIANTS = sorted(file.stem for file in (loading.CONFIGS / "variants").glob("*.y
 NAMES = ["student", "teacher", "teacher_start", "expert_four", "expert_five", "random"]
 OPINION = 3.0                     # standard deviation of a model's logits, nats: some tokens sure, some not
 SETTINGS = ["workers=inline", "rounds=2", "benchmarks=[]", "prompts.count=64", "rollout.prompts_per_round=6",
-            "rollout.sampling.max_new_tokens=24", "train.learning_rate=3e-3", "train.max_grad_norm=1.0",
+            "rollout.sampling.max_new_tokens=24", "train.learning_rate=1e-3", "train.max_grad_norm=1.0",
             "accepts={shift: these models were never trained}"]
 STANDING_STILL = {"self_as_teacher"}                # the student is its own teacher: nothing moves but rounding
 
 
 def judged(prompt, completion: str) -> tuple[float, str]:
-    """A third of the prompts are hopeless, a third trivial, the rest go either way."""
-    kind = prompt.index % 3
+    """A fifth of the prompts are hopeless, a fifth trivial, the rest go either way."""
+    kind = min(prompt.index % 5, 2)
     lucky = derive_seed("luck", completion) % 2
     return float(kind == 1 or kind == 2 and lucky), "line 1: 12 + 7 is 19"
 
@@ -82,7 +83,7 @@ def recipe_of(variant: str, pair):
 
 @pytest.fixture(scope="module")
 def trained(pair):
-    """variant -> (recipe, what preflight found, metrics of both rounds, counts by stage, digest of weights)."""
+    """variant -> (recipe, what preflight found, metrics by round, counts by stage, weights)."""
     @cache
     def train(variant: str):
         recipe, counts = recipe_of(variant, pair), defaultdict(list)
@@ -91,7 +92,7 @@ def trained(pair):
             student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
             prompts = make_prompts.fn(recipe.prompts, student, crew, **ask, use="train")
             found = json.loads((preflight.fn(recipe, models, prompts, crew).path / "preflight.json").read_text())
-            metrics = defaultdict(list)
+            metrics = [defaultdict(list) for _ in range(recipe.rounds)]
             for r in range(recipe.rounds):
                 now = recipe.at(r)
                 rollouts = write_rollouts.fn(now, models, student, prompts, crew, r)
@@ -101,8 +102,9 @@ def trained(pair):
                 for name, artifact in {"grades": rollouts, "checkpoint": student, **scores}.items():
                     counts[name].append(artifact.counts)
                 for line in (student.path / "metrics.jsonl").read_text().splitlines():
-                    metrics[json.loads(line)["key"]].append(json.loads(line)["value"])
-            weights = hashlib.sha256((student.path / "model" / "model.safetensors").read_bytes()).hexdigest()
+                    metrics[r][json.loads(line)["key"]].append(json.loads(line)["value"])
+            tensors = load_file(student.path / "model" / "model.safetensors")
+            weights = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
         return recipe, found, metrics, counts, weights
     return train
 
@@ -114,30 +116,32 @@ def test_it_passes_preflight_and_trains_two_rounds(trained, variant):
     assert "red" not in status.values()
     assert {check for check, colour in status.items() if colour == "yellow"} <= set(recipe.accepts)
     assert counts["checkpoint"][-1]["tokens_seen"] > 0 and len(counts["checkpoint"]) == 2
-    assert all(math.isfinite(value) for values in metrics.values() for value in values)
-    largest = max(metrics["train/grad_norm"])
+    assert all(math.isfinite(value) for found in metrics for values in found.values() for value in values)
+    largest = max(value for found in metrics for value in found["train/grad_norm"])
     assert largest < 1e-4 if variant in STANDING_STILL else largest > 1e-4
 
 
-def seen(metrics: dict, ending: str) -> list[float]:
-    """All values of the metrics whose name ends so."""
-    return [value for name, values in metrics.items() if name.endswith(ending) for value in values]
+def fired(now, term, label: str, metrics: dict, counts: dict) -> None:
+    """Every part of a term that can leave tokens as they are did something to some of them in this round."""
+    def seen(name: str) -> list[float]:
+        return metrics.get(f"train/{label}/{name}", [])
+    for weight in (w.name for w in term.weights if w.name != "uniform"):
+        assert max(seen(f"{weight}_mean")) > 0 and max(seen(f"{weight}_largest")) > min(seen(f"{weight}_mean")), weight
+    if term.clip.at != "none":
+        assert max(seen("clipped_token_share")) > 0
+    if term.rows.name not in ("sampled", "all"):
+        assert 0 < max(seen("row_share")) < 1, term.rows.name
+    if any(term.estimator.params.get(key) is not None for key in ("clip_low", "clip_high", "ratio_cap")):
+        assert max(seen("ratio_clipped_share")) > 0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_its_mechanisms_fire(trained, variant):
+def test_its_parts_fire_in_every_round(trained, variant):
     recipe, _, metrics, counts, _ = trained(variant)
-    for now in (recipe.at(0), recipe.at(1)):
-        for term in now.terms:
-            for weight in (w.name for w in term.weights if w.name != "uniform"):
-                means, tops = seen(metrics, f"/{weight}_mean"), seen(metrics, f"/{weight}_largest")
-                assert max(means) > 0 and any(top > mean for top, mean in zip(tops, means)), weight
-            if term.clip.at != "none":
-                assert max(seen(metrics, "/clipped_token_share")) > 0
-            if term.rows.name not in ("sampled", "all"):
-                assert any(0 < share < 1 for share in seen(metrics, "/row_share")), term.rows.name
-            if any(term.estimator.params.get(key) is not None for key in ("clip_low", "clip_high", "ratio_cap")):
-                assert max(seen(metrics, "/ratio_clipped_share")) > 0
+    for r in range(recipe.rounds):
+        now = recipe.at(r)
+        for part, bound in zip(asking.terms_of(now), bind_terms(asking.terms_of(now))):
+            fired(now, now.terms[int(part["group"])], bound.label, metrics[r], counts)
     if recipe.rollout.filters:
         assert max(count["dropped"] for count in counts["grades"]) > 0
     if recipe.teacher.context.name == "sibling":
@@ -148,7 +152,10 @@ def test_its_mechanisms_fire(trained, variant):
 
 
 def test_no_two_variants_end_with_the_same_weights(trained):
-    by_weights = defaultdict(set)
-    for variant in VARIANTS:
-        by_weights[trained(variant)[-1]].add(variant)
-    assert [names for names in by_weights.values() if len(names) > 1] == []
+    """Closer than a hundredth of what one of them moved would be the same method twice, in another order of sums."""
+    ends = {variant: trained(variant)[-1] for variant in VARIANTS}
+    start = ends["self_as_teacher"]                                  # moved by rounding alone
+    moved = {variant: float((weights - start).norm()) for variant, weights in ends.items()}
+    near = [(one, two) for i, one in enumerate(VARIANTS) for two in VARIANTS[:i]
+            if float((ends[one] - ends[two]).norm()) < 0.01 * max(moved[one], moved[two])]
+    assert near == []

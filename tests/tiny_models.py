@@ -41,7 +41,7 @@ def taught(rollouts: list[Rollout], *, teacher: list | None = None, old=None, sp
     from dataclasses import replace
 
     from tasks.opd.columns import columns_of
-    columns = columns_of(rollouts, special_ids=special_ids, vocabulary=20)
+    columns = columns_of(rollouts, special_ids=special_ids)
     signals = teacher or [None] * len(rollouts)
     blank = [torch.full((len(r.token_ids),), torch.nan) for r in rollouts]
     return replace(columns, has_signal=torch.tensor([s is not None for s in signals]),

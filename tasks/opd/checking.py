@@ -38,6 +38,7 @@ SOLVED = {  # source -> whether its items carry worked solutions; by the dataset
     "jsonl": lambda params: bool(params.get("solution")),
     "hub": lambda params: bool(params.get("solution")) or params.get("dataset") == "openai/gsm8k",
 }
+FEW = "of candidates; use support: student_top_k, teacher_top_k, union or intersection"
 Found = Iterator[Problem]
 
 
@@ -88,9 +89,27 @@ def advantage_fits(recipe: Recipe, term: Term, key: str) -> Found:
     if term.estimator.name != fitting:
         yield Problem(f"{key}.estimator", f"advantage {name} needs estimator: {fitting}", term.estimator.name)
     if candidates == (term.support.name == "sampled"):
-        message = "of the tokens written; use support: sampled" if not candidates else \
-            "of candidates; use support: student_top_k, teacher_top_k, union, intersection or full"
+        message = "of the tokens written; use support: sampled" if not candidates else FEW
         yield Problem(f"{key}.support", f"advantage {name} is {message}", term.support.name)
+    if candidates and term.support.name == "full":
+        yield Problem(f"{key}.support", f"advantage {name} is {FEW}; over the whole vocabulary divergence: reverse_kl "
+                      "with estimator: exact has the same gradient", "full")
+
+
+def columns_exist(recipe: Recipe, term: Term, key: str) -> Found:
+    """What slots read of the term itself is there: its divergence, its candidates as they are, a whole target."""
+    read, unnormalised = columns_read(term), slots.constant("target", "UNNORMALISED", frozenset())
+    if "divergence" in read and not (term.divergence and compares(term)):
+        yield Problem(f"{key}.weights", "a weight here reads the term's own divergence; give the term one "
+                      "(divergence: reverse_kl, support: full) in place of its advantage")
+    how = completed(term.support, "support").get("renormalise")
+    if "candidates" in read and how not in (None, "none"):
+        yield Problem(f"{key}.support.renormalise", "candidates keep their log-probabilities of the full softmax; use "
+                      "renormalise: none", how)
+    if "reverse_kl" in read and term.advantage and term.target.name in unnormalised:
+        yield Problem(f"{key}.target", f"advantage {term.advantage.name} has the reverse KL as its baseline, which "
+                      f"target {term.target.name} without its normaliser has not; use advantage: teacher_gap",
+                      term.target.name)
 
 
 def groups_exist(recipe: Recipe, term: Term, key: str) -> Found:
@@ -172,6 +191,10 @@ def teacher_is_there(recipe: Recipe) -> Found:
             message = f"unknown model of pair {pair.name}; {slots.nearest(model, ['teacher', *pair.others])}"
             yield Problem(f"pair.experts.{domain}", message, model)
     for index, term in enumerate(recipe.terms):
+        if "teacher" in models_named(term) and teacher.model != "teacher":
+            message = f"`teacher` means the recipe's teacher, which is {teacher.model}; give the pair's another name " \
+                      "too, in pair.others"
+            yield Problem(f"terms.{index}.target", message, "teacher")
         for name in (name for name in models_named(term) if name not in known):
             message = f"unknown model of pair {pair.name}; {slots.nearest(name, known)}; name it in pair.others"
             yield Problem(f"terms.{index}.target", message, name)
@@ -180,6 +203,22 @@ def teacher_is_there(recipe: Recipe) -> Found:
         yield Problem("teacher.refresh", message, teacher.refresh.name)
     for name in ({"student", "teacher"} | OF_STUDENT | OF_EXPERTS) & set(pair.others):
         yield Problem(f"pair.others.{name}", "is taken; name it otherwise")
+
+
+def average_is_kept(recipe: Recipe) -> Found:
+    """A moving average of the student is kept from the first round on, or never."""
+    kept = is_average(recipe.teacher.model, recipe.teacher.refresh.name)
+    for index, patch in enumerate(recipe.schedule):
+        refresh = patch.set.get("teacher.refresh", recipe.teacher.refresh.name)
+        name = refresh["name"] if isinstance(refresh, dict) else refresh
+        if is_average(patch.set.get("teacher.model", recipe.teacher.model), name) != kept:
+            yield Problem(f"schedule.{index}.set", "a moving average (teacher.model: self, refresh: ema) can neither "
+                          "begin nor end in a later round; keep it throughout, or use refresh: frozen or live")
+
+
+def is_average(model: str, refresh: str) -> bool:
+    """Whether a teacher is the student's moving average."""
+    return model == "self" and refresh == "ema"
 
 
 def solutions_exist(recipe: Recipe) -> Found:
@@ -243,7 +282,7 @@ def engine_can(recipe: Recipe) -> Found:
 
 
 RULES: list[Callable[[Recipe], Found]] = [
-    teacher_is_there, solutions_exist, prompts_fit, splits_are_disjoint, engine_can]
+    teacher_is_there, average_is_kept, solutions_exist, prompts_fit, splits_are_disjoint, engine_can]
 TERM_RULES: list[Callable[[Recipe, Term, str], Found]] = [
-    divergence_fits, advantage_fits, groups_exist, support_is_whole, support_says_something, clip_has_a_sum,
-    law_is_whole, rows_exist]
+    divergence_fits, advantage_fits, columns_exist, groups_exist, support_is_whole, support_says_something,
+    clip_has_a_sum, law_is_whole, rows_exist]

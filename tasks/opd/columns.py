@@ -29,8 +29,8 @@ class Candidates:
 class Columns:
     """Everything known of a token before the round's first optimizer step.
 
-    The last block belongs to one term: its target's, and only what its slots ask for in their `NEEDS`; NaN elsewhere,
-    and at tokens outside `mask`.
+    The last block belongs to one term: what its models say (NaN where they gave no signal), and of the student only
+    what its slots ask for in their `NEEDS` (NaN otherwise, and at tokens outside `mask`).
     """
     token_ids: Tensor             # [N] long
     rollout: Tensor               # [N] long, index of the token's rollout
@@ -43,7 +43,6 @@ class Columns:
     sampler: Tensor               # [N] nats, of the law sampled from; NaN where the writer gave none
     old: Tensor                   # [N] nats, the student at the round's start; NaN until `with_old`
     domain: list[str]             # R names
-    vocabulary: int               # V, ids that name a token
     has_signal: Tensor            # [R] bool, the term's models had a context for this rollout
     mask: Tensor                  # [N] bool, the term's tokens: statistics of weights and advantages are over these
     teacher: Tensor               # [N] nats, the term's target at the token written
@@ -76,7 +75,7 @@ class Columns:
         return torch.zeros(self.num_rollouts, dtype=torch.float64).index_add_(0, self.rollout, values.double())
 
 
-def columns_of(rollouts: list[Rollout], *, special_ids: frozenset[int] = frozenset(), vocabulary: int = 0) -> Columns:
+def columns_of(rollouts: list[Rollout], *, special_ids: frozenset[int] = frozenset()) -> Columns:
     """Columns of rollouts, with what no model is needed for."""
     lengths = torch.tensor([len(r.token_ids) for r in rollouts])
     token_ids = torch.tensor([t for r in rollouts for t in r.token_ids])
@@ -92,7 +91,7 @@ def columns_of(rollouts: list[Rollout], *, special_ids: frozenset[int] = frozens
         group=torch.tensor([names[r.group_id] for r in rollouts]),
         reward=torch.tensor([math.nan if r.reward is None else r.reward for r in rollouts]),
         sampler=torch.tensor([x for r in rollouts for x in r.logprobs]),
-        domain=[r.domain for r in rollouts], vocabulary=vocabulary,
+        domain=[r.domain for r in rollouts],
         has_signal=torch.ones(len(rollouts), dtype=torch.bool), mask=torch.ones_like(token_ids, dtype=torch.bool),
         old=blank, teacher=blank, entropy=blank, teacher_entropy=blank, divergence=blank, forward_kl=blank,
         reverse_kl=blank, candidates=None)

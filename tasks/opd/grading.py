@@ -18,6 +18,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tasks.opd import tiny as tiny_task
+from tasks.opd.errors import DataError
 from tasks.opd.filters import apply_filters
 from tasks.opd.prompts import gym_dataset, tokenizer_of
 from tasks.opd.records import Prompt, Quarantined, Rollout, read_rows, write_rows
@@ -149,6 +150,10 @@ def grade_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
             graded.append(replace(rollout, reward=reward, feedback=feedback))
             bar.update(1)
     kept, dropped = apply_filters(graded, spec["filters"])
+    if graded and not kept:
+        reasons = ", ".join(f"{name} {n}" for name, n in Counter(row.reason for row in dropped).most_common())
+        raise DataError(f"the filters drop all {len(graded)} rollouts of a round ({reasons}): nothing is left to learn "
+                        "from; loosen rollout.filters, or give completions more room (max_new_tokens)")
     write_rows(out / "rollouts.parquet", kept, Rollout)
     write_rows(out / "dropped.parquet", dropped, Quarantined)
     by_reason = Counter(row.reason for row in dropped)

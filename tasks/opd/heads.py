@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import logging
 
@@ -69,10 +70,29 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | t
 
 
 def load_head(folder: Path, num_valid: int | None = None, dtype: torch.dtype = torch.float32) -> Head:
-    """Only the head of a model folder."""
-    head = head_of(load_model(folder, dtype), num_valid)
-    return replace(head, weight=head.weight.detach().clone(),
-                   bias=None if head.bias is None else head.bias.detach().clone())
+    """Only the head of a model folder: of the body no number is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    head, stored = head_of(model, num_valid), stored_in(folder)
+
+    def read(parameter: Tensor | None) -> Tensor | None:
+        if parameter is None:
+            return None
+        named = model.named_parameters(remove_duplicate=False)  # a tied matrix is stored under one of its names
+        name = next(name for name, other in named if other is parameter and name in stored)
+        with safe_open(stored[name], "pt") as file:
+            return file.get_tensor(name).to(dtype)
+    return replace(head, weight=read(head.weight), bias=read(head.bias))
+
+
+def stored_in(folder: Path) -> dict[str, Path]:
+    """Name of each tensor in a folder's safetensors -> its file."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found
 
 
 def vocabulary_size(folder: Path) -> int:

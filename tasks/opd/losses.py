@@ -108,7 +108,8 @@ def aimed_at(term: Term, ids: Tensor | None, student: StudentTokens, models: dic
     if not term.unnormalised:
         return term.target({alias: models[name].at(ids, term.owns_ids) for alias, name in term.models.items()})
     full = {alias: models[name].full for alias, name in term.models.items()}
-    mixed = term.target({**full, "student": student.full.detach()}).log_softmax(-1)
+    own = {"student": student.full.detach()} if term.sees_student else {}
+    mixed = term.target(full | own).log_softmax(-1)
     return mixed if ids is None else gathered(mixed, ids)
 
 
@@ -187,10 +188,11 @@ def chunk_loss(terms: list[Term], prepared: list[Prepared], coefficient: Tensor,
         index = c.nonzero()[:, 0]
         if index.numel() == 0:
             continue
+        here = flat[index.cpu()]                # the columns lie on the CPU
         own, chosen = student.select(index), {name: tokens.select(index) for name, tokens in models.items()}
-        values = term_values(term, p, flat[index], own, chosen, stats)
+        values = term_values(term, p, here, own, chosen, stats)
         loss = loss + (c[index].to(values) * values).sum()
         stats.add(f"{term.label}/loss_mean", values)
         if term.models and term.needs_teacher:
-            note_gap(term, p.position[flat[index]], own, chosen, stats)
+            note_gap(term, p.position[here], own, chosen, stats)
     return loss

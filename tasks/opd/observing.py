@@ -19,6 +19,7 @@ from tasks.opd.scored import ScoredSet
 from tasks.opd.supports import StudentTokens, TeacherTokens
 from tasks.opd.terms import Term, taking_part
 
+KLS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
 FROM_STUDENT = frozenset({"old", "entropy", "divergence", "forward_kl", "reverse_kl", "candidates"})
 
 
@@ -85,12 +86,9 @@ def statistics(term: Term, ask: set[str], student: StudentTokens, models: dict[s
         yield "divergence", compared(term, student, models, Stats())
     if ask & {"forward_kl", "reverse_kl"}:
         aimed = aimed_at(term, None, student, models).to(student.full.dtype)
-        yield "forward_kl", forward_kl(aimed, student.full)
-        yield "reverse_kl", reverse_kl(aimed, student.full)
+        yield from ((name, apart(aimed, student.full)) for name, apart in KLS.items() if name in ask)
     if "candidates" in ask:
         ids = term.support(student, models[next(iter(term.models.values()))])
-        ids = ids if ids is not None else torch.arange(student.logits.shape[-1]).to(student.logits.device).expand(
-            len(student.logits), -1)
         yield "ids", ids
         yield "student", student.at(ids)
         yield "target", aimed_at(term, ids, student, models)

@@ -208,6 +208,8 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
                 check_agreement(torch.cat([s.sampled for s in own]), trainer, spec["engine"]["dtype"])]
     if taught:
         findings += teacher_findings(inputs, spec, session, rollouts, trainer.split(columns.lengths.tolist()), taught)
+        for other in (inputs[name] for name in inputs if name.startswith("model:")):
+            check_vocabulary(folder, model_folder(other))
         findings.append(check_identity(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
     findings = [replace(f, status="yellow") if f.status == "red" and f.check in spec["accepts"] else f
                 for f in findings]

@@ -145,7 +145,8 @@ class Clip(Model):
 class Term(Model):
     """One summand of the loss."""
     coefficient: float = setting(1.0, "Coefficient", "Multiplies the term.")
-    rows: Slot = setting(Slot(name="sampled"), "Rows", "Which rollouts: all, sampled, succeeded, failed.")
+    rows: Slot = setting(Slot(name="sampled"), "Rows", "Which rollouts: all, sampled, succeeded, failed, "
+        "mixed_groups, likely_to_teacher.")
     target: Slot = setting(Slot(name="teacher"), "Target", "Which distribution is aimed at.")
     support: Slot = setting(
         Slot(name="sampled"), "Support", "Where it is compared: sampled, full, teacher_top_k, "

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tasks.opd.artifacts import model_folder
 from tasks.opd.contexts import CONTEXTS
 from tasks.opd.engines import Signal, Want
-from tasks.opd.errors import CorruptArtifact, NonFinite, TokenizerMismatch
+from tasks.opd.errors import CorruptArtifact, DataError, NonFinite, TokenizerMismatch
 from tasks.opd.records import Prompt, Rollout, read_rows
 from tasks.opd.writers import teacher_role
 
@@ -64,6 +64,10 @@ def score_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
     views = views_of(rollouts, prompts, spec["context"], spec["context_tokens"], tokenizer)
     live = [i for i, ids in enumerate(views.prompt_ids)
             if ids is not None and (spec["domains"] is None or rollouts[i].domain in spec["domains"])]
+    if not live and views.num_too_long:
+        raise DataError(f"no rollout can be scored: what the teacher sees and the completion exceed "
+                        f"pair.context_tokens {spec['context_tokens']} in {views.num_too_long} of {len(rollouts)}; "
+                        "raise it")
     engine, started = session.engine(teacher_role(inputs["model"]), folder, spec["engine"]), time.perf_counter()
     check_vocabulary(engine, spec["vocabulary"])
     with session.progress(len(live), "score", "rollouts") as bar:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tasks.opd.artifacts import model_folder
 from tasks.opd.batches import optimizer_batches
 from tasks.opd.columns import Columns, columns_of
-from tasks.opd.errors import NonFinite
+from tasks.opd.errors import DataError, NonFinite
 from tasks.opd.forward import Forward
 from tasks.opd.heads import special_ids
 from tasks.opd.losses import Stats, chunk_loss, coefficients
@@ -53,15 +53,25 @@ def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], co
 def start_round(model, scored: ScoredSet, terms: list[Term], spec: dict, special: frozenset[int]
                 ) -> tuple[Forward, list[Prepared]]:
     """What every term takes from its columns under the round's starting student."""
-    columns = columns_of(scored.rollouts, special_ids=special, vocabulary=spec["vocabulary"])
+    columns = columns_of(scored.rollouts, special_ids=special)
     forward = Forward(model, scored.rollouts, columns, spec)
     return forward, [prepare(term, own) for term, own in zip(terms, observed(forward, terms, scored))]
+
+
+def check_domains(terms: list[Term], columns: Columns) -> None:
+    """Raises DataError when a term is split over domains and a rollout's is not among them: nobody would teach it."""
+    for group in {term.group for term in terms if term.domain}:
+        known = {term.domain for term in terms if term.group == group}
+        if strangers := sorted(set(columns.domain) - known):
+            raise DataError(f"no expert teaches domain {strangers[0]!r}, only {', '.join(sorted(known))} have one; "
+                            "name it in pair.experts")
 
 
 def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozenset[int], log, bar) -> dict:
     """All optimizer steps of one round. `log(step, values)` takes metrics. The round's counts."""
     train, terms = spec["train"], bind_terms(spec["terms"])
     forward, prepared = start_round(trainer.model, scored, terms, spec, special)
+    check_domains(terms, forward.columns)
     epochs = [optimizer_batches(len(scored.rollouts), train["batch_rollouts"], spec["seed"], "order", spec["round"], e)
               for e in range(train["epochs"])]
     batches = [batch for epoch in epochs for batch in epoch]
