@@ -71,7 +71,7 @@ def test_each_model_gives_only_the_columns_that_its_terms_look_at():
     both = recipe("divergence: reverse_kl, support: {name: union, k: 6}")
     assert asking.needs(both) == {"teacher": NOTHING | {"top_k": 6, "hidden": True}}
     candidates = recipe("advantage: candidate_gap, estimator: candidate_policy_gradient, support: "
-                        "{name: intersection, k: 5}")
+                        "{name: intersection, k: 5, renormalise: none}")
     assert asking.needs(candidates) == {"teacher": NOTHING | {"top_k": 5, "hidden": True}}
     assert asking.needs(loading.load("vopd")) == {"teacher": NOTHING | {"hidden": True}}  # its mean over the vocabulary
 

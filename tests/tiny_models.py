@@ -58,9 +58,10 @@ def prepared(term, columns):
 
 
 def term(**changes) -> dict:
-    """A term's spec with the schema's defaults."""
+    """A term's part of a spec, with the schema's defaults."""
+    from tasks.opd import asking
     from tasks.opd.recipe import Term
-    return Term(**changes).model_dump(mode="json")
+    return asking.part_of(Term(**changes))
 
 
 def train_spec(terms: list[dict], **changes) -> dict:

@@ -23,28 +23,36 @@ OF_EXPERTS = frozenset({"routed", "mixed"})         # stand for the pair's exper
 
 
 def terms_of(recipe: Recipe) -> list[dict[str, Any]]:
-    """The recipe's terms as the trainer takes them: plain data with `models`, `domain`, `group` and `share`.
+    """The recipe's terms as the trainer takes them (`part_of`).
 
-    `models` maps what a target calls a model to the name under which it scores. A term of a routed or mixed teacher
-    becomes one part for each expert; parts of one term (`group`) have its denominator in common, to which the parts of
-    a mixed one, who look at the same tokens, add a `share` each.
+    A term of a routed or mixed teacher becomes one part for each expert, whose weights and statistics are its own. The
+    parts of one term (`group`) have its denominator in common, to which the parts of a mixed one, who look at the same
+    tokens, add a `share` each.
     """
-    parts = []
+    parts, experts = [], recipe.pair.experts
     for index, term in enumerate(recipe.terms):
-        data = term.model_dump(mode="json") | {"domain": "", "group": str(index), "share": 1.0}
-        own = {name: name for name in models_named(term)}
-        if not needs_teacher(term):
-            parts.append(data | {"models": {}})
-        elif "teacher" not in main_models(term) or recipe.teacher.model not in OF_EXPERTS:
-            main = {"teacher": recipe.teacher.model} if "teacher" in main_models(term) else {}
-            parts.append(data | {"models": {**main, **own}})
-        else:
-            mixed, experts = recipe.teacher.model == "mixed", recipe.pair.experts
-            chosen = [("", model) for model in dict.fromkeys(experts.values())] if mixed else list(experts.items())
-            share = 1 / max(1, len(chosen)) if mixed else 1.0
-            parts += [data | {"models": {"teacher": model, **own}, "domain": domain, "share": share,
-                              "coefficient": term.coefficient * share} for domain, model in chosen]
+        part, mixed = part_of(term, recipe.teacher.model) | {"group": str(index)}, recipe.teacher.model == "mixed"
+        if part["models"].get("teacher") not in OF_EXPERTS:
+            parts.append(part)
+            continue
+        chosen = [("", model) for model in dict.fromkeys(experts.values())] if mixed else list(experts.items())
+        share = 1 / max(1, len(chosen)) if mixed else 1.0
+        parts += [part | {"models": part["models"] | {"teacher": model}, "domain": domain, "share": share,
+                          "coefficient": term.coefficient * share} for domain, model in chosen]
     return parts
+
+
+def part_of(term: Term, teacher: str = "teacher") -> dict[str, Any]:
+    """A term as plain data, with what is known of it before anything is loaded.
+
+    `models` maps what its target calls a model to the name under which it scores, the main one first; `needs` are the
+    columns that it reads, of the student or of models.
+    """
+    main = {"teacher": teacher} if "teacher" in main_models(term) else {}
+    models = main | {name: name for name in models_named(term)} if needs_teacher(term) else {}
+    return term.model_dump(mode="json") | {
+        "models": models, "domain": "", "group": "", "share": 1.0, "needs": sorted(columns_read(term)),
+        "compares": compares(term), "needs_teacher": needs_teacher(term)}
 
 
 def main_models(term: Term) -> tuple[str, ...]:
@@ -60,10 +68,12 @@ def models_named(term: Term) -> list[str]:
 
 
 def columns_read(term: Term) -> set[str]:
-    """The columns that the term's rows, weights and advantage read (`NEEDS` beside their tables)."""
+    """The columns that the term's rows, weights and advantage read (`NEEDS` beside their tables), and its ratio."""
     chosen = [("rows", term.rows), *(("weight", weight) for weight in term.weights)]
     chosen += [("advantage", term.advantage)] if term.advantage else []
-    return {column for kind, slot in chosen for column in slots.constant(kind, "NEEDS", {}).get(slot.name, ())}
+    ratio = term.advantage or completed(term.estimator, "estimator").get("ratio_cap") is not None
+    return ({"old"} if ratio else set()).union(
+        *(slots.constant(kind, "NEEDS", {}).get(slot.name, ()) for kind, slot in chosen))
 
 
 def asks(term: Term) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def aimed_at_written(term: Term, models: dict[str, Tensor], student: Tensor | No
 
 def compared(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
     """The term's divergence with its clip, [n] nats, with a graph to the student."""
-    ids = term.support(student, models.get(next(iter(term.models.values()))))
+    ids = term.support(student, models.get(next(iter(term.models.values()), "")))
     live, aimed = student.at(ids), None
     if term.compares:
         aimed = aimed_at(term, ids, student, models).to(live.dtype)

@@ -12,21 +12,14 @@ import torch
 from torch import Tensor
 
 from tasks.opd.advantages import ADVANTAGES
-from tasks.opd.advantages import NEEDS as ADVANTAGE_NEEDS
-from tasks.opd.advantages import WITHOUT_TEACHER as ADVANTAGES_WITHOUT_TEACHER
 from tasks.opd.columns import Candidates, Columns
 from tasks.opd.divergences import DIVERGENCES
-from tasks.opd.divergences import WITHOUT_TEACHER as DIVERGENCES_WITHOUT_TEACHER
 from tasks.opd.estimators import ESTIMATORS, TAKES
 from tasks.opd.records import ENVIRONMENT, STUDENT
 from tasks.opd.rows import ANY_AUTHOR, ROWS
-from tasks.opd.rows import NEEDS as ROW_NEEDS
 from tasks.opd.supports import SUPPORTS
 from tasks.opd.targets import SEES_STUDENT, TARGETS, UNNORMALISED
-from tasks.opd.weights import NEEDS as WEIGHT_NEEDS
 from tasks.opd.weights import WEIGHTS
-
-FROM_TEACHER = frozenset({"teacher", "teacher_entropy", "forward_kl", "reverse_kl", "candidates"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +70,7 @@ def pick(table: dict, slot: dict) -> Callable:
 
 
 def bind_term(spec: dict, label: str) -> Term:
-    """A term from its slice of the recipe (`checking.terms_of`)."""
+    """A term from its part of the recipe (`asking.terms_of`)."""
     divergence, advantage, support = spec["divergence"], spec["advantage"], spec["support"]
     estimator, target, weights = spec["estimator"]["name"], spec["target"]["name"], {}
     if (TAKES[estimator] in ("advantage", "candidates")) != (advantage is not None):
@@ -85,12 +78,10 @@ def bind_term(spec: dict, label: str) -> Term:
                          f"{'an advantage' if advantage else 'a divergence'}")
     for slot in spec["weights"]:
         weights[slot["name"] if slot["name"] not in weights else f"{slot['name']}_{len(weights)}"] = slot
-    needs = needs_of(spec)
-    compares = divergence is not None and divergence["name"] not in DIVERGENCES_WITHOUT_TEACHER
     return Term(
-        label=label, coefficient=spec["coefficient"], domain=spec.get("domain", ""),
+        label=label, coefficient=spec["coefficient"], domain=spec["domain"],
         rows=pick(ROWS, spec["rows"]), any_author=spec["rows"]["name"] in ANY_AUTHOR,
-        models=spec.get("models") or {"teacher": "teacher"},
+        models=spec["models"],
         target=pick(TARGETS, spec["target"]), unnormalised=target in UNNORMALISED, sees_student=target in SEES_STUDENT,
         support=pick(SUPPORTS, support), owns_ids=support["name"] == "teacher_top_k",
         renormalise=None if support["name"] in ("sampled", "full") else support["params"].get("renormalise", "both"),
@@ -98,22 +89,9 @@ def bind_term(spec: dict, label: str) -> Term:
         advantage=pick(ADVANTAGES, advantage) if advantage else None,
         estimator=pick(ESTIMATORS, spec["estimator"]), takes=TAKES[estimator], clip=spec["clip"],
         weights={name: pick(WEIGHTS, slot) for name, slot in weights.items()},
-        reduction=spec["reduction"], denominator=spec["denominator"], group=spec.get("group", label),
-        share=spec.get("share", 1.0), needs=needs, compares=compares,
-        needs_teacher=compares or bool(needs & FROM_TEACHER))
-
-
-def needs_of(spec: dict) -> frozenset[str]:
-    """The columns a term's slots read, by their modules' NEEDS; a ratio needs the student's old log-probabilities."""
-    needs = {*ROW_NEEDS.get(spec["rows"]["name"], ())}
-    needs = needs.union(*(WEIGHT_NEEDS.get(weight["name"], ()) for weight in spec["weights"]))
-    takes, advantage = TAKES[spec["estimator"]["name"]], spec["advantage"]
-    if advantage:
-        needs |= {"old", *ADVANTAGE_NEEDS.get(advantage["name"], ())}
-        needs |= {"teacher"} if advantage["name"] not in ADVANTAGES_WITHOUT_TEACHER and takes == "advantage" else set()
-    if spec["estimator"]["params"].get("ratio_cap") is not None:
-        needs |= {"old"}
-    return frozenset(needs | ({"candidates"} if takes == "candidates" else set()))
+        reduction=spec["reduction"], denominator=spec["denominator"], group=spec["group"] or label,
+        share=spec["share"], needs=frozenset(spec["needs"]), compares=spec["compares"],
+        needs_teacher=spec["needs_teacher"])
 
 
 def bind_terms(specs: list[dict]) -> list[Term]:
