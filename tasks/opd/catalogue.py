@@ -10,7 +10,7 @@ from typing import Any
 
 OTHERS = ("name", "about", "seed", "rounds", "pair", "prompts", "benchmarks", "accepts")  # not what a variant is about
 WIDTHS = {"name": 24, "paper": 24, "arXiv": 10, "idea": 46, "cost beyond vanilla OPD": 40, "rec": 3}  # 157 columns
-LEGEND = "rec: a value or formula was not found in the paper; the file's comment says which. --json: slots, placebos."
+LEGEND = "Below a variant: what differs from configs/base.yaml. rec: a value or formula was not found in the paper."
 PREFACE = """# Variants
 
 Made from the files in this folder by `opd variants --markdown > configs/variants/README.md`; a test keeps it in step.
@@ -58,11 +58,12 @@ def text(variants: list[dict]) -> str:
     """The table of `opd variants`: below 160 columns, long cells wrapped."""
     rows = [[v["name"], v["paper"], v["arxiv"] or "-", v["idea"], v["cost"], "yes" if v["reconstruction"] else ""]
             for v in variants]
-    lines = []
-    for row in [list(WIDTHS), *rows]:
+    lines, wide = [], sum(WIDTHS.values()) + 2 * len(WIDTHS)
+    for row, told in zip([list(WIDTHS), *rows], ["", *("; ".join(v["differs"]) for v in variants)]):
         cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, WIDTHS.values())]
         lines += ["  ".join(part.ljust(width) for part, width in zip(parts, WIDTHS.values())).rstrip()
                   for parts in zip_longest(*cells, fillvalue="")]
+        lines += textwrap.wrap(told, wide - 4, initial_indent="    ", subsequent_indent="    ") + [""]
     return "\n".join([*lines, "", LEGEND])
 
 
