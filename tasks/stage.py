@@ -15,9 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_run_logger
-
 from tasks.opd import artifacts, fingerprints
 from tasks.opd.artifacts import Artifact
 from tasks.opd.errors import CorruptArtifact
@@ -194,5 +191,9 @@ def say(text: str, *, to_person: bool = True) -> None:
     """One line to the person at the terminal and to the run's page; standard output belongs to results."""
     if to_person:
         print(f"opd: {text}", file=sys.stderr, flush=True)
+    if "prefect" not in sys.modules:  # nobody runs a flow
+        return
+    from prefect.exceptions import MissingContextError
+    from prefect.logging import get_run_logger
     with contextlib.suppress(MissingContextError):  # not inside a flow
         get_run_logger().info(text)
