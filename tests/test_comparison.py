@@ -187,15 +187,22 @@ def test_a_placebo_that_is_the_baseline_has_the_baselines_interval():
     assert gkd.placebo_interval == gkd.interval and gkd.placebo_difference == gkd.difference == 0.125
 
 
-@pytest.mark.parametrize("cells, said", [
-    ({}, "shuffled is the placebo of gkd, but is not compared here"),
-    ({("shuffled", 0): "died"}, "shuffled is the placebo of gkd, but failed")])
-def test_a_placebo_that_is_not_there_or_failed_is_a_dash(cells, said):
+@pytest.mark.parametrize("placebos, cells, said", [
+    ({"gkd": "shuffled", "sft": "fixed"}, {("fixed", 0): cell(0, 0, 0, 0)},
+     "shuffled is the placebo of gkd, but is not compared here"),
+    ({"gkd": "shuffled"}, {("shuffled", 0): "died"}, "shuffled is the placebo of gkd, but failed")])
+def test_a_placebo_that_is_not_there_or_failed_is_a_dash(placebos, cells, said):
     cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1), **cells}
-    found = compare(cells, "sft", placebos={"gkd": "shuffled"})
+    found = compare(cells, "sft", placebos=placebos)
     assert row(found, "gkd").placebo_difference is None and row(found, "gkd").placebo_verdict == ""
     assert table_line(found.to_text(), "gkd")[-2:] == ["-", "better"]
     assert all(said in text for text in (found.to_text(), found.to_markdown()))
+
+
+def test_a_suite_without_any_placebo_says_nothing_of_them():
+    found = compare({("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}, "sft", placebos={"gkd": "shuffled"})
+    assert all("placebo" not in text for text in (found.to_text(), found.to_markdown()))
+    assert row(found, "gkd").placebo == "shuffled"                        # JSON keeps it
 
 
 def test_a_kept_table_opens_with_date_command_benchmark_versions_and_seeds():

@@ -92,7 +92,7 @@ class Comparison:
 
     def cells(self, tokens: bool = True) -> list[list[str]]:
         """Header and rows as text, in percent, points and thousands of tokens; columns nobody fills are left out."""
-        tokens, placebos = tokens and self.knows_tokens(), any(row.placebo for row in self.rows)
+        tokens, placebos = tokens and self.knows_tokens(), self.has_placebos()
         header = ["variant", "mean", *(f"seed {s}" for s in self.seeds), *(map(short, TOKENS) if tokens else ()),
                   f"vs {self.baseline}", *(["vs placebo"] if placebos else ()), "verdict"]
         return [header, *(self.line(row, tokens, placebos) for row in self.rows)]
@@ -117,7 +117,7 @@ class Comparison:
         if self.knows_tokens():
             said += ["Sampled (written by the student), teacher (scored or written by teachers) and trained (with a "
                      "non-zero coefficient): thousands of tokens, mean over seeds; -: not known.", *self.trained_note()]
-        if any(row.placebo for row in self.rows):
+        if self.has_placebos():
             said.append(f"A variant marked `{BEATEN[0]}` was not shown to do more than its control: the interval of "
                         "its paired difference to its placebo starts at or below 0; -: could not be compared.")
         return said
@@ -137,8 +137,15 @@ class Comparison:
         (low, least), (high, most) = known[0], known[-1]
         return [f"Trained tokens are NOT equal ({by}): from {low:,} ({least}) to {high:,} ({most}).{missing}"]
 
+    def has_placebos(self) -> bool:
+        """Whether a variant's placebo is among what is compared; a suite without any says nothing of them."""
+        there = {row.variant for row in self.rows}
+        return any(row.placebo in there for row in self.rows)
+
     def placebos(self) -> list[str]:
         """One line a placebo: whose it is."""
+        if not self.has_placebos():
+            return []
         states = {row.variant: "" if row.mean is not None else ", but failed" for row in self.rows}
         return [f"{name} is the placebo of {', '.join(r.variant for r in self.rows if r.placebo == name)}"
                 f"{states.get(name, ', but is not compared here')}"
