@@ -15,8 +15,9 @@ from tasks.workers import Crew
 def models_needed(recipe: Recipe) -> set[str]:
     """The names of the pair's models that some round reads."""
     rounds = [recipe.at(at) for at in {0, *(patch.round for patch in recipe.schedule)}]
-    asked = any(refiners_ask_teacher(now) or writers_with(now, "BY_TEACHER", {"teacher"}) for now in rounds)
-    return {"student", *(["teacher"] if asked else [])}.union(*map(asking.needs, rounds)) - asking.OF_STUDENT
+    writing = {"teacher" for now in rounds if writers_with(now, "BY_TEACHER", {"teacher"})}
+    refining = {now.teacher.model for now in rounds if refiners_ask_teacher(now)}
+    return ({"student"} | writing | refining).union(*map(asking.needs, rounds)) - asking.OF_STUDENT
 
 
 @task(cache_policy=NO_CACHE, task_run_name="models")

@@ -5,6 +5,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.opd import slots
 from tasks.opd.artifacts import Artifact
 from tasks.opd.recipe import Recipe
+from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking import noted
 from tasks.workers import Crew
@@ -21,9 +22,10 @@ def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifa
     """As many rollouts, repaired by the recipe's refiners in their order."""
     spec = {"refiners": [slot.model_dump(mode="json") for slot in recipe.refine], "round": round_index,
             "seed": recipe.seed, "context_tokens": recipe.pair.context_tokens,
-            "engine": recipe.engine.model_dump(mode="json"),
-            "sampling": recipe.rollout.sampling.model_dump(mode="json")}
+            "engine": recipe.engine.settings("write"),
+            "sampling": recipe.rollout.sampling.model_dump(mode="json"),
+            "grader": recipe.prompts.grader.model_dump(mode="json")}
     inputs = {"prompts": prompts, "rollouts": rollouts, "student": student}
     if refiners_ask_teacher(recipe):
-        inputs["teacher"] = models["teacher"]
+        inputs["teacher"], spec["folder"] = teacher_of(recipe, recipe.teacher.model, models, student)
     return noted(run_stage("refined", spec, inputs, crew), f"{round_index:04d}", step=round_index)

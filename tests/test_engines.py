@@ -2,8 +2,9 @@
 import pytest
 import torch
 
+from tasks.opd.canary import digests_of
 from tasks.opd.decoding import draw, law, uniforms_of
-from tasks.opd.engines import TorchEngine, Want, batches_of, weights_digest
+from tasks.opd.engines import TorchEngine, Want, batches_of
 from tasks.opd.heads import head_of, load_model
 from tests.small_llama import save_llama
 
@@ -234,7 +235,7 @@ def test_an_empty_completion_has_empty_columns(engine):
 
 def test_load_copies_weights_into_the_same_tensors(folder, tmp_path):
     engine = TorchEngine(folder)
-    before, place = weights_digest(engine.model), engine.model.model.norm.weight.data_ptr()
+    before, place = digests_of(engine.model.state_dict().items()), engine.model.model.norm.weight.data_ptr()
     digest = engine.load(save_llama(tmp_path, seed=1))
     assert digest != before and engine.model.model.norm.weight.data_ptr() == place
     assert digest == TorchEngine(tmp_path).load(tmp_path)
@@ -247,7 +248,7 @@ def test_load_of_tied_weights_moves_the_head_too(tmp_path):
     two = save_llama(tmp_path / "two", seed=1, tie_word_embeddings=True)
     engine, fresh = TorchEngine(one), TorchEngine(two)
     place = engine.model.model.norm.weight.data_ptr()
-    assert engine.load(two) == weights_digest(fresh.model)
+    assert engine.load(two) == digests_of(fresh.model.state_dict().items())
     assert engine.model.model.norm.weight.data_ptr() == place
     assert torch.equal(engine.head.weight, fresh.head.weight)
 
@@ -262,5 +263,5 @@ def test_load_of_another_architecture_builds_anew(folder, tmp_path):
 
 def test_the_digest_of_float32_weights_cast_is_that_of_the_cast_model(folder):
     wide, narrow = load_model(folder, torch.float32), load_model(folder, torch.bfloat16)
-    assert weights_digest(wide, torch.bfloat16) == weights_digest(narrow)
-    assert weights_digest(wide) != weights_digest(narrow)
+    assert digests_of(wide.state_dict().items(), torch.bfloat16) == digests_of(narrow.state_dict().items())
+    assert digests_of(wide.state_dict().items()) != digests_of(narrow.state_dict().items())

@@ -12,6 +12,7 @@ from tasks.opd.records import Prompt, write_rows
 from tasks.opd.session import Session
 
 SAMPLED = term(advantage="teacher_gap", estimator="policy_gradient")
+ENGINE = {"name": "torch", "dtype": "float32", "batch_tokens": 4096}
 FULL = term(divergence="forward_kl", support="full")
 
 
@@ -40,7 +41,7 @@ def artifacts(tmp_path: Path, **teacher) -> dict[str, Path]:
 def spec_of(terms, **changes):
     return train_spec(terms, num_prompts=4, accepts=[], top_k=0,
                       sampling={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12},
-                      engine={"name": "torch", "dtype": "float32", "batch_tokens": 4096}, **changes)
+                      engine=ENGINE, scoring_engine=ENGINE, **changes)
 
 
 def run(tmp_path, inputs, terms, **changes):

@@ -193,7 +193,7 @@ def test_a_stage_is_a_name_of_the_table_or_given_in_full(crew):
 def test_a_closed_session_can_be_used_again_and_closes_its_engines(tmp_path):
     closed = []
     with Session() as session:
-        session._engines["student"] = SimpleNamespace(close=lambda: closed.append(1)), (), ()
+        session._engines["student", "torch"] = SimpleNamespace(close=lambda: closed.append(1)), "", ()
         session.trainer = object()
         session.close()
         assert closed == [1] and session.trainer is None

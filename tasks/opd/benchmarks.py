@@ -71,9 +71,11 @@ def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
                               finish_reason=completion.finish_reason))
     report = report_of(samples, benchmark["pass_at"]) | produced_by(tokenizer, sampling, spec)
     if "teacher" in inputs:
-        teacher = session.engine(teacher_role(inputs["teacher"]), model_folder(inputs["teacher"]), spec["engine"])
-        report["counts"] |= token_gaps(engine, teacher, [p.token_ids for p, _ in places],
-                                       [c.token_ids for c in written])
+        whole = {**spec["engine"], "name": "torch"}  # whole distributions, whoever wrote
+        teacher = session.engine(teacher_role(inputs["teacher"]), model_folder(inputs["teacher"]), whole)
+        if "hidden" in teacher.capabilities().columns:  # not so behind a server
+            report["counts"] |= token_gaps(session.engine("student", folder, whole), teacher,
+                                           [p.token_ids for p, _ in places], [c.token_ids for c in written])
     write_rows(out / "samples.parquet", samples, Sample)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     session.log(out, 0, {f"evaluate/{benchmark['name']}_{key.replace('@', '_at_')}": value

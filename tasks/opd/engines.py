@@ -3,7 +3,6 @@
 `Engine` is what the rest of the house needs of a model that writes or scores; `TorchEngine` does both with transformers
 in this process. Its batches are sorted by length and bounded by padded tokens; neither changes results beyond rounding.
 """
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tasks.opd.canary import digests_of
 from tasks.opd.decoding import Completion, decode
 from tasks.opd.errors import EngineError, NonFinite
 from tasks.opd.heads import Head, head_of, hidden_states, load_model, vocabulary_size
 
 CHUNK_LOGITS = 2**25      # logits alive at once while scoring: 128 MiB in float32
-DIGEST_ELEMENTS = 16      # elements of each tensor that enter weights_digest
 NOT_ARCHITECTURE = {"transformers_version", "dtype", "torch_dtype", "use_cache"}
 
 
@@ -62,31 +61,17 @@ class Engine(Protocol):
               progress=None) -> list[Signal]:
         """The model's distribution (logits / temperature) at each token of each completion after its prompt."""
 
-    def load(self, folder: Path) -> str:
-        """Take other weights; returns `weights_digest` of them."""
+    def load(self, folder: Path) -> dict[str, str]:
+        """Take other weights in place; the digests (see `canary`) of the tensors held then, by their saved names."""
 
     def capabilities(self) -> Capabilities:
         """What can be asked of this engine."""
 
+    def rest(self) -> None:
+        """Leave the device to others until the next call, where the engine can."""
+
     def close(self) -> None:
         """Give the memory back."""
-
-
-def weights_digest(model, dtype: torch.dtype | None = None) -> str:
-    """Hash of fixed elements of every tensor of a model, as they are in `dtype` (None: as they are).
-
-    A trainer's float32 weights with the engine's dtype give the digest that the engine has after loading them.
-    """
-    hasher = hashlib.blake2b(digest_size=16)
-    samples = []
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
-        where = torch.linspace(0, flat.numel() - 1, min(DIGEST_ELEMENTS, flat.numel()), dtype=torch.float64)
-        picked = flat[where.round().long().to(flat.device)]
-        samples.append((picked if dtype is None or not picked.is_floating_point() else picked.to(dtype)).double())
-        hasher.update(f"{name}{tuple(tensor.shape)}".encode())
-    hasher.update(torch.cat(samples).cpu().numpy().tobytes())
-    return hasher.hexdigest()
 
 
 def batches_of(lengths: list[int], batch_tokens: int) -> list[list[int]]:
@@ -231,7 +216,7 @@ class TorchEngine:
             out["hidden"] = storable(hidden).cpu()
         return {name: column.split(written) for name, column in out.items()}
 
-    def load(self, folder: Path) -> str:
+    def load(self, folder: Path) -> dict[str, str]:
         """Copy the weights of a folder into the tensors there are; a model of another shape is built anew."""
         folder = Path(folder)
         same = architecture(folder) == self.architecture
@@ -240,12 +225,15 @@ class TorchEngine:
         else:
             self.close()
             self._build(folder)
-        return weights_digest(self.model)
+        return digests_of(self.model.state_dict().items())
 
     def capabilities(self) -> Capabilities:
         """Everything."""
         every = frozenset({"sampled", "top_k", "entropy", "hidden"})
         return Capabilities(columns=every, max_top_k=None, generates=True)
+
+    def rest(self) -> None:
+        """Its weights stay where they are."""
 
     def close(self) -> None:
         """Drop the model; only `load` may follow."""

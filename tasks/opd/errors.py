@@ -40,5 +40,9 @@ class EngineError(OpdError):
     exit_code = 20
 
 
-ERRORS = {cls.__name__: cls for cls in
-          (OpdError, RecipeError, DataError, CorruptArtifact, TokenizerMismatch, NonFinite, DiskFull, EngineError)}
+class EngineLost(EngineError):
+    """An engine or worker died, hung or ran out of memory: worth another try with half the batch."""
+
+
+ERRORS = {cls.__name__: cls for cls in (OpdError, RecipeError, DataError, CorruptArtifact, TokenizerMismatch, NonFinite,
+                                        DiskFull, EngineError, EngineLost)}

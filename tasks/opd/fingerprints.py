@@ -16,8 +16,10 @@ from typing import Any
 
 PACKAGE = "tasks.opd"
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
-EFFORT = frozenset({"effort", "batch_tokens", "micro_batch_tokens", "chunk_tokens"})  # may not change a result
-REACHED = {"engine": ("tasks.opd.engines", "tasks.opd.vllm_engine")}  # a call of session.engine(..) imports these
+EFFORT = frozenset({  # may not change a result
+    "effort", "batch_tokens", "memory_share", "micro_batch_tokens", "chunk_tokens"})
+REACHED = {  # a call of session.engine(..) imports these
+    "engine": ("tasks.opd.engines", "tasks.opd.vllm_engine", "tasks.opd.server_engine", "tasks.opd.canary")}
 
 
 def fingerprint(stage: str, spec: dict, inputs: dict[str, str], *, source: str, environment: dict) -> str:

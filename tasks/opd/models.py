@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tasks.opd import tiny
 from tasks.opd.artifacts import model_folder
+from tasks.opd.canary import write_digests
 from tasks.opd.disk import hash_file
 from tasks.opd.errors import DataError, OpdError
 from tasks.opd.heads import load_model, vocabulary_size
@@ -185,6 +186,7 @@ MAKERS = {"folder": folder, "hub": hub, "gguf_package": gguf_package, "pruned": 
 def write(out: Path, model, tokenizer) -> None:
     """A model and its tokenizer as out/model."""
     model.save_pretrained(out / "model", safe_serialization=True)
+    write_digests(model, out / "model")
     tokenizer.save_pretrained(out / "model")
 
 

@@ -12,6 +12,7 @@ import torch
 
 from tasks.opd.artifacts import model_folder
 from tasks.opd.batches import pack
+from tasks.opd.canary import AGREEMENT
 from tasks.opd.columns import columns_of
 from tasks.opd.engines import Signal, Want
 from tasks.opd.errors import EngineError, OpdError, TokenizerMismatch
@@ -19,6 +20,7 @@ from tasks.opd.forward import Forward, old_logprobs
 from tasks.opd.gaps import wide
 from tasks.opd.heads import head_of, load_model
 from tasks.opd.losses import Stats, coefficients
+from tasks.opd.models import num_parameters
 from tasks.opd.records import STUDENT, Prompt, Rollout, derive_seed, read_rows
 from tasks.opd.scored import ScoredSet, make_scored
 from tasks.opd.scoring import check_finite
@@ -26,8 +28,8 @@ from tasks.opd.terms import bind_terms
 from tasks.opd.training import accumulate, start_round
 from tasks.opd.writers import teacher_role
 
-DISAGREEMENT = {"float32": 1e-3, "float64": 1e-3, "bfloat16": 0.1}     # engine against trainer, mean nats
-DOUBLE_UP_TO = 20_000_000                                              # parameters of a model checked in float64
+DOUBLE_UP_TO = 20_000_000   # parameters of a model checked in float64
+ASKED_EARLY = 16            # tokens of a completion asked for too early, where each costs a sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,7 @@ def check_masks(rollouts: list[Rollout]) -> Finding:
 def check_agreement(engine_logprobs: torch.Tensor, trainer_logprobs: torch.Tensor, dtype: str) -> Finding:
     """Engine and trainer give the sampled tokens the same log-probabilities, up to rounding."""
     mean = float((engine_logprobs.double() - trainer_logprobs.double()).abs().mean())
-    return verdict("engine_agreement", mean <= DISAGREEMENT[dtype], mean, DISAGREEMENT[dtype],
+    return verdict("engine_agreement", mean <= AGREEMENT[dtype], mean, AGREEMENT[dtype],
                    f"engine and trainer differ by {mean:.4f} nats a token: stale weights, another template or "
                    "precision")
 
@@ -104,7 +106,7 @@ def check_shift(teacher: list[torch.Tensor], moved: list[torch.Tensor], student:
     `moved` is the token's log-probability under the teacher's distribution of the token before. Where the signal is off
     by one already, moving it makes nothing worse.
     """
-    rows = [[x.double()[1:] for x in row] for row in zip(teacher, moved, student) if len(row[0]) > 1]
+    rows = [[x.double()[1:len(row[1])] for x in row] for row in zip(teacher, moved, student) if len(row[0]) > 1]
     if not rows:
         return verdict("shift", False, None, 2.0, "all completions have one token: nothing to move", "yellow")
     aligned, off = (torch.cat([(x[i] - x[2]).abs() for x in rows]).mean() for i in (0, 1))
@@ -116,7 +118,15 @@ def check_shift(teacher: list[torch.Tensor], moved: list[torch.Tensor], student:
 
 @torch.no_grad()
 def asked_early(engine, rollouts: list[Rollout], signals: list[Signal]) -> list[torch.Tensor]:
-    """Log-probabilities [T] of each token under the teacher's distribution of the token before (the first: its own)."""
+    """Log-probabilities [T] of each token under the teacher's distribution of the token before (the first: its own).
+
+    From an engine without hidden states each is a sequence of its own, so only the first `ASKED_EARLY` tokens are.
+    """
+    if "hidden" not in engine.capabilities().columns:
+        asked = [(r.prompt_token_ids, r.token_ids[:max(t - 1, 0)] + [r.token_ids[t]])
+                 for r in rollouts for t in range(min(ASKED_EARLY, len(r.token_ids)))]
+        last = iter(s.sampled[-1:] for s in engine.score([p for p, _ in asked], [c for _, c in asked], Want()))
+        return [torch.cat([next(last) for _ in r.token_ids[:ASKED_EARLY]]) for r in rollouts]
     head, out = wide(engine.head), []
     for rollout, signal in zip(rollouts, signals):
         full = head.logprobs(signal.hidden.to(head.weight)).roll(1, 0)
@@ -195,8 +205,7 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     rollouts = first_rollouts(inputs, spec, engine)
     terms = bind_terms(spec["terms"])
     taught = [t for t, bound in zip(spec["terms"], terms) if bound.needs_teacher]
-    parameters = sum(p.numel() for p in engine.model.parameters()) if hasattr(engine, "model") else None
-    small = parameters is not None and parameters <= DOUBLE_UP_TO
+    small = num_parameters(folder) <= DOUBLE_UP_TO
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(folder, torch.float64 if small else torch.float32, device)
     spec = {**spec, "train": {"autocast": "off"}, "effort": {"micro_batch_tokens": 4096, "chunk_tokens": 1024}}
@@ -226,9 +235,9 @@ def teacher_findings(inputs: dict[str, Path], spec: dict, session, rollouts: lis
                      taught: list[dict]) -> list[Finding]:
     """The checks that need the teacher's engine; a self-teacher shares the student's vocabulary by construction."""
     ours, theirs = model_folder(inputs["student"]), model_folder(inputs["teacher"])
-    engine = session.engine(teacher_role(inputs["teacher"]), theirs, spec["engine"])
-    vocabulary = check_vocabulary(ours, theirs)
-    scored = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want(hidden=True))
+    engine = session.engine(teacher_role(inputs["teacher"]), theirs, spec["scoring_engine"])
+    vocabulary, whole = check_vocabulary(ours, theirs), "hidden" in engine.capabilities().columns
+    scored = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want(hidden=whole))
     for rollout, signal in zip(rollouts, scored):
         check_finite(rollout.rollout_id, signal)
     stops = session.engine("student", ours, spec["engine"]).eos_ids

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tasks.opd import tiny
+from tasks.opd.canary import write_digests
 from tasks.opd.engines import TorchEngine
 from tasks.opd.grading import completion_text
 from tasks.opd.heads import head_of, hidden_states
@@ -51,6 +52,7 @@ def learn(out: Path, seed: int, session, course: Course) -> dict:
             values = {"model/loss_nats": loss}
             if step == course.steps or step >= course.evaluate_from and step % course.evaluate_every == 0:
                 model.save_pretrained(folder)
+                write_digests(model, folder)
                 held_out = [tiny.problem(i, derive_seed(seed, "held_out"), course.only)
                             for i in range(course.problems)]
                 values["model/accuracy"] = accuracy_of(folder, tokenizer, held_out)

@@ -207,9 +207,20 @@ class Train(Model):
 class Engine(Model):
     """What generates and scores."""
     name: Literal["torch", "vllm"] = setting("torch", "Engine", "torch: transformers in process; vllm: vLLM.")
+    scores: Literal["same", "torch"] = setting(
+        "same", "Scoring engine", "same: the engine above; torch: transformers, for what vLLM cannot give.")
     dtype: Literal["float32", "bfloat16", "float64"] = setting("float32", "Precision", "Of the engine's weights.")
     batch_tokens: int = setting(
         65536, "Batch", "Padded tokens in flight at once; never changes results beyond rounding.", ge=1)
+    memory_share: float = setting(
+        0.4, "Memory share", "Of a GPU's memory that a vLLM engine takes; on a CPU batch_tokens decides.", gt=0, lt=1)
+    patience_seconds: int = setting(
+        1800, "Patience", "Seconds without progress after which a worker counts as hung.", ge=1)
+
+    def settings(self, use: Literal["write", "score"]) -> dict[str, Any]:
+        """What a stage is told of the engine that writes its completions, or scores them."""
+        name = "torch" if use == "score" and self.scores == "torch" else self.name
+        return self.model_dump(mode="json", exclude={"scores", "patience_seconds"}) | {"name": name}
 
 
 class Patch(Model):

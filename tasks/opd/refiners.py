@@ -1,7 +1,8 @@
-"""Whether trajectories are repaired before learning: rollouts in, rollouts out, as many and in the same order.
+"""Whether trajectories are repaired before learning: rollouts in, rollouts out, in the same order.
 
-`refiner(rollouts, engines, *, ..) -> rollouts`. A changed rollout has a new id, its parent's id in `parent`, the
-writer's name still in `origin`, and no reward until it is graded again.
+`refiner(rollouts, engines, *, ..) -> rollouts`, None in the place of one that goes. A changed rollout has a new id, its
+parent's id in `parent`, the writer's name still in `origin`, and no reward until it is graded again. What a refiner has
+to tell it puts into `engines.report`.
 """
 import dataclasses
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.opd.records import Rollout, read_rows, write_rows
+from tasks.opd.errors import DataError
+from tasks.opd.records import Quarantined, Rollout, read_rows, write_rows
 from tasks.opd.writers import Engines
 
 
-def truncate(rollouts: list[Rollout], engines: Engines, *, tokens: Annotated[int, Field(ge=1)]) -> list[Rollout]:
+def truncate(rollouts: list[Rollout], engines: Engines, *,
+             tokens: Annotated[int, Field(ge=1)]) -> list[Rollout | None]:
     """Completions end after `tokens` tokens: most of what a teacher has to say, it says early.
 
     Source: early-stopped rollouts, arXiv:2605.27028 (100 tokens there; 50 to 200 do as well).
@@ -33,14 +36,28 @@ REFINERS = {"truncate": truncate}
 
 
 def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
-    """The stage `refined`: the refiners in their order; rollouts.parquet."""
+    """The stage `refined`: the refiners in their order; rollouts.parquet, and what goes in quarantined.parquet.
+
+    Raises: DataError when nothing is left.
+    """
     before = read_rows(inputs["rollouts"] / "rollouts.parquet", Rollout)
-    engines, rollouts = Engines(inputs, spec, session), before
+    engines, rollouts, gone = Engines(inputs, spec, session), before, []
     for slot in spec["refiners"]:
-        rollouts = REFINERS[slot["name"]](rollouts, engines, **slot["params"])
+        refined = REFINERS[slot["name"]](rollouts, engines, **slot["params"])
+        gone += [Quarantined(item_id=old.rollout_id, reason=slot["name"], text="not kept")
+                 for old, new in zip(rollouts, refined, strict=True) if new is None]
+        rollouts = [rollout for rollout in refined if rollout is not None]
+    if not rollouts:
+        names = ", ".join(slot["name"] for slot in spec["refiners"])
+        raise DataError(f"refine {names} kept none of {len(before)} rollouts in round {spec['round']}: nothing is left "
+                        "to learn from; keep more (others: keep, keep: all), or sample more prompts a round")
     write_rows(out / "rollouts.parquet", rollouts, Rollout)
-    changed = sum(old.rollout_id != new.rollout_id for old, new in zip(before, rollouts, strict=True))
+    write_rows(out / "quarantined.parquet", gone, Quarantined)
+    earlier = {rollout.rollout_id for rollout in before}
+    changed = sum(rollout.rollout_id not in earlier for rollout in rollouts)
     tokens = sum(len(r.token_ids) for r in rollouts)
-    session.log(out, spec["round"], {"refine/changed_share": changed / max(len(rollouts), 1),
-                                     "refine/length_mean_tokens": tokens / max(len(rollouts), 1)})
-    return {"rollouts": len(rollouts), "refined": changed, "tokens": tokens}
+    told = {name: value for name, value in engines.report.items() if value is not None}
+    session.log(out, spec["round"], {"refine/changed_share": changed / len(rollouts),
+                                     "refine/length_mean_tokens": tokens / len(rollouts),
+                                     **{f"refine/{name}": float(value) for name, value in told.items()}})
+    return {"rollouts": len(rollouts), "refined": changed, "dropped": len(gone), "tokens": tokens, **told}

@@ -12,29 +12,37 @@ class Session:
 
     def __init__(self):
         self.trainer: Any | None = None  # owned by training
-        self._engines: dict[str, tuple[Any, tuple, tuple]] = {}  # role -> engine, kind, identity of the weights loaded
+        self._engines: dict[tuple, tuple[Any, str, tuple]] = {}  # (role, name) -> engine, dtype, whose weights it has
 
     def engine(self, role: str, folder: Path, settings: dict):
         """The engine of a role with the weights of `folder`.
 
-        Engines are kept: the same folder is reused as it is, another folder is loaded in place. settings holds name
-        ("torch" or "vllm"), dtype and batch_tokens; another name or dtype makes a new engine.
+        Engines are kept: the same folder is reused as it is, another folder is loaded in place and must then be what
+        the engine holds (see `canary`). settings holds name ("torch" or "vllm"), dtype and batch_tokens; a role may
+        have one engine of each name, and another dtype makes a new one. Raises: EngineError when weights are stale.
         """
-        kind, weights = (settings["name"], settings["dtype"]), identity(folder)
-        engine, old_kind, old_weights = self._engines.get(role, (None, None, None))
-        if engine is not None and old_kind != kind:
-            self._engines.pop(role)
+        from tasks.opd.canary import check_canary, check_digests
+        key, dtype, weights = (role, settings["name"]), settings["dtype"], identity(folder)
+        engine, old_dtype, old_weights = self._engines.get(key, (None, None, None))
+        if engine is not None and old_dtype != dtype:
+            self._engines.pop(key)
             engine.close()
             engine = None
         if engine is None:
             engine = open_engine(folder, settings)
         elif old_weights != weights:
-            self._engines[role] = engine, kind, None  # whatever a failed load leaves behind is not those weights
-            engine.load(Path(folder))
+            self._engines[key] = engine, dtype, None  # whatever a failed load leaves behind is not those weights
+            check_digests(engine.load(Path(folder)), Path(folder), dtype)
+            check_canary(engine, Path(folder), dtype)
         if settings.get("batch_tokens"):
             engine.batch_tokens = settings["batch_tokens"]
-        self._engines[role] = engine, kind, weights
+        self._engines[key] = engine, dtype, weights
         return engine
+
+    def rest(self) -> None:
+        """All engines leave the device to who trains, where they can."""
+        for engine, *_ in self._engines.values():
+            engine.rest()
 
     def log(self, out: Path, step: int, values: dict[str, float]) -> None:
         """Append points to the metrics of the stage that writes to `out`."""
@@ -70,10 +78,13 @@ def identity(folder: Path) -> tuple:
 def open_engine(folder: Path, settings: dict):
     """A new engine; libraries are imported here, so that a session costs nothing until an engine is needed."""
     options = {key: settings[key] for key in ("dtype", "batch_tokens") if settings.get(key)}
+    if (Path(folder) / "server.json").exists():  # a model behind a server has no weights here
+        from tasks.opd.server_engine import ServerEngine
+        return ServerEngine(Path(folder))
     if settings["name"] == "torch":
         from tasks.opd.engines import TorchEngine
         return TorchEngine(Path(folder), **options)
     if settings["name"] == "vllm":
         from tasks.opd.vllm_engine import VllmEngine
-        return VllmEngine(Path(folder), **options)
+        return VllmEngine(Path(folder), **options, memory_share=settings.get("memory_share"))
     raise ValueError(f"engine name is {settings['name']!r}; allowed: torch, vllm")

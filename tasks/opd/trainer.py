@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.opd.artifacts import fingerprint_of, model_folder
+from tasks.opd.canary import CANARY, DIGESTS, write_digests
 from tasks.opd.heads import load_model
 
 COUNTERS = ("step", "tokens_seen", "teacher_tokens", "sampled_tokens")
@@ -100,8 +101,10 @@ def load_state(trainer: Trainer, folder: Path) -> None:
 def save_model(model: torch.nn.Module, folder: Path, origin: Path) -> None:
     """A Hugging Face safetensors folder, with the tokenizer's files of `origin`."""
     model.save_pretrained(folder, safe_serialization=True)
+    write_digests(model, folder)
     for file in origin.iterdir():
-        if file.is_file() and not (folder / file.name).exists() and ".safetensors" not in file.name:
+        if (file.is_file() and not (folder / file.name).exists() and ".safetensors" not in file.name
+                and file.name not in (DIGESTS, CANARY)):
             shutil.copy(file, folder / file.name)
 
 

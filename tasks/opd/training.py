@@ -14,16 +14,19 @@ from torch import Tensor
 
 from tasks.opd.artifacts import model_folder
 from tasks.opd.batches import optimizer_batches
+from tasks.opd.canary import write_canary
 from tasks.opd.columns import Columns, columns_of
 from tasks.opd.errors import DataError, NonFinite
-from tasks.opd.forward import Forward
+from tasks.opd.forward import Forward, old_logprobs
 from tasks.opd.heads import special_ids
 from tasks.opd.losses import Stats, chunk_loss, coefficients
 from tasks.opd.observing import observed
-from tasks.opd.records import STUDENT, derive_seed
+from tasks.opd.records import STUDENT, Rollout, derive_seed
 from tasks.opd.scored import ScoredSet, read_scored
 from tasks.opd.terms import Prepared, Term, bind_terms, prepare
 from tasks.opd.trainer import Trainer, identity, learning_rate, resume, save, update_average
+
+CANARY_ROLLOUTS, CANARY_TOKENS = 4, 64
 
 
 def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], coefficient: Tensor, batch: list[int],
@@ -127,6 +130,17 @@ def step(trainer: Trainer, train: dict, rate: float, ema_decay: float | None) ->
     return norm
 
 
+def sing(model, rollouts: list[Rollout], spec: dict, folder: Path) -> None:
+    """The canary of the weights just saved: what they make of the first tokens of a few rollouts."""
+    short = [replace(r, token_ids=r.token_ids[:CANARY_TOKENS], logprobs=r.logprobs[:CANARY_TOKENS],
+                     author=r.author[:CANARY_TOKENS]) for r in rollouts]
+    columns = columns_of(short)
+    forward = Forward(model, short, columns, {**spec, "loss": {"temperature": 1.0}})
+    known = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
+    write_canary(folder, [r.prompt_token_ids for r in short], [r.token_ids for r in short],
+                 [part.tolist() for part in known.split(columns.lengths.tolist())])
+
+
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
     trainer = session.trainer
@@ -135,6 +149,7 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
     session.trainer = None                      # while it changes it is nobody's state
     torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round
     origin = model_folder(inputs["student"])
+    session.rest()
     scored = read_scored(inputs, spec, trainer.device)
     trainer.teacher_tokens += sum(len(r.token_ids) for signal in scored.signals.values()
                                   for r, s in zip(scored.rollouts, signal) if s is not None)
@@ -147,6 +162,7 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
             raise NonFinite(f"round {spec['round']}: {error}. It started from {inputs['student']}") from error
     session.log(out, trainer.step, {"train/teacher_tokens": trainer.teacher_tokens})
     save(trainer, out, origin)
+    sing(trainer.model, scored.rollouts[:CANARY_ROLLOUTS], spec, out / "model")
     trainer.source = identity(out)
     session.trainer = trainer
     return {**counts, "step": trainer.step, "tokens_seen": trainer.tokens_seen,

@@ -46,19 +46,26 @@ class Engines:
     def __init__(self, inputs: dict[str, Path], spec: dict, session):
         self.inputs, self.spec, self.session = inputs, spec, session
         self.sampling = spec.get("sampling")
+        self.report: dict[str, float | None] = {}  # what a refiner tells of its work: counts and metrics
 
     @functools.cached_property
     def student(self):
         """The student's engine."""
-        return self.session.engine("student", model_folder(self.inputs["student"]), self.spec["engine"])
+        return self.engine("student")
 
     @functools.cached_property
     def teacher(self):
         """The teacher's engine. Raises DataError when the stage was given no teacher."""
-        if "teacher" not in self.inputs:
-            raise DataError("a writer asks for the teacher, but the stage was given none; give it the input `teacher`")
-        path = self.inputs["teacher"]
-        return self.session.engine(teacher_role(path), model_folder(path), self.spec["engine"])
+        return self.engine("teacher")
+
+    def engine(self, name: str, **changed):
+        """The engine of `student` or `teacher`, with other settings than the stage's where `changed` says so."""
+        if name not in self.inputs:
+            raise DataError(f"the {name} is asked for, but the stage was given none; give it the input `{name}`")
+        path, settings = self.inputs[name], {**self.spec["engine"], **changed}
+        if name == "student":
+            return self.session.engine("student", model_folder(path), settings)
+        return self.session.engine(teacher_role(path), model_folder(path, self.spec.get("folder", "model")), settings)
 
     @functools.cached_property
     def tokenizer(self):
