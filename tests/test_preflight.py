@@ -76,7 +76,7 @@ def test_a_divergence_that_is_not_zero_at_equality_is_red(tmp_path, monkeypatch)
 
 
 def test_what_a_recipe_accepts_is_yellow(tmp_path, monkeypatch):
-    monkeypatch.setitem(rooms.DISAGREEMENT, "float32", -1.0)
+    monkeypatch.setitem(rooms.AGREEMENT, "float32", -1.0)
     with pytest.raises(OpdError, match="engine_agreement"):
         run(tmp_path, artifacts(tmp_path), [FULL])
     spec = spec_of([FULL]) | {"accepts": ["engine_agreement"]}
