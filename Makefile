@@ -29,7 +29,7 @@ help:  ## List the targets
 demo: $(INSTALLED)  ## Make the tiny pair, distil it with three variants, compare them (about 8 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)
 
-test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 12 minutes on 2 cores); make test ARGS="-k kl" runs some
+test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 15 minutes on 2 cores); make test ARGS="-k kl" runs some
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: $(INSTALLED)  ## Run the tests that need an NVIDIA GPU

@@ -15,7 +15,7 @@ def evaluate_student(recipe: Recipe, student: Artifact, prompts: dict[str, Artif
     """A report a benchmark; with a teacher, also the distance to it. Greedy answers do not depend on the seed."""
     reports = {}
     for benchmark in recipe.benchmarks:
-        spec = {"benchmark": benchmark.model_dump(mode="json"), "engine": recipe.engine.settings("write"),
+        spec = {"benchmark": benchmark.model_dump(mode="json"), "engine": recipe.engine_for("write"),
                 "seed": recipe.seed if benchmark.sampling.temperature > 0 else 0, "folder": "model",
                 "context_tokens": recipe.pair.context_tokens}
         inputs = {"student": student, "prompts": prompts[benchmark.name]} | ({"teacher": teacher} if teacher else {})

@@ -19,8 +19,8 @@ def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, cr
     now = recipe.at(0)
     needs = asking.needs(now)
     spec = {"terms": asking.terms_of(now), "loss": now.loss.model_dump(mode="json"),
-            "sampling": now.rollout.sampling.model_dump(mode="json"), "engine": now.engine.settings("write"),
-            "scoring_engine": now.engine.settings("score"),
+            "sampling": now.rollout.sampling.model_dump(mode="json"), "engine": now.engine_for("write"),
+            "scoring_engine": now.engine_for("score"),
             "num_prompts": NUM_PROMPTS, "seed": now.seed,
             "accepts": sorted(name for name, why in now.accepts.items() if why),
             "top_k": max([0, *(want["top_k"] for want in needs.values())]),

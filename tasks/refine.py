@@ -22,7 +22,7 @@ def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifa
     """As many rollouts, repaired by the recipe's refiners in their order."""
     spec = {"refiners": [slot.model_dump(mode="json") for slot in recipe.refine], "round": round_index,
             "seed": recipe.seed, "context_tokens": recipe.pair.context_tokens,
-            "engine": recipe.engine.settings("write"),
+            "engine": recipe.engine_for("write"),
             "sampling": recipe.rollout.sampling.model_dump(mode="json"),
             "grader": recipe.prompts.grader.model_dump(mode="json")}
     inputs = {"prompts": prompts, "rollouts": rollouts, "student": student}

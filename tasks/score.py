@@ -31,7 +31,7 @@ def score_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
         model, folder = teacher_of(recipe, name, models, student)
         spec = {"context": recipe.teacher.context.model_dump(mode="json"), "want": want, "folder": folder,
                 "domains": asking.domains_of(recipe, name),
-                "temperature": recipe.loss.temperature, "engine": recipe.engine.settings("score"),
+                "temperature": recipe.loss.temperature, "engine": recipe.engine_for("score"),
                 "context_tokens": recipe.pair.context_tokens, "vocabulary": models["student"].counts["vocabulary"]}
         made = run_stage("scores", spec, {"prompts": prompts, "rollouts": rollouts, "model": model}, crew)
         scores[name] = noted(made, f"{name}-{round_index:04d}", step=round_index, prefix=f"scores/{name}")

@@ -5,6 +5,7 @@ an artifact that was remade with other bytes takes its descendants with it, and 
 damaged, retired or missing input is remade from its own derivation, but only when a stage has to read it.
 """
 import contextlib
+import copy
 import itertools
 import math
 import os
@@ -14,22 +15,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from tasks.opd import artifacts, fingerprints
 from tasks.opd.artifacts import Artifact
-from tasks.opd.errors import CorruptArtifact
+from tasks.opd.errors import CorruptArtifact, EngineLost
 from tasks.opd.recipe import Recipe
 from tasks.opd.worker import entry_of
 from tasks.workers import Crew
 
 Inputs = dict[str, Artifact]
+AT_ONCE = {("engine", "batch_tokens"): "engine", ("scoring_engine", "batch_tokens"): "engine",
+           ("effort", "micro_batch_tokens"): "train", ("effort", "chunk_tokens"): "train",
+           }  # what a stage holds at once, where its spec says so: outside the fingerprint -> whose setting it is
 
 
 def run_stage(stage: str, spec: dict, inputs: Inputs, crew: Crew) -> Artifact:
     """The artifact of `stage` for this spec and these inputs; made by the crew when it is not there.
 
     The whole spec reaches the stage; what may not change the result (`effort`, batch sizes) is outside the fingerprint.
-    Raises: what the stage raises (OpdError with its exit code), DiskFull, EngineError when the worker dies.
+    Raises: what the stage raises (OpdError with its exit code), DiskFull, EngineLost when the worker or its engine
+    died, hung or ran out of memory twice.
     """
     started = time.monotonic()
     inputs = {name: current(artifact) for name, artifact in inputs.items()}
@@ -110,10 +116,11 @@ def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, crew: C
     started, kind = time.monotonic(), kind_of(stage)
     folder = artifacts.begin(kind, fingerprint)
     try:
-        counts = crew.make(stage, spec, {name: str(artifact.path) for name, artifact in inputs.items()}, folder)
+        counts, attempts = write_files(stage, spec, inputs, folder, crew)
         environment = fingerprints.environment(spec)
         artifact = artifacts.seal(folder, {
             "kind": kind, "fingerprint": fingerprint, "stage": stage, "spec": spec, "counts": counts,
+            "attempts": attempts,
             "inputs": {name: {key: getattr(artifact, key) for key in ("kind", "fingerprint", "digest")}
                        for name, artifact in inputs.items()},
             "versions": {**environment["versions"], "python": platform.python_version()},
@@ -127,6 +134,37 @@ def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, crew: C
     crew.made += 1
     tell(crew, artifact, time.monotonic() - started)
     return artifact
+
+
+def write_files(stage: str, spec: dict, inputs: Inputs, folder: Path, crew: Crew) -> tuple[dict, int]:
+    """Have the crew write a stage's files: its counts, and in how many attempts.
+
+    The second, after the worker or its engine was lost, is with half the batch; whatever the first left is removed.
+    Raises: EngineLost when that one is lost too, naming what was tried.
+    """
+    places, (smaller, halves) = {name: str(artifact.path) for name, artifact in inputs.items()}, halved(spec)
+    try:
+        return crew.make(stage, spec, places, folder), 1
+    except EngineLost as error:
+        say(f"{str(error).splitlines()[0]}\nopd: {kind_of(stage)} is tried once more"
+            f"{f' with half the batch: {halves}' if halves else ''}")
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    try:
+        return crew.make(stage, smaller, places, folder), 2
+    except EngineLost as error:
+        with_half = f" and with half the batch ({halves})" if halves else ""
+        raise EngineLost(f"{kind_of(stage)} was tried twice, as it was{with_half}, in vain. {error}") from error
+
+
+def halved(spec: dict) -> tuple[dict, str]:
+    """A copy of a spec that takes half as much at once, and what that is, in words; empty where it does not say."""
+    smaller, told = copy.deepcopy(spec), {}
+    for (part, name), owner in AT_ONCE.items():
+        if (before := smaller.get(part, {}).get(name, 1)) > 1:
+            smaller[part][name] = before // 2
+            told.setdefault(f"{owner}.{name}", f"{before} -> {before // 2}")
+    return smaller, ", ".join(f"{name} {change}" for name, change in told.items())
 
 
 def readable(artifact: Artifact, crew: Crew) -> Artifact:
@@ -176,13 +214,17 @@ def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Itera
     They end early when the student has trained on all the tokens that the recipe grants.
     """
     from tqdm import tqdm
-    with tqdm(range(recipe.rounds), desc=f"{recipe.name}, seed {recipe.seed}", unit=" rounds", file=sys.stderr, delay=2,
+    name, started = f"{recipe.name}, seed {recipe.seed}", time.monotonic()
+    with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
         crew.bar = None if bar.disable else bar
         granted = recipe.train.trained_tokens or math.inf
         try:
-            yield from itertools.takewhile(lambda _: student().counts.get("tokens_seen", 0) < granted, bar)
+            for index in itertools.takewhile(lambda _: student().counts.get("tokens_seen", 0) < granted, bar):
+                yield index
+                crew.listener.stage_progress({"label": name, "done": index + 1, "total": recipe.rounds, "tokens": 0,
+                                              "unit": "rounds", "seconds": time.monotonic() - started})
         finally:
             crew.bar = None
 

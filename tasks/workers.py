@@ -2,8 +2,9 @@
 
 A crew makes stages' files: `InlineCrew` in this process, `ProcessCrew` in a worker process that is started at the first
 stage to be made and lives as long as the flow run. Both keep the derivations of the run's artifacts, so that a damaged
-one can be made again, and tell their `listener` (tracking) what happens.
+one can be made again, and tell their `listener` what happens.
 """
+import abc
 import contextlib
 import json
 import os
@@ -19,9 +20,9 @@ from pathlib import Path
 
 from tasks.opd import artifacts
 from tasks.opd.disk import FULL_BYTES, disk_full, free_bytes, room_to_write
-from tasks.opd.errors import ERRORS, EngineError
+from tasks.opd.errors import ERRORS, EngineLost
 from tasks.opd.session import Session
-from tasks.opd.worker import perform
+from tasks.opd.worker import SMALLER, perform
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = {
@@ -44,13 +45,16 @@ class WorkerFailed(RuntimeError):
 
 
 class Listener:
-    """What a crew tells about its stages; tracking overrides it."""
+    """What a crew tells about its stages, on the thread that makes them; whoever wants to know overrides it."""
+
+    def stage_progress(self, progress: dict) -> None:
+        """A stage is at work: {label, done, total, unit, seconds, tokens}, about once a second."""
 
     def stage_done(self, artifact: artifacts.Artifact, reused: bool, seconds: float) -> None:
         """`artifact` is there."""
 
 
-class Crew:
+class Crew(abc.ABC):
     """What the makers of a run share: memory of derivations, counts of what was made, a listener."""
 
     def __init__(self):
@@ -59,12 +63,16 @@ class Crew:
         self.made = self.reused = 0
         self.bar = None        # of the rounds, while they run and a person is told so
 
+    @abc.abstractmethod
     def make(self, stage: str, spec: dict, inputs: dict[str, str], out: Path) -> dict:
-        """Have a stage write its files to `out`; returns its counts."""
-        raise NotImplementedError
+        """Have a stage write its files to `out`; returns its counts.
 
+        Raises: what the stage raises; EngineLost when its engine or worker died, hung or ran out of memory.
+        """
+
+    @abc.abstractmethod
     def close(self, *, at_once: bool) -> None:
-        """End what was started; without ceremony when `at_once`."""
+        """End what was started; without ceremony when `at_once`. What is made later is started anew."""
 
 
 class InlineCrew(Crew):
@@ -73,6 +81,7 @@ class InlineCrew(Crew):
     def __init__(self):
         super().__init__()
         self.session = Session()
+        self.session.report = lambda progress: self.listener.stage_progress(progress)  # whoever listens by then
 
     def make(self, stage: str, spec: dict, inputs: dict[str, str], out: Path) -> dict:
         return perform({"stage": stage, "spec": spec, "inputs": inputs, "out": str(out)}, self.session)
@@ -82,10 +91,14 @@ class InlineCrew(Crew):
 
 
 class ProcessCrew(Crew):
-    """Makes stages in a worker process under a supervisor; see tasks.opd.supervisor for how they end."""
+    """Makes stages in a worker process under a supervisor; see tasks.opd.supervisor for how they end.
 
-    def __init__(self):
+    A worker that gives no sign of life for `patience` seconds, neither progress nor a reply, counts as hung.
+    """
+
+    def __init__(self, patience: float):
         super().__init__()
+        self.patience = patience
         self.lock = threading.Lock()  # one command at a time
         self.supervisor = self.connection = self.log = None
 
@@ -104,10 +117,12 @@ class ProcessCrew(Crew):
             raise WorkerFailed(f"stage {stage} failed with {reply['error']}: {reply['message']}\n{reply['traceback']}")
         failure = error(reply["message"])
         failure.add_note(reply["traceback"])
+        if isinstance(failure, EngineLost):
+            self.close(at_once=True)  # what a lost engine leaves behind is nothing to go on with
         raise failure
 
     def start(self) -> None:
-        """Start supervisor and worker, and wait until the worker connects. Raises EngineError when it does not."""
+        """Start supervisor and worker, and wait until the worker connects. Raises EngineLost when it does not."""
         self.log = artifacts.home() / "logs" / f"worker-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
         with room_to_write(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -124,29 +139,49 @@ class ProcessCrew(Crew):
             shutil.rmtree(folder)
         if self.connection is None:
             raise self.death("start", self.log.parent)
-        self.connection.settimeout(None)
+        self.connection.settimeout(self.patience)
         self.replies = self.connection.makefile("r", encoding="utf-8")
 
     def ask(self, command: dict) -> dict | None:
-        """Send a command and wait for its reply; None when the worker dies."""
+        """Send a command and wait for its reply, None when the worker dies; the listener hears of progress meanwhile.
+
+        Raises: EngineLost when the worker is silent for longer than `patience`.
+        """
         try:
             self.connection.sendall((json.dumps(command) + "\n").encode())
-            line = self.replies.readline()
+            while (line := self.replies.readline()).endswith("\n"):
+                reply = json.loads(line)
+                if "progress" not in reply:
+                    return reply
+                self.listener.stage_progress(reply["progress"])
+        except TimeoutError:
+            raise self.hang(command["stage"]) from None
         except OSError:
             return None
-        return json.loads(line) if line.endswith("\n") else None
+        return None
+
+    def hang(self, stage: str) -> EngineLost:
+        """The error for a silent worker, which is killed."""
+        self.close(at_once=True)
+        return EngineLost(f"stage {stage} hung: neither progress nor a result for {self.patience:g} s, so its "
+                          "worker was killed. If it was at work (a large model loads in silence), raise "
+                          "engine.patience_seconds\n"
+                          f"{self.log} ends:\n{self.last_words()}")
+
+    def last_words(self) -> str:
+        """The last lines of the worker's log."""
+        lines = self.log.read_bytes().decode(errors="replace").replace("\r", "\n").splitlines()
+        return "\n".join(line for line in lines[-60:] if line.strip())
 
     def death(self, stage: str, out: Path) -> Exception:
         """The error for a dead worker, with the last lines of its log; a full disk is named as such."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.supervisor.wait(timeout=5)  # it has written the worker's last words
+        await_end(self.supervisor)  # it has written the worker's last words
         self.close(at_once=True)
-        lines = self.log.read_bytes().decode(errors="replace").replace("\r", "\n").splitlines()
-        last = "\n".join(line for line in lines[-60:] if line.strip())
+        last = self.last_words()
         if free_bytes(out) < FULL_BYTES:
             return disk_full(out, OSError(f"the worker died in stage {stage}; its last lines:\n{last}\n"))
-        return EngineError(f"the worker died in stage {stage}; run again, finished stages are kept. "
-                           f"{self.log} ends:\n{last}")
+        return EngineLost(f"the worker died in stage {stage}. SIGKILL below means that the machine's memory was short: "
+                          f"{SMALLER}\n{self.log} ends:\n{last}")
 
     def close(self, *, at_once: bool) -> None:
         """End the worker and everything it started: asked first, then killed; killed `at_once` after an error."""
@@ -157,11 +192,11 @@ class ProcessCrew(Crew):
             self.replies.close()
             self.connection.close()
         if not at_once:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                supervisor.wait(timeout=10)
+            await_end(supervisor)
+        supervisor.stdin.close()  # upon which it kills all that descends from it
+        await_end(supervisor)
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(supervisor.pid, signal.SIGKILL)  # the supervisor leads the group
-        supervisor.stdin.close()
+            os.killpg(supervisor.pid, signal.SIGKILL)  # if it is dead or stuck, its group is not
         supervisor.wait()
         self.connection = None
 
@@ -178,6 +213,12 @@ def launch(path: str, log: Path) -> subprocess.Popen:
                             start_new_session=True)
 
 
+def await_end(process: subprocess.Popen, timeout_seconds: float = 10) -> None:
+    """Wait for a process, but not for ever."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_seconds)
+
+
 def accept(listener: socket.socket, supervisor: subprocess.Popen) -> socket.socket | None:
     """The worker's connection; None when its supervisor ends before there is one."""
     while supervisor.poll() is None:
@@ -191,7 +232,7 @@ def for_run(recipe):
     """The crew of a flow run (`recipe.workers`: inline or process); ends with everything it started, on any way out."""
     quiet_environment()
     artifacts.sweep()
-    crew = InlineCrew() if recipe.workers == "inline" else ProcessCrew()
+    crew = InlineCrew() if recipe.workers == "inline" else ProcessCrew(patience=recipe.engine.patience_seconds)
     at_once = True
     try:
         yield crew

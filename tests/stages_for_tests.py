@@ -1,7 +1,9 @@
-"""Small real stages, and a chain of them to run in a process of its own: `python -m tests.stages_for_tests process`.
+"""Small real stages, and a chain of them to run in a process of its own: `python -m tests.stages_for_tests process`;
+with the name of a stage and its spec as JSON, that stage alone.
 
 numbers -> doubled -> total, the last also reading numbers. Each writes a line to spec["effort"]["journal"], where
-given, when it is really made. `trouble`, also in effort, makes the stage of that name misbehave.
+given, when it is really made. `trouble`, also in effort, makes the stage of that name misbehave; `trouble_once` does so
+in its first attempt only, that with the whole micro_batch_tokens.
 """
 import json
 import os
@@ -17,6 +19,7 @@ from tasks.opd.errors import NonFinite
 from tasks.stage import run_stage
 
 HERE = "tests.stages_for_tests"
+WHOLE_BATCH = 64  # of effort.micro_batch_tokens, in a first attempt
 
 
 def numbers(inputs, spec, out, session):
@@ -75,16 +78,45 @@ def fill(inputs, spec, out, session):
     return {}
 
 
+def long(inputs, spec, out, session):
+    """A bar that takes `seconds`, ten units a second of five tokens each."""
+    with session.progress(round(10 * spec["seconds"]), "counting", "units") as bar:
+        for _ in range(round(10 * spec["seconds"])):
+            time.sleep(0.1)
+            bar.update(1, tokens=5)
+    return {}
+
+
+def generated(inputs, spec, out, session):
+    """Write with vLLM, its EngineCore a process of its own, until something dies; says in `told` when it is up."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                   "VLLM_LOGGING_LEVEL": "ERROR"}
+    from vllm import LLM, SamplingParams
+    llm = LLM(spec["model"], enforce_eager=True, dtype="float32", skip_tokenizer_init=True, max_model_len=128,
+              load_format="safetensors", max_num_seqs=8, kv_cache_memory_bytes=1 << 26, disable_log_stats=True)
+    law, batch = SamplingParams(max_tokens=16, detokenize=False), spec["effort"]["micro_batch_tokens"]
+    while True:
+        written = llm.generate([{"prompt_token_ids": [5, 9, 11]}], law, use_tqdm=False)[0].outputs[0].token_ids
+        (Path(spec["told"]) / f"batch-{batch}").write_text(str(len(written)))
+
+
 def note(stage, spec, out):
     """Write the journal, then misbehave as told."""
     effort = spec.get("effort", {})
     if "journal" in effort:
         with open(effort["journal"], "a") as file:
             file.write(f"{stage}\n")
-    name, _, trouble = effort.get("trouble", "").partition(":")
+    first = effort.get("micro_batch_tokens") == WHOLE_BATCH
+    name, _, trouble = (effort.get("trouble") or (effort.get("trouble_once", "") if first else "")).partition(":")
     if name == stage:
         (out / "half").write_text("half")
         TROUBLES[trouble]()
+
+
+def leave():
+    """Start a child that leads a session of its own, and hang."""
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    hang()
 
 
 def hang():
@@ -112,11 +144,18 @@ def no_memory():
     raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
+def no_engine():
+    class EngineDeadError(Exception):
+        """As vLLM calls it."""
+    raise EngineDeadError("EngineCore encountered an issue.")
+
+
 def slow():
     time.sleep(0.5)
 
 
-TROUBLES = {"hang": hang, "die": die, "nan": not_finite, "unforeseen": unforeseen, "memory": no_memory, "slow": slow}
+TROUBLES = {"hang": hang, "leave": leave, "die": die, "nan": not_finite, "unforeseen": unforeseen, "memory": no_memory,
+            "engine": no_engine, "slow": slow}
 
 
 def chain(crew, count=4, cap=100, effort=None):
@@ -128,8 +167,16 @@ def chain(crew, count=4, cap=100, effort=None):
     return first, second, third
 
 
+def run_with(kind: str, patience_seconds: float = 600):
+    """What `workers.for_run` reads of a recipe."""
+    return SimpleNamespace(workers=kind, engine=SimpleNamespace(patience_seconds=patience_seconds))
+
+
 if __name__ == "__main__":
-    with workers.for_run(SimpleNamespace(workers=sys.argv[1])) as the_crew:
+    with workers.for_run(run_with(sys.argv[1])) as the_crew:
+        if sys.argv[2:]:
+            run_stage(f"{HERE}:{sys.argv[2]}", json.loads(sys.argv[3]), {}, the_crew)
+            sys.exit()
         last = chain(the_crew, effort=json.loads(os.environ.get("CHAIN_EFFORT", "{}")))[-1]
         print(json.dumps({"total": last.counts["total"], "digest": last.digest, "made": the_crew.made,
                           "reused": the_crew.reused}))

@@ -97,8 +97,9 @@ def test_a_context_or_writer_that_needs_solutions_needs_a_source_that_has_them()
 
 def test_what_an_engine_cannot_give_is_refused_with_the_way_out():
     for variant in ("gkd", "opsd"):
-        got, = errors(variant, "engine.name=vllm")
-        assert "cannot give hidden" in got and "teacher_top_k" in got and "engine.name=torch" in got
+        got = errors(variant, "engine.name=vllm")[0]
+        assert "cannot give hidden" in got and "teacher_top_k" in got and "engine.scores=torch" in got
+        assert loading.load(variant, ["engine.name=vllm", "engine.scores=torch"])
     assert loading.load("opd_reverse_kl", ["engine.name=vllm"])
     assert loading.load("gkd", ["engine.name=vllm", "terms.0.support={name: teacher_top_k, k: 20}"])
 
@@ -189,8 +190,30 @@ JSONL = "prompts={name: q, source: {name: jsonl, path: q.jsonl%s}, count: 128, m
     ("sdft", [JSONL % ""], ["teacher.context = \"demonstration\"", "source jsonl has no solutions"],
      [JSONL % ", solution: worked"]),
     ("sdft", [JSONL % ""], ["use a source with worked solutions (tiny"], ["prompts=tiny"]),
-    ("mixed_teachers", ["engine.name=vllm"], ["cannot give hidden of model expert_", "engine.name=torch"],
-     ["engine.name=torch"]),
+    ("trd", ["teacher.model=routed"], ["teacher.model = \"routed\"", "refine.0 trd asks one", "or self"],
+     ["teacher.model=expert_four"]),
+    ("trd", ["teacher.model=mixed"], ["teacher.model = \"mixed\"", "stands for several"], ["teacher.model=self"]),
+    ("trd", ["teacher.model=nobody", "terms=[{divergence: nll, rows: all}]"],
+     ["teacher.model = \"nobody\"", "unknown model of pair tiny"], ["terms=[{divergence: nll, rows: all}]"]),
+    ("trd", ["terms.0.rows=sampled"], ["terms.0.rows = \"sampled\"", "trd has the teacher write", "use rows: all"],
+     ["terms.0.rows=all"]),
+    ("trd", ["refine=[{name: truncate, tokens: 9}, trd]"],
+     ["refine.1 = \"trd\"", "which truncate before it takes", "put trd first"],
+     ["refine=[trd, {name: truncate, tokens: 9}]"]),
+    ("trd", ["refine=[{name: trd, which: succeeded, keep: repaired}]"],
+     ["refine.0.keep = \"repaired\"", "which: failed"], ["refine=[{name: trd, which: failed, keep: repaired}]"]),
+    ("trd_solution", [JSONL % ""], ["refine.0.solution = true", "source jsonl has no solutions", "solution: false"],
+     [JSONL % ", solution: worked"]),
+    ("trd_solution", [JSONL % ""], ["use a source with worked solutions"], [JSONL % "", "refine=[trd]"]),
+    ("mixed_teachers", ["engine.name=vllm"], ["cannot give hidden of model expert_", "engine.scores=torch"],
+     ["engine.name=vllm", "engine.scores=torch"]),
+    ("opd_reverse_kl", ["engine.name=vllm", "loss.temperature=1.1", "rollout.sampling.temperature=1.1"],
+     ["vllm scores at temperature 1 only", "engine.scores=torch"],
+     ["engine.name=vllm", "loss.temperature=1.1", "rollout.sampling.temperature=1.1", "engine.scores=torch"]),
+    ("opd_reverse_kl", ["engine.name=vllm", "engine.dtype=float64"], ["engine.dtype", "float32 or bfloat16"],
+     ["engine.name=vllm"]),
+    ("gkd", ["engine.name=vllm", "engine.scores=torch", "rollout.sampling.temperature=3.0"],
+     ["rollout.sampling.temperature", "up to 2"], ["engine.name=vllm", "engine.scores=torch"]),
 ])
 def test_each_refusal_names_a_way_out_that_passes(variant, wrong, parts, right):
     got = errors(variant, *wrong)
@@ -204,3 +227,37 @@ def test_a_placebo_without_a_teacher_asks_for_none_and_any_reference_may_be_a_ve
     assert checking.problems(loading.load("fixed_negative_advantage", ["teacher.model=nobody"])) == []
     for name in ("start", "live", "self"):
         assert checking.problems(loading.load("exopd", [f"terms.0.target.reference={name}"])) == []
+
+
+def behind(**params) -> str:
+    given = {"name": "server", "urls": "[http://127.0.0.1:8000]", "model": "tiny", "tokenizer": "there", **params}
+    return "pair.teacher={" + ", ".join(f"{key}: {value}" for key, value in given.items()) + "}"
+
+
+TOP_K = "terms.0.support={name: teacher_top_k, k: 20}"
+
+
+@pytest.mark.parametrize("variant, wrong, parts, right", [
+    ("gkd", [behind()], ["pair.teacher: a server cannot give hidden, which terms.0 needs", "teacher_top_k",
+                         "name: folder"], [behind(), TOP_K]),
+    ("gkd", [behind(), "engine.name=vllm"], ["pair.teacher: a server cannot give hidden"],
+     [behind(), TOP_K, "engine.name=vllm"]),
+    ("opd_reverse_kl", [behind(), "loss.temperature=0.7", "rollout.sampling.temperature=0.7"],
+     ["loss.temperature = 0.7: model teacher is behind a server", "loss.temperature=1"], [behind()]),
+    ("opd_reverse_kl", [behind().replace("pair.teacher", "pair.student")], ["pair.student", "cannot be trained"],
+     [behind()]),
+    ("opd_reverse_kl", [behind(), "pair.student={name: pruned, drop: [0]}"],
+     ["pair.student.of", "is behind a server and has no weights"], [behind()]),
+    ("opd_reverse_kl", [behind(key="sk-123-secret")],
+     ["pair.teacher.key: must be the name of an environment variable"],
+     [behind(key="OPD_TEACHER_KEY")]),
+    ("opd_reverse_kl", [behind(urls="['http://u:sk-123-secret@host']")],
+     ["pair.teacher.urls: must be like http://host:8000"], [behind()]),
+    ("opd_reverse_kl", [behind(api_key="sk-123-secret")],
+     ["pair.teacher.api_key: unknown parameter of server"], [behind()]),
+])
+def test_a_teacher_behind_a_server_is_asked_for_what_it_has_and_its_key_is_never_shown(variant, wrong, parts, right):
+    got = errors(variant, *wrong)
+    assert len(got) == 1 and all(part in got[0] for part in parts), got
+    assert "secret" not in got[0].split("pair.teacher", 2)[-1]             # behind the override that was typed
+    assert checking.problems(loading.load(variant, right)) == []

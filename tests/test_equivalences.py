@@ -116,7 +116,7 @@ def scored_for(recipe: Recipe, rollouts: list[Rollout]) -> ScoredSet:
         model, domains, want = versions.get(name, name), asking.domains_of(recipe, name), engines.Want(**want)
         heads[name], signals[name] = head_of(MODELS[model]), []
         for r in rollouts:
-            prompt = shown(recipe.teacher.context, r, rollouts)
+            prompt = r.teacher_prompt_ids or shown(recipe.teacher.context, r, rollouts)
             if prompt is None or domains is not None and r.domain not in domains:
                 signals[name].append(None)
                 continue
@@ -140,7 +140,12 @@ def elsewhere(student):
 def taken(variant: str, settings: tuple[str, ...], world: str) -> tuple[Tensor, Tensor, dict[str, float]]:
     """A variant's gradient [parameters] at the round's start, that after the student moved, and what is told then."""
     recipe, (rollouts, special) = recipe_of(variant, settings), world_of(world)
-    scored, specs = scored_for(recipe, written(recipe, rollouts)), asking.terms_of(recipe)
+    return gradients_of(recipe, written(recipe, rollouts), special)
+
+
+def gradients_of(recipe: Recipe, rollouts: list[Rollout], special=frozenset({EOS})):
+    """What `taken` gives, of rollouts as they lie before the teacher."""
+    scored, specs = scored_for(recipe, rollouts), asking.terms_of(recipe)
     spec = train_spec(specs, vocabulary=V, loss=recipe.loss.model_dump(mode="json"), completion_limit=16)
     terms, student, gradients = bind_terms(specs), deepcopy(MODELS["live"]), []
     forward, took = start_round(student, scored, terms, spec, special)
@@ -190,6 +195,7 @@ PER_TOKEN = "terms.0.reduction=token"
 FIXED, AVERAGE = "schedule=[]", "{name: ema, decay: 0.95}"
 BIT, SINGLE = 0.0, 1e-7           # the law sampled from is kept in single precision
 THINK = "rethinking_"
+UNREFINED = ["refine=[]", "terms.0.rows=sampled", "rollout.sampling.temperature=1.0", "rollout.sampling.top_p=1.0"]
 RAW = ["terms.0.support.k=4", "terms.0.advantage.normalise=false"]
 
 TABLE = [
@@ -248,6 +254,11 @@ TABLE = [
     Limit("exopd_corrected", ["terms.0.target.scale=0"], [(1, OPD, ["teacher.model=teacher_start"])], BIT),
     Limit("exopd_corrected", ["terms.0.target.reference=start"], [(1, "exopd", [])], BIT),
     Limit("veto", ["terms.0.target.beta=0", FIXED], [(1, FORWARD, [])]),
+    # in turns: of the student's own words, the losses
+    Limit("skd", [], [(1, FORWARD, ["terms.0.reduction=sequence"])], BIT),
+    Limit("skd", [], [(1, "skd_reverse_kl", ["terms.0.divergence=forward_kl"])], BIT),
+    Limit("skd_reverse_kl", [PER_TOKEN], [(1, "relay_opd", [])], BIT),
+    Limit("relay_opd", [], [(1, FULL, [])], BIT),
     # many teachers
     Limit("routed_teachers", [ONE_EXPERT], [(1, OPD, [])], BIT),
     Limit("routed_teachers", [], [(1, OPD, ["teacher.model=expert_four"])], BIT, world="four"),
@@ -303,12 +314,17 @@ MEANS = [  # variant, whose law the one token written has, what the gradient's m
     ("sft", "teacher", [(1, "supervised_kd", [])]),
 ]
 
-RECIPES = [  # these differ in who writes: in the limit the whole recipe is the other's
+RECIPES = [  # these differ in who writes or rewrites (see test_rewriting): in the limit the whole recipe is the other's
     ("seqkd", ["rollout.writers.0.temperature=1.0"], "sft", []),
     ("supervised_kd", [OURS, "terms.0.rows=sampled"], FORWARD, []),
     ("imitkd", [OURS, "terms.0.rows=sampled", FIXED], FORWARD, []),
     ("imitkd", ["rollout.writers=[dataset]", FIXED], "supervised_kd", []),
     ("gkd", ["rollout.writers=[dataset]", PER_TOKEN, "terms.0.divergence=forward_kl"], "supervised_kd", []),
+    *((name, ["refine=[]", "terms.0.rows=sampled"], FORWARD, []) for name in ("trd", "trd_failures")),
+    ("skd", UNREFINED, FORWARD, ["terms.0.reduction=sequence"]),                   # see test_interleaving
+    ("skd_reverse_kl", UNREFINED, FULL, ["terms.0.reduction=sequence"]),
+    ("relay_opd", ["refine=[]", "terms.0.rows=sampled"], FULL, []),
+    ("trd_solution", ["refine=[]", "pair.context_tokens=320"], FORWARD, [self_teacher("same"), "terms.0.rows=all"]),
 ]
 
 
@@ -347,7 +363,7 @@ def test_variants_that_differ_in_who_writes_are_one_recipe_in_the_limit(row):
     variant, settings, other, theirs = row
     ours, default, theirs = (loading.load(name, keys).model_dump(exclude={"name", "about"})
                              for name, keys in ((variant, settings), (variant, []), (other, theirs)))
-    assert ours == theirs and default["rollout"]["writers"] != theirs["rollout"]["writers"]
+    assert ours == theirs and any(default[key] != theirs[key] for key in ("rollout", "refine"))
 
 
 def by_hand(loss) -> Tensor:
@@ -369,27 +385,6 @@ BY_HAND = {FORWARD: lambda teacher, student: teacher.exp() * (teacher - student)
 @pytest.mark.parametrize("variant", BY_HAND)
 def test_the_full_forms_are_their_formulas(variant):
     assert (gradient(variant, [], "plain", False) - by_hand(BY_HAND[variant])).abs().max() < 1e-10
-
-
-def chosen(how: str, student: Tensor, teacher: Tensor, k: int) -> list[int]:
-    """The candidates at one token, by the sets' own operations."""
-    ours, theirs = (set(x.topk(k).indices.tolist()) for x in (student, teacher))
-    return sorted({"only_student": ours, "only_teacher": theirs, "union": ours | theirs,
-                   "intersection": ours & theirs}[how])
-
-
-@pytest.mark.parametrize("how", ["only_student", "only_teacher", "union", "intersection"])
-def test_normalised_candidates_have_the_formulas_gradient(how):
-    def loss(teacher, student):
-        parts = []
-        for aimed, live in zip(teacher, student):
-            own = chosen(how, live, aimed, 4)
-            old = live[own].detach()
-            parts.append(-(old.softmax(-1) * (aimed[own] - old) * live[own]).sum())
-        return torch.stack(parts)
-
-    value = gradient(THINK + how, ["terms.0.support.k=4"], "plain", False)
-    assert (value - by_hand(loss)).abs().max() < 1e-10 < value.abs().max()
 
 
 @pytest.mark.parametrize("variant", ["grpo", "dapo", "dr_grpo", "ppo_clip", "eopd", "dasd", "fire_opd"])

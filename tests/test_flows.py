@@ -7,18 +7,21 @@ import urllib.request
 from types import SimpleNamespace
 
 import pytest
+from prefect import flow
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.bootstrap import bootstrap
 from flows.compare import compare
+from flows.crews import crew_of
 from flows.distill import distill
 from flows.evaluate import evaluate
-from tasks import tracking
+from tasks import progress, tracking
 from tasks.opd import artifacts, loading
 from tasks.opd.artifacts import Artifact, read_record
 from tasks.opd.errors import OpdError
 from tasks.score import teacher_of
+from tests.stages_for_tests import run_with
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=3",
         "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16",
@@ -221,3 +224,36 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
 def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
     with pytest.raises(OpdError, match="preflight is red"):
         quietly(compare, write_suite(tmp_path, variants=["gkd"], seeds=[0]), ["accepts={shift: ''}"])
+
+
+@flow
+def reporting():
+    """A flow at work: two reports, of which the second comes after the first was shown."""
+    report = {"label": "score", "done": 128, "total": 512, "unit": "rollouts", "seconds": 64.0, "tokens": 12800}
+    with crew_of(run_with("inline")) as crew:
+        crew.listener.stage_progress(report)
+        time.sleep(1)
+        crew.listener.stage_progress({**report, "done": 512, "seconds": 256.0})
+    return crew.listener
+
+
+def test_a_flow_run_has_one_progress_artifact_that_ends_where_the_work_did(monkeypatch):
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.2)
+    filled = {"artifacts": {"type": {"any_": ["progress"]}}}
+    before = {artifact["id"] for artifact in pages("artifacts", **filled)}
+    assert not isinstance(reporting(), progress.Page)  # the crew may serve another flow run
+    made = [artifact for artifact in pages("artifacts", **filled) if artifact["id"] not in before]
+    assert len(made) == 1 and made[0]["data"] == 100.0 and made[0]["flow_run_id"]
+    assert made[0]["description"] == "score: 512 / 512 rollouts, 2 rollouts/s, 50 tokens/s"
+
+
+def test_progress_that_prefect_does_not_take_fails_no_run(monkeypatch):
+    tried = []
+
+    def refuse(*arguments):
+        tried.append(arguments)
+        raise ConnectionError("nobody is there")
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.2)
+    monkeypatch.setattr(progress, "create_progress_artifact", refuse)
+    reporting()
+    assert len(tried) >= 2  # and it was tried again

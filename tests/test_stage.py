@@ -13,7 +13,7 @@ from tasks import workers
 from tasks.opd import artifacts
 from tasks.opd.errors import CorruptArtifact, DiskFull, NonFinite
 from tasks.stage import prune, run_stage
-from tests.stages_for_tests import HERE, chain
+from tests.stages_for_tests import HERE, chain, run_with
 
 
 @pytest.fixture
@@ -223,7 +223,7 @@ def tmpfs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind, by", [("process", "python"), ("inline", "python"), ("inline", "torch"),
                                       ("inline", "safetensors"), ("inline", "parquet")])
 def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(tmpfs, kind, by):
-    with workers.for_run(SimpleNamespace(workers=kind)) as crew:
+    with workers.for_run(run_with(kind)) as crew:
         numbers = run_stage(f"{HERE}:numbers", {"count": 2}, {}, crew)
         with pytest.raises(DiskFull, match=r"artifacts/fill/.*bytes are free there.*Free space") as caught:
             run_stage(f"{HERE}:fill", {"megabytes": 6, "by": by}, {"numbers": numbers}, crew)

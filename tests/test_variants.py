@@ -21,6 +21,7 @@ from tasks.opd.records import derive_seed
 from tasks.opd.terms import bind_terms
 from tasks.preflight import preflight
 from tasks.prompts import make_prompts
+from tasks.refine import refine_rollouts
 from tasks.rollout import write_rollouts
 from tasks.score import score_rollouts
 from tasks.train import train_student
@@ -97,6 +98,10 @@ def trained(pair):
                 now = recipe.at(r)
                 rollouts = write_rollouts.fn(now, models, student, prompts, crew, r)
                 rollouts = grade_rollouts.fn(now, prompts, rollouts, crew, r)
+                if now.refine:
+                    rollouts = refine_rollouts.fn(now, models, student, prompts, rollouts, crew, r)
+                    counts["refined"].append(rollouts.counts)
+                    rollouts = grade_rollouts.fn(now, prompts, rollouts, crew, r)
                 scores = score_rollouts.fn(now, models, student, prompts, rollouts, crew, r)
                 student = train_student.fn(now, models, student, rollouts, scores, crew, r)
                 for name, artifact in {"grades": rollouts, "checkpoint": student, **scores}.items():
@@ -142,10 +147,13 @@ def test_its_parts_fire_in_every_round(trained, variant):
         now = recipe.at(r)
         for part, bound in zip(asking.terms_of(now), bind_terms(asking.terms_of(now))):
             fired(now, now.terms[int(part["group"])], bound.label, metrics[r], counts)
+    for count in counts["refined"] if recipe.refine else []:
+        assert count["refined"] > 0
+        assert count["refined"] < count["rollouts"] or recipe.refine[0].params.get("others") != "keep"
     if recipe.rollout.filters:
         assert max(count["dropped"] for count in counts["grades"]) > 0
     if recipe.teacher.context.name == "sibling":
-        shown = [count for name in counts if name not in ("grades", "checkpoint") for count in counts[name]]
+        shown = [count for name in counts if name not in ("grades", "refined", "checkpoint") for count in counts[name]]
         assert all(count["scored"] > 0 for count in shown)
         if recipe.teacher.context.params["feedback"] == "never":
             assert any(count["without_context"] > 0 for count in shown)

@@ -11,11 +11,11 @@ import pytest
 
 from tasks import workers
 from tasks.opd import artifacts
-from tasks.opd.errors import EngineError, NonFinite
+from tasks.opd.errors import EngineError, EngineLost, NonFinite
 from tasks.opd.session import Session
 from tasks.opd.worker import STAGES, entry_of
-from tasks.stage import run_stage
-from tests.stages_for_tests import HERE, chain
+from tasks.stage import fingerprint_of, halved, run_stage
+from tests.stages_for_tests import HERE, WHOLE_BATCH, chain, run_with
 
 ROOT = workers.ROOT
 CHAIN = [sys.executable, "-m", "tests.stages_for_tests", "process"]
@@ -24,7 +24,7 @@ CHAIN = [sys.executable, "-m", "tests.stages_for_tests", "process"]
 @pytest.fixture
 def process_crew():
     """A crew with a worker process."""
-    with workers.for_run(SimpleNamespace(workers="process")) as crew:
+    with workers.for_run(run_with("process")) as crew:
         yield crew
 
 
@@ -61,15 +61,16 @@ def run_chain(effort):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("victim", ["flow", "supervisor"])
-def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_path, victim):
-    effort = {"journal": str(tmp_path / "journal"), "trouble": "doubled:hang"}
+@pytest.mark.parametrize("victim, trouble", [("flow", "hang"), ("flow", "leave"), ("supervisor", "hang")])
+def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_path, victim, trouble):
+    effort = {"journal": str(tmp_path / "journal"), "trouble": f"doubled:{trouble}"}
     flow = subprocess.Popen(CHAIN, cwd=ROOT, env={**os.environ, "CHAIN_EFFORT": json.dumps(effort)},
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
     def all_are_there():
         found = processes_of(opd_home)
-        return found if sum("sleep 600" in command for command in found.values()) >= 3 else None  # sh and two sleeps
+        many = 3 + (trouble == "leave")  # sh and two sleeps
+        return found if sum("sleep 600" in command for command in found.values()) >= many else None
     found = wait_for(all_are_there)
     assert sum("tasks.opd.worker" in command for command in found.values()) == 2  # the supervisor names it too
     pid = flow.pid if victim == "flow" else next(p for p, c in found.items() if "tasks.opd.supervisor" in c)
@@ -106,13 +107,13 @@ def test_an_interrupt_ends_everything(opd_home):
 
 def test_a_run_that_reuses_everything_starts_no_worker(process_crew, opd_home):
     chain(process_crew)
-    with workers.for_run(SimpleNamespace(workers="process")) as crew:
+    with workers.for_run(run_with("process")) as crew:
         chain(crew)
         assert crew.supervisor is None and (crew.made, crew.reused) == (0, 3)
 
 
 def test_one_worker_serves_the_whole_run_and_ends_with_it(opd_home):
-    with workers.for_run(SimpleNamespace(workers="process")) as crew:
+    with workers.for_run(run_with("process")) as crew:
         chain(crew)
         assert len(processes_of(opd_home)) == 2  # supervisor and worker
         assert len(list(opd_home.glob("logs/worker-*.log"))) == 1
@@ -128,9 +129,72 @@ def test_a_dead_worker_is_an_engine_error_with_its_last_words_and_is_replaced(pr
     assert chain(process_crew)[2].counts == {"total": 12}
 
 
+@pytest.mark.parametrize("kind, trouble, told", [
+    ("process", "die", "the worker died in stage"), ("process", "hang", "hung: neither progress nor a result for 4 s"),
+    ("process", "memory", "out of memory in stage"), ("inline", "memory", "out of memory in stage"),
+    ("process", "engine", "the engine's process died in stage")])
+def test_a_lost_stage_is_made_in_a_second_attempt_with_half_the_batch(opd_home, tmp_path, capfd, kind, trouble, told):
+    effort = {"journal": str(tmp_path / "journal"), "micro_batch_tokens": WHOLE_BATCH,
+              "trouble_once": f"doubled:{trouble}"}
+    with workers.for_run(run_with(kind, patience_seconds=4)) as crew:
+        _, doubled, total = chain(crew, effort=effort)
+    said, record = capfd.readouterr().err, artifacts.read_record(doubled.path)
+    assert told in said and "doubled is tried once more with half the batch: train.micro_batch_tokens 64 -> 32" in said
+    assert (tmp_path / "journal").read_text().split() == ["numbers", "doubled", "doubled", "total"]
+    assert record["attempts"] == 2 and artifacts.read_record(total.path)["attempts"] == 1
+    assert record["spec"]["effort"] == effort and total.counts == {"total": 12}  # the spec that was asked for
+    assert sorted(record["files"]) == ["doubled.json"]  # nothing of the first attempt
+    assert not processes_of(opd_home)
+
+
+@pytest.mark.parametrize("trouble, way_out", [("hang", "raise engine.patience_seconds"),
+                                              ("die", "lower engine.batch_tokens")])
+def test_a_stage_that_is_lost_twice_fails_with_code_20_and_names_what_to_change(opd_home, tmp_path, trouble, way_out):
+    effort = {"journal": str(tmp_path / "journal"), "trouble": f"doubled:{trouble}", "chunk_tokens": 7}
+    with workers.for_run(run_with("process", patience_seconds=4)) as crew:
+        told = f"(?s)^doubled was tried twice, .*chunk_tokens 7 -> 3.*{way_out}"
+        with pytest.raises(EngineLost, match=told) as caught:
+            chain(crew, effort=effort)
+        assert caught.value.exit_code == 20 and not processes_of(opd_home)
+    assert (tmp_path / "journal").read_text().split() == ["numbers", "doubled", "doubled"]
+    assert not list(opd_home.glob("artifacts/*/.tmp-*"))
+
+
+def test_what_is_not_lost_is_not_tried_again(tmp_path):
+    for kind, trouble, error in (("inline", "nan", NonFinite), ("process", "unforeseen", workers.WorkerFailed)):
+        journal = tmp_path / f"journal-{trouble}"
+        with workers.for_run(run_with(kind)) as crew, pytest.raises(error):
+            chain(crew, effort={"journal": str(journal), "trouble": f"numbers:{trouble}"})
+        assert journal.read_text().split() == ["numbers"]
+
+
+def test_half_a_batch_is_half_of_all_that_a_stage_holds_at_once_and_at_least_one():
+    spec = {"engine": {"batch_tokens": 9, "name": "torch"}, "scoring_engine": {"batch_tokens": 2, "name": "vllm"},
+            "effort": {"micro_batch_tokens": 1, "cores": 2}, "train": {"batch_rollouts": 8}}
+    smaller, told = halved(spec)
+    assert smaller == {"engine": {"batch_tokens": 4, "name": "torch"}, "effort": {"micro_batch_tokens": 1, "cores": 2},
+                       "scoring_engine": {"batch_tokens": 1, "name": "vllm"}, "train": {"batch_rollouts": 8}}
+    assert spec["engine"]["batch_tokens"] == 9 and told == "engine.batch_tokens 9 -> 4"
+    assert fingerprint_of("rollouts", smaller, {}) == fingerprint_of("rollouts", spec, {})  # it is the same artifact
+    assert halved({"seed": 1}) == ({"seed": 1}, "")
+
+
+@pytest.mark.parametrize("kind", ["inline", "process"])
+def test_a_stage_at_work_reports_progress_and_counts_as_alive_for_as_long_as_it_does(kind):
+    heard = []
+    with workers.for_run(run_with(kind, patience_seconds=3)) as crew:
+        crew.listener.stage_progress = heard.append
+        run_stage(f"{HERE}:long", {"seconds": 3.5}, {}, crew)  # longer than the patience, but not silent
+    assert {(p["label"], p["total"], p["unit"]) for p in heard} == {("counting", 35, "units")}
+    done = [p["done"] for p in heard]
+    assert 3 <= len(done) <= 5 and done == sorted(done) and done[-1] == 35  # one a second, and the last
+    assert all(p["tokens"] == 5 * p["done"] for p in heard)
+    assert all(p["done"] / p["seconds"] == pytest.approx(10, rel=0.2) for p in heard)
+
+
 @pytest.mark.parametrize("kind", ["inline", "process"])
 def test_errors_keep_their_class_and_message_across_processes(kind):
-    with workers.for_run(SimpleNamespace(workers=kind)) as crew:
+    with workers.for_run(run_with(kind)) as crew:
         with pytest.raises(NonFinite) as caught:
             chain(crew, effort={"trouble": "numbers:nan"})
         assert str(caught.value) == "loss is nan in step 3"

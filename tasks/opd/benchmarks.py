@@ -74,8 +74,10 @@ def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
         whole = {**spec["engine"], "name": "torch"}  # whole distributions, whoever wrote
         teacher = session.engine(teacher_role(inputs["teacher"]), model_folder(inputs["teacher"]), whole)
         if "hidden" in teacher.capabilities().columns:  # not so behind a server
-            report["counts"] |= token_gaps(session.engine("student", folder, whole), teacher,
-                                           [p.token_ids for p, _ in places], [c.token_ids for c in written])
+            with session.progress(2 * len(places), "distance to the teacher", "answers") as bar:
+                report["counts"] |= token_gaps(session.engine("student", folder, whole), teacher,
+                                               [p.token_ids for p, _ in places], [c.token_ids for c in written],
+                                               progress=bar)
     write_rows(out / "samples.parquet", samples, Sample)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     session.log(out, 0, {f"evaluate/{benchmark['name']}_{key.replace('@', '_at_')}": value

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tasks.opd.adapters import tensors_of
 from tasks.opd.errors import EngineError
 
 COLUMNS = 32              # of a matrix that are hashed, evenly spaced, each in whole; of a vector every element is
@@ -44,7 +45,7 @@ def digests_of(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None 
 
 def write_digests(model, folder: Path) -> None:
     """digests.json of a live model: what every engine that loads `folder` must come to."""
-    kept = list(model.state_dict().items())
+    kept = list(tensors_of(model))
     found = {name: digests_of(kept, getattr(torch, name)) for name in ("float32", "bfloat16")}
     (folder / DIGESTS).write_text(json.dumps(found))
 

@@ -20,14 +20,14 @@ from tasks.opd.asking import (
     on_tokens_written,
 )
 from tasks.opd.recipe import Recipe, Source, Term
+from tasks.opd.served import served, servers_are_named, servers_can
 from tasks.opd.slots import Problem
 
 ENGINES = {  # engine -> what it can score
     "torch": frozenset({"sampled", "top_k", "entropy", "hidden"}),
     "vllm": frozenset({"sampled", "top_k"}),
 }
-WAY_OUT = {"hidden": "use engine.name=torch, or support teacher_top_k, which needs only the teacher's k likeliest",
-           "entropy": "use engine.name=torch"}
+WAY_OUT = {"hidden": "use engine.scores=torch, or support teacher_top_k, which needs only the teacher's k likeliest"}
 IDENTITY = {  # source -> the parameters that say which items these are; a template or a seed does not make others
     "tiny": ("seed",), "reasoning_gym": ("dataset",), "jsonl": ("path",), "hub": ("dataset", "config", "split"),
 }
@@ -54,7 +54,8 @@ def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str
     """What `opd check` shows, JSON-able: problems, what the teachers must give, what the engine can, files read."""
     read = {source.rsplit(":", 1)[0] for source in (provenance or {}).values() if not source.startswith("override ")}
     return {"name": recipe.name, "problems": [str(problem) for problem in problems(recipe)], "needs": needs(recipe),
-            "engine": {"name": recipe.engine.name, "columns": [c for c in COLUMNS if c in ENGINES[recipe.engine.name]]},
+            "engine": {"name": recipe.engine.name, "columns": [
+                c for c in COLUMNS if c in ENGINES[recipe.engine_for("score")["name"]]]},
             "files": sorted(read)}
 
 
@@ -174,12 +175,38 @@ def rows_exist(recipe: Recipe, term: Term, key: str) -> Found:
         yield Problem(f"{key}.rows", message, term.rows.name)
 
 
+def refiners_fit(recipe: Recipe) -> Found:
+    """Who asks a teacher has one; a rewrite can be kept, reads rewards that are there, and some term learns from it."""
+    asking = slots.constant("refiner", "BY_TEACHER", frozenset())
+    for index, slot in enumerate(recipe.refine):
+        key, params = f"refine.{index}", completed(slot, "refiner")
+        if slot.name in asking and recipe.teacher.model in OF_EXPERTS:
+            yield Problem("teacher.model", f"stands for several, but {key} {slot.name} asks one; use a model of the "
+                          "pair by its name, or self", recipe.teacher.model)
+        if slot.name == "trd":
+            yield from rewriting_fits(recipe, index, params)
+
+
+def rewriting_fits(recipe: Recipe, index: int, params: dict[str, Any]) -> Found:
+    """What `refiners_fit` says of the refiner trd."""
+    key, any_author = f"refine.{index}", slots.constant("rows", "ANY_AUTHOR", frozenset())
+    if index:
+        yield Problem(key, f"reads rewards, which {recipe.refine[index - 1].name} before it takes from what it "
+                      "changes; put trd first", "trd")
+    if params.get("which") == "succeeded" and params.get("keep") == "repaired":
+        yield Problem(f"{key}.keep", "a success cannot be repaired; use keep: all, or which: failed", "repaired")
+    if all(term.rows.name not in any_author for term in recipe.terms):
+        yield Problem("terms.0.rows", f"takes only the student's rollouts, but {key} trd has the teacher write them; "
+                      "use rows: all", recipe.terms[0].rows.name)
+
+
 def teacher_is_there(recipe: Recipe) -> Found:
     """Models that terms look at are models of the pair; only the student's own weights refresh."""
     teacher, pair = recipe.teacher, recipe.pair
     known = ["teacher", *pair.others, *sorted(OF_STUDENT)]
     teaching = [*known, *sorted(OF_EXPERTS)]
-    if any(needs_teacher(term) and "teacher" in main_models(term) for term in recipe.terms):
+    refining = {slot.name for slot in recipe.refine} & slots.constant("refiner", "BY_TEACHER", frozenset())
+    if refining or any(needs_teacher(term) and "teacher" in main_models(term) for term in recipe.terms):
         if teacher.model not in teaching:
             message = f"unknown model of pair {pair.name}; {slots.nearest(teacher.model, teaching)}"
             yield Problem("teacher.model", message, teacher.model)
@@ -230,6 +257,10 @@ def solutions_exist(recipe: Recipe) -> Found:
     showing = slots.constant("context", "NEEDS_SOLUTION", frozenset())
     if context in showing and any(map(needs_teacher, recipe.terms)):
         yield Problem("teacher.context", f"source {source.name} has no solutions; {way}", context)
+    for index, slot in enumerate(recipe.refine):
+        if completed(slot, "refiner").get("solution"):
+            message = f"source {source.name} has no solutions; {way}; or solution: false"
+            yield Problem(f"refine.{index}.solution", message, True)
     for index, writer in enumerate(recipe.rollout.writers):
         if writer.name == "dataset":
             message = f"source {source.name} has no solutions to copy; {way}"
@@ -273,16 +304,35 @@ def splits_are_disjoint(recipe: Recipe) -> Found:
 
 
 def engine_can(recipe: Recipe) -> Found:
-    """The engine gives every column the terms need."""
-    for model, want in needs(recipe).items():
-        for column in (c for c in COLUMNS if want[c] and c not in ENGINES[recipe.engine.name]):
+    """The engine that scores gives every column the terms need, at their temperature."""
+    scoring = recipe.engine_for("score")["name"]
+    wants = {model: want for model, want in needs(recipe).items() if model not in served(recipe)}
+    for model, want in wants.items():
+        for column in (c for c in COLUMNS if want[c] and c not in ENGINES[scoring]):
             asking = [f"terms.{i}" for i, term in enumerate(recipe.terms) if column in asks(term)]
             yield Problem("engine.name", f"cannot give {column} of model {model}, which {', '.join(asking)} needs; "
-                          f"{WAY_OUT.get(column, 'use engine.name=torch')}", recipe.engine.name)
+                          f"{WAY_OUT.get(column, 'use engine.scores=torch')}", recipe.engine.name)
+    if scoring == "vllm" and recipe.loss.temperature != 1 and wants:
+        yield Problem("loss.temperature", "vllm scores at temperature 1 only; use engine.scores=torch",
+                      recipe.loss.temperature)
+
+
+def vllm_can(recipe: Recipe) -> Found:
+    """What vLLM refuses when it starts or samples, said before it is started."""
+    if recipe.engine.name != "vllm":
+        return
+    if recipe.engine.dtype == "float64":
+        yield Problem("engine.dtype", "vllm computes in float32 or bfloat16", "float64")
+    laws = {"rollout.sampling": recipe.rollout.sampling}
+    laws |= {f"benchmarks.{i}.sampling": benchmark.sampling for i, benchmark in enumerate(recipe.benchmarks)}
+    for key, law in laws.items():
+        if law.temperature > 2:
+            yield Problem(f"{key}.temperature", "vllm samples at temperatures up to 2", law.temperature)
 
 
 RULES: list[Callable[[Recipe], Found]] = [
-    teacher_is_there, average_is_kept, solutions_exist, prompts_fit, splits_are_disjoint, engine_can]
+    teacher_is_there, average_is_kept, refiners_fit, solutions_exist, prompts_fit, splits_are_disjoint, engine_can,
+    vllm_can, servers_can, servers_are_named]
 TERM_RULES: list[Callable[[Recipe, Term, str], Found]] = [
     divergence_fits, advantage_fits, columns_exist, groups_exist, support_is_whole, support_says_something,
     clip_has_a_sum, law_is_whole, rows_exist]

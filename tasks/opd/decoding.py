@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 COMPACT_BELOW = 0.75  # share of unfinished rows under which the finished ones leave the cache
+NUCLEUS = 1024        # likeliest tokens ordered first: sorting a whole vocabulary costs ten times the rest of a law
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,26 @@ def law(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[..., -1:], -torch.inf)
     if top_p < 1.0:
-        ordered, order = logits.sort(descending=True, stable=True)
-        mass = ordered.softmax(-1)
-        outside = mass.cumsum(-1) - mass >= top_p  # the mass before it is enough: the token is not needed
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+        logits = nucleus(logits, top_p)
     return logits - logits.logsumexp(-1, keepdim=True)
+
+
+def nucleus(logits: Tensor, top_p: float, first: int = NUCLEUS) -> Tensor:
+    """Logits [B, V], -inf outside the smallest set of likeliest tokens with mass `top_p`; of equals the lower id stays.
+
+    The `first` likeliest tokens are ordered alone; only where they are too few is all of the vocabulary.
+    """
+    largest, whole = logits.amax(-1, keepdim=True), first >= logits.shape[-1]
+    total = (logits - largest).exp().sum(-1, keepdim=True)
+    best = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits) if whole else \
+        logits.topk(first).indices.sort(-1).values  # by id, so that a stable sort tells equals apart
+    ordered, order = logits.gather(-1, best).sort(descending=True, stable=True)
+    mass = (ordered - largest).exp() / total
+    before = mass.cumsum(-1) - mass
+    if not whole and bool((before.masked_fill(ordered > ordered[..., -1:], torch.inf).amin(-1) < top_p).any()):
+        return nucleus(logits, top_p, logits.shape[-1])  # equals of the last may be missing from the first
+    kept = ordered.masked_fill(before >= top_p, -torch.inf)  # the mass before it is enough: the token is not needed
+    return torch.full_like(logits, -torch.inf).scatter(-1, best.gather(-1, order), kept)
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
@@ -160,6 +176,8 @@ def decode(model, head, prompts: list[list[int]], sampling: dict, seeds: list[in
         ended |= torch.isin(chosen, eos)
         if step + 1 == num_new:
             break
+        if progress is not None and (step + 1) % check_every == 0:
+            progress.update(0, tokens=len(rows) * check_every)
         if (step + 1) % check_every == 0 and (alive := int((~ended).sum())) <= COMPACT_BELOW * len(rows):
             if not alive:
                 break

@@ -3,6 +3,7 @@
 `Engine` is what the rest of the house needs of a model that writes or scores; `TorchEngine` does both with transformers
 in this process. Its batches are sorted by length and bounded by padded tokens; neither changes results beyond rounding.
 """
+import copy
 import json
 import math
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tasks.opd import adapters
 from tasks.opd.canary import digests_of
 from tasks.opd.decoding import Completion, decode
 from tasks.opd.errors import EngineError, NonFinite
 from tasks.opd.heads import Head, head_of, hidden_states, load_model, vocabulary_size
+from tasks.opd.session import identity
 
 CHUNK_LOGITS = 2**25      # logits alive at once while scoring: 128 MiB in float32
 NOT_ARCHITECTURE = {"transformers_version", "dtype", "torch_dtype", "use_cache"}
@@ -55,7 +58,10 @@ class Engine(Protocol):
 
     def generate(self, prompts: list[list[int]], sampling: dict, seeds: list[int], *,
                  progress=None) -> list[Completion]:
-        """One completion a prompt, from its seed, under `sampling`: temperature, top_p, top_k, max_new_tokens."""
+        """One completion a prompt, from its seed, under `sampling`: temperature, top_p, top_k, max_new_tokens.
+
+        `progress.update(n, tokens=t)` hears of n completions more, and of t tokens.
+        """
 
     def score(self, prompts: list[list[int]], completions: list[list[int]], want: Want, *, temperature: float = 1.0,
               progress=None) -> list[Signal]:
@@ -120,6 +126,11 @@ def copy_weights(folder: Path, model) -> bool:
     return True
 
 
+def tail_of(logprobs: Tensor) -> Tensor:
+    """Log of the mass [T] that log-probabilities [T, K] leave to all other tokens; never log 0."""
+    return torch.log(-torch.expm1(logprobs.logsumexp(-1).clamp(max=-1e-7)))
+
+
 def columns(head: Head, hidden: Tensor, ids: Tensor, want: Want, temperature: float) -> dict[str, Tensor]:
     """The columns of n tokens from their hidden states [n, d] and ids [n]; an id outside the vocabulary is -inf."""
     out: dict[str, Tensor] = {}
@@ -132,15 +143,22 @@ def columns(head: Head, hidden: Tensor, ids: Tensor, want: Want, temperature: fl
         out["sampled"] = picked.masked_fill(~inside, -torch.inf)
     if want.top_k:
         out["logprobs"], out["ids"] = logprobs.topk(min(want.top_k, head.num_valid))
-        covered = out["logprobs"].logsumexp(-1).clamp(max=-1e-7)  # at a mass of 1 the tail would be log 0
-        out["tail"] = torch.log(-torch.expm1(covered))
+        out["tail"] = tail_of(out["logprobs"])
     if want.entropy:
         out["entropy"] = torch.special.entr(logprobs.exp()).sum(-1)
     return out
 
 
+def base_identity(folder: Path) -> tuple:
+    """Tells the base model of a folder, which is the folder itself without an adapter."""
+    return identity(adapters.base_of(folder) or folder)
+
+
 class TorchEngine:
-    """A transformers model in this process. Scoring takes the head in float32 at least: bfloat16 hurts there most."""
+    """A transformers model in this process. Scoring takes the head in float32 at least: bfloat16 hurts there most.
+
+    Engines may share the tensors of a base model (`twin`), each with an adapter of its own or none.
+    """
 
     def __init__(self, folder: Path, dtype: str = "float32", batch_tokens: int = 65536,
                  device: str | torch.device | None = None):
@@ -149,17 +167,31 @@ class TorchEngine:
         self._build(Path(folder))
 
     def _build(self, folder: Path) -> None:
-        self.model = load_model(folder, self.dtype, self.device)
+        self.model, self.shared = load_model(folder, self.dtype, self.device), False
         self._adopt(folder)
 
     def _adopt(self, folder: Path) -> None:
         """What goes with the weights of a folder."""
-        self.folder = folder
+        self.folder, self.base = folder, base_identity(folder)
         self.architecture, self.eos_ids = architecture(folder), eos_ids_of(folder, self.model)
         num_valid = vocabulary_size(folder) if (folder / "tokenizer.json").exists() else None
         self.head = head_of(self.model, num_valid)
         self.vocabulary = self.head.num_valid
         self.scoring_head: Head | None = None
+
+    def twin(self, folder: Path) -> "TorchEngine | None":
+        """Another engine, on the tensors that this one holds of the base model; None for a folder on another base."""
+        if self.base != base_identity(folder):
+            return None
+        other, self.shared = copy.copy(self), True
+        other.shared, other.model = True, adapters.without(self.model)
+        other._dress(folder)
+        return other
+
+    def _dress(self, folder: Path) -> None:
+        """Take a folder's adapter, or put off the one there is; the base stays."""
+        self.model = adapters.load(self.model, folder) if adapters.is_adapter(folder) else adapters.without(self.model)
+        self._adopt(folder)
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], sampling: dict, seeds: list[int], *,
@@ -191,7 +223,7 @@ class TorchEngine:
             for place, i in enumerate(batch):  # cloned, for tensors of inference mode cannot meet a gradient
                 signals[i] = Signal(**{name: columns[place].clone() for name, columns in parts.items()})
             if progress is not None:
-                progress.update(len(batch))
+                progress.update(len(batch), tokens=sum(len(completions[i]) for i in batch))
         return [signals[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
@@ -219,13 +251,15 @@ class TorchEngine:
     def load(self, folder: Path) -> dict[str, str]:
         """Copy the weights of a folder into the tensors there are; a model of another shape is built anew."""
         folder = Path(folder)
-        same = architecture(folder) == self.architecture
-        if same and copy_weights(folder, self.model):
+        alone = not (adapters.is_adapter(folder) or self.shared or adapters.config_of(self.model))
+        if not alone and base_identity(folder) == self.base:
+            self._dress(folder)
+        elif alone and architecture(folder) == self.architecture and copy_weights(folder, self.model):
             self._adopt(folder)
         else:
             self.close()
             self._build(folder)
-        return digests_of(self.model.state_dict().items())
+        return digests_of(adapters.tensors_of(self.model))
 
     def capabilities(self) -> Capabilities:
         """Everything."""
@@ -237,7 +271,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Drop the model; only `load` may follow."""
-        self.model = self.head = self.scoring_head = None
+        self.model = self.base = self.head = self.scoring_head = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

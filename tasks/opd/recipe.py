@@ -175,6 +175,14 @@ class Loss(Model):
         1.0, "Loss temperature", "Divides student and teacher logits in the loss; no tau^2.", gt=0)
 
 
+class Lora(Model):
+    """A small adapter that learns in place of the weights. It has no dropout: old log-probabilities must repeat."""
+    rank: int = setting(16, "Rank", "Columns of B and rows of A, beside each matrix.", ge=1)
+    alpha: float = setting(32.0, "Alpha", "The adapter's output counts alpha / rank.", gt=0)
+    targets: list[str] = setting(
+        [], "Targets", "Names of linear layers, q_proj for example; empty: all of the body.")
+
+
 class Train(Model):
     """The optimizer and its memory."""
     learning_rate: float = setting(1e-5, "Learning rate", "Peak learning rate of AdamW.", gt=0, le=1)
@@ -194,6 +202,7 @@ class Train(Model):
     autocast: Literal["auto", "off", "bfloat16"] = setting(
         "auto", "Autocast", "bfloat16 compute over float32 master weights.")
     gradient_checkpointing: bool = setting(False, "Recompute", "Recompute activations in the backward pass.")
+    lora: Lora | None = setting(None, "LoRA", "Learn an adapter over frozen weights; null: all weights learn.")
     trained_tokens: int = setting(
         0, "Token budget", "Stop after this many trained tokens, the last batch cut to fit; 0: after all rounds.", ge=0)
 
@@ -216,11 +225,6 @@ class Engine(Model):
         0.4, "Memory share", "Of a GPU's memory that a vLLM engine takes; on a CPU batch_tokens decides.", gt=0, lt=1)
     patience_seconds: int = setting(
         1800, "Patience", "Seconds without progress after which a worker counts as hung.", ge=1)
-
-    def settings(self, use: Literal["write", "score"]) -> dict[str, Any]:
-        """What a stage is told of the engine that writes its completions, or scores them."""
-        name = "torch" if use == "score" and self.scores == "torch" else self.name
-        return self.model_dump(mode="json", exclude={"scores", "patience_seconds"}) | {"name": name}
 
 
 class Patch(Model):
@@ -260,6 +264,12 @@ class Recipe(Model):
         if len(set(names)) != len(names):
             raise ValueError(f"benchmark names must differ, got {names}")
         return value
+
+    def engine_for(self, use: Literal["write", "score"]) -> dict[str, Any]:
+        """What a stage is told of the engine that writes its completions, or scores them."""
+        name = "torch" if use == "score" and self.engine.scores == "torch" else self.engine.name
+        told = self.engine.model_dump(mode="json", exclude={"scores", "patience_seconds"})
+        return told | {"name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0}
 
     def at(self, round_index: int) -> "Recipe":
         """This recipe with the schedule's settings of all patches up to `round_index` applied."""

@@ -11,7 +11,9 @@ from typing import Annotated
 from pydantic import Field
 
 from tasks.opd.errors import DataError
+from tasks.opd.interleaving import relay, skd
 from tasks.opd.records import Quarantined, Rollout, read_rows, write_rows
+from tasks.opd.rewriting import trd
 from tasks.opd.writers import Engines
 
 
@@ -32,7 +34,8 @@ def cut(rollout: Rollout, tokens: int) -> Rollout:
         reward=None, feedback=None)
 
 
-REFINERS = {"truncate": truncate}
+REFINERS = {"truncate": truncate, "trd": trd, "skd": skd, "relay": relay}
+BY_TEACHER = frozenset({"trd", "skd", "relay"})  # these ask the teacher
 
 
 def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:

@@ -1,16 +1,18 @@
 """What a worker keeps between stages: engines with their weights loaded, and the training state. No torch at import."""
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tasks.opd import metrics
+from tasks.opd.progress import Progress
 
 
 class Session:
     """Engines by role, resident training state, metrics and progress bars. A context manager: leaving it closes all."""
 
     def __init__(self):
+        self.report: Callable[[dict], None] | None = None  # hears of progress too, see `progress`
         self.trainer: Any | None = None  # owned by training
         self._engines: dict[tuple, tuple[Any, str, tuple]] = {}  # (role, name) -> engine, dtype, whose weights it has
 
@@ -19,7 +21,8 @@ class Session:
 
         Engines are kept: the same folder is reused as it is, another folder is loaded in place and must then be what
         the engine holds (see `canary`). settings holds name ("torch" or "vllm"), dtype and batch_tokens; a role may
-        have one engine of each name, and another dtype makes a new one. Raises: EngineError when weights are stale.
+        have one engine of each name, and another dtype makes a new one. Roles whose models stand on one base share it
+        where the engine can (`twin`). Raises: EngineError when weights are stale.
         """
         from tasks.opd.canary import check_canary, check_digests
         key, dtype, weights = (role, settings["name"]), settings["dtype"], identity(folder)
@@ -29,7 +32,7 @@ class Session:
             engine.close()
             engine = None
         if engine is None:
-            engine = open_engine(folder, settings)
+            engine = self._twin(Path(folder), settings) or open_engine(folder, settings)
         elif old_weights != weights:
             self._engines[key] = engine, dtype, None  # whatever a failed load leaves behind is not those weights
             check_digests(engine.load(Path(folder)), Path(folder), dtype)
@@ -38,6 +41,14 @@ class Session:
             engine.batch_tokens = settings["batch_tokens"]
         self._engines[key] = engine, dtype, weights
         return engine
+
+    def _twin(self, folder: Path, settings: dict):
+        """An engine on the base model that the engine of another role holds already; None where there is none."""
+        for (_, name), (engine, dtype, weights) in self._engines.items():
+            alike = (name, dtype) == (settings["name"], settings["dtype"]) and weights and hasattr(engine, "twin")
+            if alike and (twin := engine.twin(folder)):
+                return twin
+        return None
 
     def rest(self) -> None:
         """All engines leave the device to who trains, where they can."""
@@ -48,13 +59,9 @@ class Session:
         """Append points to the metrics of the stage that writes to `out`."""
         metrics.append(Path(out) / metrics.FILE, step, values)
 
-    def progress(self, total: int, label: str, unit: str):
+    def progress(self, total: int | None, label: str, unit: str) -> Progress:
         """A bar with ETA on stderr, shown after two seconds; use it with `with`, and call `.update(n)`."""
-        from tqdm import tqdm
-        columns = int(os.environ.get("COLUMNS") or 0)  # set by the flow when a person is watching
-        silent = os.environ.get("OPD_PROGRESS") == "0"
-        return tqdm(total=total, desc=label, unit=f" {unit}", file=sys.stderr, delay=2, leave=False, disable=silent,
-                    ncols=columns or 100, ascii=not columns, mininterval=0.5 if columns else 10)
+        return Progress(total, label, unit, self.report)
 
     def close(self) -> None:
         """Close all engines and drop the training state; the session can be used again."""
@@ -86,5 +93,6 @@ def open_engine(folder: Path, settings: dict):
         return TorchEngine(Path(folder), **options)
     if settings["name"] == "vllm":
         from tasks.opd.vllm_engine import VllmEngine
-        return VllmEngine(Path(folder), **options, memory_share=settings.get("memory_share"))
+        return VllmEngine(Path(folder), **options, memory_share=settings.get("memory_share"),
+                          lora_rank=settings.get("lora_rank", 0))
     raise ValueError(f"engine name is {settings['name']!r}; allowed: torch, vllm")

@@ -20,6 +20,7 @@ from tasks.opd.errors import RecipeError
 from tasks.opd.recipe import Slot, Writer
 
 ROOT = Path(__file__).resolve().parent  # where the slots' modules lie
+SECRETS = {"key", "api_key", "token", "secret", "password", "urls", "url"}  # what stands there is never shown
 MANY = 24                               # more names than this are not all listed in a message
 UNSET = object()                        # a problem without a value; a parameter without a default
 
@@ -52,7 +53,8 @@ class Problem(NamedTuple):
     value: Any = UNSET
 
     def __str__(self) -> str:
-        value = "" if self.value is UNSET else f" = {shown(self.value)}"
+        hidden = self.value is UNSET or not SECRETS.isdisjoint(self.key.split("."))
+        value = "" if hidden else f" = {shown(self.value)}"
         return f"{self.key}{value}: {self.message}"
 
 

@@ -1,4 +1,7 @@
-"""The resident training state: float32 master weights, AdamW, moving average, step; saved and resumed exactly."""
+"""The resident training state: float32 master weights, AdamW, moving average, step; saved and resumed exactly.
+
+With `train.lora` only the adapter learns: optimizer state, moving average and checkpoints are the adapter's alone.
+"""
 import json
 import math
 import shutil
@@ -9,8 +12,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from tasks.opd import adapters
 from tasks.opd.artifacts import fingerprint_of, model_folder
 from tasks.opd.canary import CANARY, DIGESTS, write_digests
+from tasks.opd.errors import DataError
 from tasks.opd.heads import load_model
 
 COUNTERS = ("step", "tokens_seen", "teacher_tokens", "sampled_tokens")
@@ -21,12 +26,13 @@ class Trainer:
     """What a student needs to go on learning. `source` tells the artifact whose state this is."""
     model: torch.nn.Module
     optimizer: torch.optim.AdamW
-    average: dict[str, torch.Tensor] | None     # exponential moving average of the weights, by name
+    average: dict[str, torch.Tensor] | None     # exponential moving average of the weights that learn, by name
     step: int                                   # optimizer steps so far
     tokens_seen: int                            # tokens trained on so far
     teacher_tokens: int                         # tokens scored by teachers so far
     sampled_tokens: int                         # tokens written by the student so far
     source: tuple[str, int]
+    base: dict | None = None                    # the artifact an adapter stands on: kind, fingerprint, digest
 
     @property
     def device(self) -> torch.device:
@@ -48,31 +54,58 @@ def new_optimizer(model: torch.nn.Module, train: dict) -> torch.optim.AdamW:
                              eps=train["epsilon"])
 
 
-def resume(folder: Path, train: dict, ema_decay: float | None, dtype: torch.dtype = torch.float32) -> Trainer:
-    """The state saved in an artifact folder; a folder without `trainer.json` is a model before its first step."""
+def resume(folder: Path, train: dict, ema_decay: float | None, seed: int = 0,
+           dtype: torch.dtype = torch.float32) -> Trainer:
+    """The state saved in an artifact folder; a folder without `trainer.json` is a model before its first step.
+
+    Raises: DataError when train.lora does not go with what is there.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(model_folder(folder), dtype, device)
+    model = trainable(folder, train["lora"], seed, dtype).to(device)
     if train["gradient_checkpointing"]:
         model.gradient_checkpointing_enable()
         model.train()
     optimizer = new_optimizer(model, train)
     trainer = Trainer(model=model, optimizer=optimizer, average=None, source=identity(folder),
-                      **dict.fromkeys(COUNTERS, 0))
+                      base=adapters.base_named(folder) if train["lora"] else None, **dict.fromkeys(COUNTERS, 0))
     if (folder / "trainer.json").exists():
         load_state(trainer, folder)
     if ema_decay is not None:
-        start = load_model(folder / "ema", dtype, device) if (folder / "ema").exists() else model
-        trainer.average = {name: value.detach().clone() for name, value in start.named_parameters()}
+        start = saved_average(folder, dtype) or adapters.learning(model)
+        trainer.average = {name: value.detach().clone().to(device) for name, value in start.items()}
     return trainer
+
+
+def trainable(folder: Path, lora: dict | None, seed: int, dtype: torch.dtype) -> torch.nn.Module:
+    """The model of an artifact folder on the CPU, with its adapter, or a new one where the recipe asks for one."""
+    place = model_folder(folder)
+    found = adapters.settings_of(place) if adapters.is_adapter(place) else None
+    if found or (folder / "trainer.json").exists():
+        asked = lora and {**lora, "targets": sorted(lora["targets"]) or (found or lora)["targets"]}
+        if asked != found:
+            raise DataError(f"train.lora is {lora}, but the student in {folder} has {found or 'no adapter'}: what "
+                            "learns stays the same from the first round on; set train.lora so, or begin anew")
+        return load_model(place, dtype)
+    model = load_model(place, dtype)
+    if lora:
+        adapters.attach(model, lora, seed)
+    return model
+
+
+def saved_average(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor] | None:
+    """The moving average in an artifact folder, by the names of the parameters; None where there is none."""
+    if adapters.is_adapter(folder / "ema"):
+        return {name: value.to(dtype) for name, value in adapters.read(folder / "ema").items()}
+    return adapters.learning(load_model(folder / "ema", dtype)) if (folder / "ema").exists() else None
 
 
 def save(trainer: Trainer, out: Path, origin: Path) -> None:
     """Write model/, the trainer's state and, with a moving average, ema/; the tokenizer's files come from `origin`."""
-    save_model(trainer.model, out / "model", origin)
+    save_model(trainer, out / "model", origin)
     if trainer.average is not None:
-        kept = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+        kept = {name: p.detach().clone() for name, p in adapters.learning(trainer.model).items()}
         assign(trainer.model, trainer.average)
-        save_model(trainer.model, out / "ema", origin)
+        save_model(trainer, out / "ema", origin)
         assign(trainer.model, kept)
     save_state(trainer, out)
 
@@ -98,10 +131,13 @@ def load_state(trainer: Trainer, folder: Path) -> None:
         setattr(trainer, name, value)
 
 
-def save_model(model: torch.nn.Module, folder: Path, origin: Path) -> None:
-    """A Hugging Face safetensors folder, with the tokenizer's files of `origin`."""
-    model.save_pretrained(folder, safe_serialization=True)
-    write_digests(model, folder)
+def save_model(trainer: Trainer, folder: Path, origin: Path) -> None:
+    """A Hugging Face safetensors folder, or peft's of an adapter, with the tokenizer's files of `origin`."""
+    if trainer.base is None:
+        trainer.model.save_pretrained(folder, safe_serialization=True)
+    else:
+        adapters.save(trainer.model, folder, trainer.base)
+    write_digests(trainer.model, folder)
     for file in origin.iterdir():
         if (file.is_file() and not (folder / file.name).exists() and ".safetensors" not in file.name
                 and file.name not in (DIGESTS, CANARY)):
@@ -110,15 +146,15 @@ def save_model(model: torch.nn.Module, folder: Path, origin: Path) -> None:
 
 @torch.no_grad()
 def assign(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> None:
-    """Copy tensors into the model's parameters, by name."""
-    for name, parameter in model.named_parameters():
+    """Copy tensors into the model's parameters that learn, by name."""
+    for name, parameter in adapters.learning(model).items():
         parameter.copy_(values[name])
 
 
 @torch.no_grad()
 def update_average(trainer: Trainer, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * weights."""
-    for name, parameter in trainer.model.named_parameters():
+    """average <- decay * average + (1 - decay) * weights that learn."""
+    for name, parameter in adapters.learning(trainer.model).items():
         trainer.average[name].mul_(decay).add_(parameter, alpha=1 - decay)
 
 

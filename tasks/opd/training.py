@@ -4,6 +4,7 @@ A step forwards the body over micro-batches, then the head over chunks of the to
 back-propagated at once into the hidden states, so that one chunk of full-vocabulary logits lives at a time.
 Coefficients carry the denominators of the whole optimizer batch (see `losses`), so gradients simply add up.
 """
+import itertools
 import math
 import time
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tasks.opd.adapters import learning
 from tasks.opd.artifacts import model_folder
 from tasks.opd.batches import optimizer_batches
 from tasks.opd.canary import write_canary
@@ -26,7 +28,7 @@ from tasks.opd.scored import ScoredSet, read_scored
 from tasks.opd.terms import Prepared, Term, bind_terms, prepare
 from tasks.opd.trainer import Trainer, identity, learning_rate, resume, save, update_average
 
-CANARY_ROLLOUTS, CANARY_TOKENS = 4, 64
+CANARY_TOKENS = 1024  # of the longest completions: in bfloat16 a hundred are too few for a mean
 
 
 def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], coefficient: Tensor, batch: list[int],
@@ -98,8 +100,8 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
         log(trainer.step, {"train/loss_nats": loss, "train/grad_norm": norm, "train/learning_rate": rate,
                            "train/tokens_seen": trainer.tokens_seen, "train/step_seconds": time.monotonic() - started,
                            **{f"train/{key}": value for key, value in stats.means().items()}})
-        bar.update(1)
-    for name, parameter in trainer.model.named_parameters():
+        bar.update(1, tokens=tokens)
+    for name, parameter in learning(trainer.model).items():
         if not torch.isfinite(parameter).all():
             raise NonFinite(f"the weights of {name} are not finite after step {trainer.step - 1}; they are not kept, "
                             "the last checkpoint stands: lower train.learning_rate or train.weight_decay")
@@ -131,21 +133,28 @@ def step(trainer: Trainer, train: dict, rate: float, ema_decay: float | None) ->
 
 
 def sing(model, rollouts: list[Rollout], spec: dict, folder: Path) -> None:
-    """The canary of the weights just saved: what they make of the first tokens of a few rollouts."""
-    short = [replace(r, token_ids=r.token_ids[:CANARY_TOKENS], logprobs=r.logprobs[:CANARY_TOKENS],
-                     author=r.author[:CANARY_TOKENS]) for r in rollouts]
-    columns = columns_of(short)
-    forward = Forward(model, short, columns, {**spec, "loss": {"temperature": 1.0}})
-    known = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
-    write_canary(folder, [r.prompt_token_ids for r in short], [r.token_ids for r in short],
-                 [part.tolist() for part in known.split(columns.lengths.tolist())])
+    """The canary of the weights just saved: what they make of the round's longest completions, up to CANARY_TOKENS."""
+    by_length = sorted(rollouts, key=lambda r: -len(r.token_ids))
+    before = itertools.accumulate((len(r.token_ids) for r in by_length), initial=0)
+    known = [cut_to(r, CANARY_TOKENS - n) for r, n in zip(by_length, before) if n < CANARY_TOKENS]
+    columns = columns_of(known)
+    forward = Forward(model, known, columns, {**spec, "loss": {"temperature": 1.0}})
+    logprobs = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
+    write_canary(folder, [r.prompt_token_ids for r in known], [r.token_ids for r in known],
+                 [part.tolist() for part in logprobs.split(columns.lengths.tolist())])
+
+
+def cut_to(rollout: Rollout, tokens: int) -> Rollout:
+    """The rollout with its first tokens only."""
+    return replace(rollout, token_ids=rollout.token_ids[:tokens], logprobs=rollout.logprobs[:tokens],
+                   author=rollout.author[:tokens])
 
 
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
     trainer = session.trainer
     if trainer is None or trainer.source != identity(inputs["student"]):
-        session.trainer = trainer = resume(inputs["student"], spec["train"], spec["ema_decay"])
+        session.trainer = trainer = resume(inputs["student"], spec["train"], spec["ema_decay"], spec["seed"])
     session.trainer = None                      # while it changes it is nobody's state
     torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round
     origin = model_folder(inputs["student"])
@@ -154,7 +163,9 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
     trainer.teacher_tokens += sum(len(r.token_ids) for signal in scored.signals.values()
                                   for r, s in zip(scored.rollouts, signal) if s is not None)
     trainer.sampled_tokens += sum(r.author.count(STUDENT) for r in scored.rollouts)
-    with session.progress(total=None, label=f"train round {spec['round'] + 1}/{spec['rounds']}", unit="step") as bar:
+    batch = spec["train"]["batch_rollouts"] or len(scored.rollouts)
+    steps = spec["train"]["epochs"] * math.ceil(len(scored.rollouts) / batch)
+    with session.progress(steps, f"train round {spec['round'] + 1}/{spec['rounds']}", "steps") as bar:
         try:
             counts = train_round(trainer, scored, spec, special_ids(origin),
                                  lambda at, values: session.log(out, at, values), bar)
@@ -162,7 +173,7 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
             raise NonFinite(f"round {spec['round']}: {error}. It started from {inputs['student']}") from error
     session.log(out, trainer.step, {"train/teacher_tokens": trainer.teacher_tokens})
     save(trainer, out, origin)
-    sing(trainer.model, scored.rollouts[:CANARY_ROLLOUTS], spec, out / "model")
+    sing(trainer.model, scored.rollouts, spec, out / "model")
     trainer.source = identity(out)
     session.trainer = trainer
     return {**counts, "step": trainer.step, "tokens_seen": trainer.tokens_seen,

@@ -1,8 +1,9 @@
 """The worker: makes stages' files, one command after another, keeping engines and training state between them.
 
 `python -m tasks.opd.worker --socket PATH` takes JSON lines {stage, spec, inputs, out} from a Unix socket and answers
-{ok, counts} or {ok: false, error, message, traceback}; `--once FILE` runs the one command in a file. No torch
-is imported before a stage needs it.
+{ok, counts} or {ok: false, error, message, traceback}, after lines {progress: {label, done, total, unit, seconds,
+tokens}} at most once a second while it works; `--once FILE` runs the one command in a file. No torch is imported before
+a stage needs it.
 """
 import argparse
 import importlib
@@ -13,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from tasks.opd.disk import disk_error
-from tasks.opd.errors import ERRORS, EngineError, OpdError
+from tasks.opd.errors import ERRORS, EngineLost, OpdError
 from tasks.opd.fingerprints import canonical
 from tasks.opd.session import Session
 
@@ -28,6 +29,8 @@ STAGES = {
     "report": "benchmarks:evaluate",
     "preflight": "preflight:preflight",
 }  # stage -> module of tasks.opd, and the function in it
+SMALLER = ("lower engine.batch_tokens (generate, score), train.micro_batch_tokens or train.chunk_tokens (train): "
+           "none changes results beyond rounding")
 
 
 def entry_of(stage: str) -> tuple[str, str]:
@@ -44,8 +47,9 @@ def entry_of(stage: str) -> tuple[str, str]:
 def perform(command: dict, session: Session) -> dict:
     """Run one command {stage, spec, inputs, out} and return its counts.
 
-    Raises: OpdError as the stage raised it; DiskFull and EngineError for a full disk and for a lack of memory, however
-    a library says so; anything else unchanged. After an error the session is empty: nothing half-updated survives.
+    Raises: OpdError as the stage raised it; DiskFull for a full disk and EngineLost for a lack of memory or an engine
+    that died, however a library says so; anything else unchanged. After an error the session is empty: nothing
+    half-updated survives.
     """
     try:
         module, function = entry_of(command["stage"])
@@ -66,18 +70,26 @@ def actionable(error: Exception, command: dict) -> Exception:
     """The error a user can act on behind `error`; `error` itself when there is none."""
     if isinstance(error, OpdError):
         return error
-    return disk_error(error, Path(command["out"])) or memory_error(error, command["stage"]) or error
+    stage = command["stage"]
+    return disk_error(error, Path(command["out"])) or memory_error(error, stage) or engine_death(error, stage) or error
 
 
-def memory_error(error: Exception, stage: str) -> EngineError | None:
-    """EngineError with the way out when `error` is a lack of memory, on the host or on a device."""
+def memory_error(error: Exception, stage: str) -> EngineLost | None:
+    """EngineLost with the way out when `error` is a lack of memory, on the host or on a device."""
     text = str(error)
     lacking = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if not lacking and "out of memory" not in text.lower() and "can't allocate memory" not in text:
         return None
-    return EngineError(f"out of memory in stage {stage}: {text.splitlines()[0] if text else type(error).__name__}. "
-                       "Lower engine.batch_tokens (generating and scoring) or train.micro_batch_tokens (training); "
-                       "neither changes results beyond rounding")
+    return EngineLost(f"out of memory in stage {stage}: {text.splitlines()[0] if text else type(error).__name__}; "
+                      f"{SMALLER}")
+
+
+def engine_death(error: Exception, stage: str) -> EngineLost | None:
+    """EngineLost when `error` says that vLLM's engine, a process of its own, died or did not come up."""
+    if type(error).__name__ != "EngineDeadError" and "Engine core initialization failed" not in str(error):
+        return None
+    return EngineLost(f"the engine's process died in stage {stage}: {str(error).splitlines()[0]} Its last words are "
+                      f"in the worker's log. If memory was short, {SMALLER}")
 
 
 def answer(command: dict, session: Session) -> dict:
@@ -93,10 +105,12 @@ def answer(command: dict, session: Session) -> dict:
 def serve(path: str) -> None:
     """Answer the commands that come over a Unix socket until it is closed."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, Session() as session:
+        def send(line: dict) -> None:
+            connection.sendall((json.dumps(line) + "\n").encode())
         connection.connect(path)
+        session.report = lambda progress: send({"progress": progress})
         for line in connection.makefile("r", encoding="utf-8"):
-            reply = answer(json.loads(line), session)
-            connection.sendall((json.dumps(reply) + "\n").encode())
+            send(answer(json.loads(line), session))
 
 
 def main() -> int:

@@ -58,7 +58,7 @@ class Engines:
         """The teacher's engine. Raises DataError when the stage was given no teacher."""
         return self.engine("teacher")
 
-    def engine(self, name: str, **changed):
+    def engine(self, name: str, /, **changed):
         """The engine of `student` or `teacher`, with other settings than the stage's where `changed` says so."""
         if name not in self.inputs:
             raise DataError(f"the {name} is asked for, but the stage was given none; give it the input `{name}`")

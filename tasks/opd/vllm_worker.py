@@ -1,0 +1,84 @@
+"""What vLLM's worker learns of us: to read its own weights, and to leave out what names no token. Imports no vLLM.
+
+A linear layer's kernel may keep its matrix in a layout of its own (a CPU's does, and drops the plain one), so columns
+are read by asking for the images of unit vectors, which are exact.
+"""
+import math
+
+import torch
+from torch import Tensor
+
+from tasks.opd.canary import columns_hashed, digest, elements
+
+
+class Inspection:
+    """What vLLM's worker learns: to read its weights under the names they were saved by, and what pads the vocabulary.
+
+    Its methods are called by name, so that they reach a worker in another process too.
+    """
+
+    def prepare_logits(self, num_valid: int) -> None:
+        """Logits of ids that name no token are -inf from now on: never drawn, and not in the normaliser.
+
+        No adapter here lies over the head, for which vLLM makes room all the same and then cannot score prompts.
+        """
+        model = self.model_runner.get_model()
+        model.logits_processor = getattr(model.logits_processor, "base_layer", model.logits_processor)
+
+        def cut(module, inputs, logits):
+            return logits if logits is None else logits.index_fill_(
+                -1, torch.arange(num_valid, logits.shape[-1], device=logits.device), -math.inf)
+        model.logits_processor.register_forward_hook(cut)
+
+    def pack_heads(self) -> None:
+        """Give the head's kernel the head's weights again: a head tied to the embedding is not among what is loaded."""
+        for module in self.model_runner.get_model().modules():
+            if is_head(module):
+                module.quant_method.process_weights_after_loading(module)
+
+    def weight_digests(self) -> dict[str, str]:
+        """Name -> digest of every tensor whose place is known. See `canary`."""
+        model = self.model_runner.get_model()
+        found: dict[str, str] = {}
+        for name, module in model.named_modules():
+            if name.endswith("base_layer"):  # what an adapter lies over: looked at by its own name
+                continue
+            found |= {known: digest(fixed) for known, fixed in
+                      module_elements(name, getattr(module, "base_layer", module), model.packed_modules_mapping)}
+        return found
+
+
+def is_head(module) -> bool:
+    """Whether a module is what makes logits."""
+    return type(module).__name__ == "ParallelLMHead"
+
+
+def module_elements(name: str, module, packed: dict[str, list[str]]):
+    """(saved name, fixed elements) of the tensors that a module holds itself; `packed`: a fused layer -> its parts."""
+    own = {key: value for key, value in module.named_parameters(recurse=False) if value.numel()}
+    above, leaf = name.rpartition(".")[::2]
+    parts, sizes = [name], None
+    if is_head(module):
+        parts, sizes = [name], [module.org_vocab_size]  # without the rows vLLM pads to
+        yield f"{name}.weight", images(module, module.embedding_dim)[:module.org_vocab_size]
+    elif "weight" in own and hasattr(module, "org_vocab_size"):  # the embedding
+        sizes = [module.org_vocab_size]
+        yield f"{name}.weight", elements(own["weight"][:module.org_vocab_size])
+    elif hasattr(module, "input_size"):  # a linear layer
+        parts = [f"{above}.{part}" for part in packed.get(leaf, [leaf])]
+        sizes = getattr(module, "output_partition_sizes", None) or [module.output_size]
+        yield from zip((f"{part}.weight" for part in parts), images(module, module.input_size).split(sizes))
+    for key, value in own.items():
+        if sizes and key == "bias":
+            yield from zip((f"{part}.bias" for part in parts), value[:sum(sizes)].split(sizes))
+        elif not (sizes and key == "weight"):
+            yield f"{name}.{key}", elements(value)
+
+
+@torch.inference_mode()
+def images(module, width: int) -> Tensor:
+    """The hashed columns [outputs, COLUMNS] of a layer's matrix, as its kernel multiplies by them."""
+    columns, like = columns_hashed(width), next(module.parameters())
+    units = torch.zeros(len(columns), width, dtype=like.dtype, device=like.device)
+    units[torch.arange(len(columns)), columns] = 1
+    return module.quant_method.apply(module, units, None).T

@@ -1,0 +1,345 @@
+"""SKD and relays: the law of what is emitted, by enumeration; its limits; what drafts may not change."""
+import itertools
+import math
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import rollout
+from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+
+from tasks.opd import interleaving, slots
+from tasks.opd.decoding import law, nucleus, uniforms_of
+from tasks.opd.engines import TorchEngine, Want
+from tasks.opd.errors import DataError
+from tasks.opd.interleaving import relay, skd
+from tasks.opd.records import DATASET, STUDENT, TEACHER, derive_seed
+from tasks.opd.refiners import REFINERS
+from tasks.opd.sequences import Sequences
+from tasks.opd.session import Session
+from tasks.opd.writers import Engines
+from tests.small_llama import save_llama
+
+V, EOS, NEW = 60, 2, 24
+PROMPTS = [[5, 9, 11], [7], [20, 21, 22, 23, 24, 25, 26, 27], [5, 9, 11], [3, 4, 5, 6], [30, 31]]
+AS_SAID = 10**9                  # decays so slowly that k stays, and drafts are as long as they are said to be
+LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": NEW}
+
+
+def engines_of(folder, session, **sampling) -> Engines:
+    """A refiner's engines, of the models `student` and `teacher` in a folder, in float64."""
+    spec = {"round": 0, "seed": 7, "engine": {"name": "torch", "dtype": "float64", "batch_tokens": 65536},
+            "sampling": LAW | sampling}
+    return Engines({name: folder / name for name in ("student", "teacher")}, spec, session)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    home = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("student", "teacher")):
+        save_llama(home / name / "model", seed=seed)
+    return home
+
+
+@pytest.fixture
+def engines(folder):
+    with Session() as session:
+        yield engines_of(folder, session)
+
+
+def drafts(engines, prompts=PROMPTS, seed=0):
+    """The student's own rollouts."""
+    written = engines.engine("student", name="torch").generate(prompts, engines.sampling,
+                                                               [seed + i for i in range(len(prompts))])
+    return [replace(rollout(i, prompt, c.token_ids, logprobs=c.logprobs), finish_reason=c.finish_reason, reward=1.0)
+            for i, (prompt, c) in enumerate(zip(prompts, written))]
+
+
+def what(rollouts):
+    return [(r.rollout_id, r.token_ids, r.author, r.finish_reason) for r in rollouts]
+
+
+# ---- limits
+
+def test_with_k_the_whole_vocabulary_a_rollout_stays_itself(engines):
+    before = drafts(engines)
+    assert all(new is old for new, old in zip(skd(before, engines, k=V), before))
+    assert engines.report["accepted_share"] == 1.0 and engines.report["teacher_written_tokens"] == 0
+    assert engines.report["student_draft_tokens"] == 0 and engines.report["blocks_mean"] == 1.0
+
+
+@pytest.mark.parametrize("other", [{}, {"teacher_temperature": 0.5, "teacher_top_p": 0.7}])
+def test_with_k_zero_the_teacher_samples_as_it_does_alone(engines, other):
+    before = drafts(engines)
+    after = skd(before, engines, k=0, **other)
+    seeds = [derive_seed(7, 0, r.rollout_id, "teacher redraws") for r in before]
+    warped = {key.removeprefix("teacher_"): value for key, value in other.items()}
+    alone = engines.teacher.generate(PROMPTS, LAW | warped, seeds)
+    assert [r.token_ids for r in after] == [c.token_ids for c in alone]
+    for new, old, written in zip(after, before, alone):
+        assert set(new.author) == {TEACHER} and new.finish_reason == written.finish_reason
+        assert new.logprobs == pytest.approx(written.logprobs, abs=1e-9)
+        assert (new.rollout_id, new.parent, new.reward) == (f"{old.rollout_id}:skd", old.rollout_id, None)
+        assert (new.policy, new.origin, new.teacher_prompt_ids) == (old.policy, old.origin, None)
+    assert engines.report["accepted_share"] == 0.0
+
+
+def test_others_rollouts_pass_unchanged(engines):
+    theirs = [replace(r, author=[who] * len(r.author)) for r, who in zip(drafts(engines), (TEACHER, DATASET))]
+    assert skd(theirs, engines, k=0) == theirs and engines.report["accepted_share"] is None
+
+
+# ---- what drafts may not change
+
+@pytest.mark.parametrize(("refiner", "params"), [
+    (skd, {"k": 8}), (skd, {"k": 8, "decay_tokens": AS_SAID}),
+    (skd, {"k": 8, "teacher_temperature": 0.2, "teacher_top_p": 0.5}), (skd, {"k": 0}),
+    (relay, {"k": 8, "span": 3, "spans": 2, "within": 12})])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.5, "top_p": 0.5}])
+def test_the_length_of_drafts_changes_nothing(folder, refiner, params, sampling):
+    with Session() as session:
+        engines = engines_of(folder, session, **sampling)
+        before, told = drafts(engines, PROMPTS * 4), []
+        for draft_tokens in (1, 2, 5, 24, 256):
+            after = refiner(before, engines, draft_tokens=draft_tokens, **params)
+            told.append((what(after), engines.report["accepted_share"], engines.report["teacher_written_tokens"],
+                         pytest.approx([lp for r in after for lp in r.logprobs], abs=1e-9)))
+        for *same, logprobs in told[1:]:
+            assert same == list(told[0][:-1]) and logprobs == told[0][-1].expected
+        assert sum(r.parent is not None for r in after) > 12
+
+
+@pytest.mark.parametrize(("refiner", "params"), [(skd, {"k": 8}), (relay, {"k": 8, "span": 3})])
+def test_a_rollout_does_not_depend_on_its_neighbours(engines, refiner, params):
+    before = drafts(engines, PROMPTS * 2)
+    together = refiner(before, engines, **params)
+    alone = [refiner([r], engines, **params)[0] for r in before]
+    engines.spec["engine"]["batch_tokens"] = 80
+    small = refiner(before, engines, **params)
+    assert what(together) == what(alone) == what(small)
+
+
+def test_every_token_is_where_its_author_put_it(engines):
+    """Student's tokens are in the teacher's top k and have the student's law; teacher's have the teacher's."""
+    student, teacher, k = engines.student, engines.teacher, 8
+    rejected = 0
+    for r in skd(drafts(engines, PROMPTS * 4), engines, k=k, draft_tokens=3, teacher_temperature=0.7):
+        with torch.no_grad():
+            ids, after = torch.tensor([r.prompt_token_ids + r.token_ids]), slice(len(r.prompt_token_ids) - 1, -1)
+            ours, theirs = (engine.model(ids).logits[0, after, :V] for engine in (student, teacher))
+        for token, author, logprob, own, other in zip(r.token_ids, r.author, r.logprobs, ours, theirs):
+            assert author == TEACHER or token in other.topk(k).indices
+            expected = law(own[None]) if author == STUDENT else law(other[None], 0.7)
+            assert logprob == pytest.approx(expected[0, token].item(), abs=1e-9)
+            rejected += author == TEACHER
+        assert r.finish_reason == ("stop" if r.token_ids[-1] == EOS else "length") and EOS not in r.token_ids[:-1]
+        assert len(r.token_ids) == NEW or r.finish_reason == "stop"
+    assert rejected == engines.report["teacher_written_tokens"] > 50
+
+
+# ---- the emitted law
+
+def save_tiny(folder, seed):
+    """A model of four ids of which 0 ends; opinionated, float64 to the last operation."""
+    torch.manual_seed(seed)
+    GPT2LMHeadModel(GPT2Config(vocab_size=4, n_positions=16, n_embd=16, n_layer=1, n_head=2, initializer_range=0.6,
+                               bos_token_id=None, eos_token_id=0)).save_pretrained(folder)
+
+
+def emitted_law(laws, k: int, prefix: tuple, limit: int) -> dict[tuple, float]:
+    """pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v) at each prefix, multiplied out: completion -> probability."""
+    if prefix and prefix[-1] == 0 or len(prefix) == limit:
+        return {prefix: 1.0}
+    student, teacher, drawn = laws(prefix)
+    top = teacher.topk(k).indices.tolist()
+    rest, out = 1 - sum(student[v].item() for v in top), {}
+    for v in range(4):
+        share = (student[v].item() if v in top else 0.0) + rest * drawn[v].item()
+        out |= {ids: share * p for ids, p in emitted_law(laws, k, (*prefix, v), limit).items()}
+    return out
+
+
+@pytest.mark.parametrize(("k", "draft_tokens"), [(0, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2)])
+def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, k, draft_tokens):
+    """All outcomes of three draws of the student's and three of the teacher's, each with its probability.
+
+    In the loop a uniform is made to be the token itself; an outcome's probability is the product of what was drawn on
+    the way to what was emitted, and 1/4 for each draw that was not.
+    """
+    for seed, name in enumerate(("student", "teacher")):
+        save_tiny(tmp_path / name / "model", seed)
+    limit, warm = 3, {"teacher_temperature": 0.5, "teacher_top_p": 0.9}
+    scripts = list(itertools.product(range(4), repeat=2 * limit))
+    with Session() as session:
+        engines = engines_of(tmp_path, session, max_new_tokens=limit)
+        models = [engines.student.model, engines.teacher.model]
+
+        def laws(prefix):
+            with torch.no_grad():
+                ours, theirs = (model(torch.tensor([[1, *prefix]])).logits[0, -1] for model in models)
+            return ours.softmax(-1), theirs, law(theirs[None], 0.5, 0.9)[0].exp()
+        table = {prefix: laws(prefix) for n in range(limit) for prefix in itertools.product(range(4), repeat=n)}
+
+        raw = [(*s[:limit],) for s in scripts]                        # the first draft: the student's own draws
+        raw = [s[:s.index(0) + 1] if 0 in s else s for s in raw]
+        before = [replace(rollout(i, [1], list(s)), logprobs=[0.0] * len(s)) for i, s in enumerate(raw)]
+        grid = {STUDENT: [s[:limit] for s in scripts], TEACHER: [s[limit:] for s in scripts]}
+        order = iter([STUDENT, TEACHER])
+        monkeypatch.setattr(interleaving, "uniforms_of", lambda *_: torch.tensor(grid[next(order)]))
+        monkeypatch.setattr(interleaving, "draw", lambda logprobs, uniforms: uniforms)
+        after = skd(before, engines, k=k, draft_tokens=draft_tokens, decay_tokens=AS_SAID, **warm)
+
+    mass = Counter()
+    for script, new in zip(scripts, after):
+        probability = 4.0 ** -(2 * limit)
+        for t, author in enumerate(new.author):
+            student, _, drawn = table[tuple(new.token_ids[:t])]
+            probability *= 4 * student[script[t]].item()
+            probability *= 4 * drawn[script[limit + t]].item() if author == TEACHER else 1
+        mass[tuple(new.token_ids)] += probability
+    expected = emitted_law(lambda prefix: table[prefix], k, (), limit)
+    assert sum(mass.values()) == pytest.approx(1.0, abs=1e-12)
+    assert {ids: mass[ids] for ids in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_emitted_law_of_the_golden_vectors():
+    # student exp[1, .5, -.5, -1], teacher exp[2, -1, .3, .5], top 2 of the teacher = {0, 3}:
+    # accepted 0.5089 + 0.0689 = 0.5778; pi = [0.79897272, 0.01444153, 0.05299025, 0.1335955]
+    q, z = torch.tensor([1.0, 0.5, -0.5, -1.0]).softmax(-1), torch.tensor([2.0, -1.0, 0.3, 0.5])
+    law_of = emitted_law(lambda prefix: (q, z, z.softmax(-1)), 2, (), 1)
+    assert [law_of[v,] for v in range(4)] == pytest.approx([0.79897272, 0.01444153, 0.05299025, 0.1335955], abs=1e-6)
+
+
+def test_of_equals_with_the_kth_all_are_accepted(engines):
+    table = interleaving.Table.__new__(interleaving.Table)
+    table.engines, table.size = {TEACHER: engines.teacher}, V
+    hidden = torch.zeros(3, 64, dtype=torch.float64)                  # no head has a bias: all logits are 0
+    assert table.among(hidden, torch.tensor([3, 59, 60]), torch.tensor([1, 1, 1])).tolist() == [True, True, False]
+    assert not table.among(hidden[:1], torch.tensor([3]), torch.tensor([0])).any()
+
+
+def test_drafts_are_as_long_as_is_cheapest(engines):
+    table = interleaving.Table.__new__(interleaving.Table)
+    table.rule, table.teacher_steps = interleaving.Rule(k=8, draft_tokens=6, teacher_law={}), 1.5
+
+    def length_at(accepted):
+        table.counts = {"accepted": accepted, "proposed": 100}
+        return table.draft_tokens()
+    # at 0.55: 1 / 2.5 = 0.40, 1.55 / 3.5 = 0.443, 1.8525 / 4.5 = 0.412
+    assert [length_at(accepted) for accepted in (0, 55, 100)] == [1, 2, 6]
+    table.rule = interleaving.Rule(k=8, draft_tokens=6, teacher_law={}, decay_tokens=AS_SAID)
+    assert length_at(0) == 6
+
+
+# ---- decay
+
+def test_k_falls_as_in_the_authors_code(engines):
+    table = interleaving.Table.__new__(interleaving.Table)
+    table.blocks = torch.tensor([0, 1, 4, 8, 100])
+
+    def k_after(k, decay_tokens):
+        table.rule = interleaving.Rule(k=k, draft_tokens=5, teacher_law={}, decay_tokens=decay_tokens)
+        return table.k_of(torch.arange(5)).tolist()
+    assert k_after(25, 0) == [25] * 5 and k_after(0, 10) == [0] * 5
+    assert k_after(25, 100) == [25, 25, 24, 23, 1]                    # one less every fourth block
+    assert k_after(25, 10) == [25, 22, 13, 1, 1]                      # ceil(2.5) = 3 less every block
+    before = drafts(engines)
+    free, falling = (skd(before, engines, k=30, draft_tokens=1, decay_tokens=d) for d in (0, 15))
+    assert sum(r.author.count(TEACHER) for r in falling) > sum(r.author.count(TEACHER) for r in free)
+
+
+# ---- relay
+
+def test_the_teacher_writes_spans_early_and_few(engines):
+    params = {"k": 8, "span": 3, "spans": 2, "within": 10}
+    before = drafts(engines, PROMPTS * 4)
+    changed = 0
+    for new, old in zip(relay(before, engines, **params), before):
+        runs = [(who, [t for t, _ in run]) for who, run in
+                itertools.groupby(enumerate(new.author), key=lambda pair: pair[1])]
+        spans = [run for who, run in runs if who == TEACHER]
+        if not spans:
+            assert new is old
+            continue
+        changed += 1
+        assert sum(map(len, spans)) <= 6 and new.rollout_id == f"{old.rollout_id}:relay"
+        assert new.token_ids[:spans[0][0]] == old.token_ids[:spans[0][0]]
+        assert all(run[0] < 10 + 3 for run in spans)                  # two spans may touch
+        assert all(len(run) % 3 == 0 or run[-1] == len(new.token_ids) - 1 for run in spans)
+    assert changed > 12
+
+
+def test_a_relay_of_endless_spans_of_one_token_is_skd(engines):
+    before = drafts(engines, PROMPTS * 2)
+    ours = relay(before, engines, k=8, span=1, spans=10**6, within=10**6)
+    assert [r.token_ids for r in ours] == [r.token_ids for r in skd(before, engines, k=8)]
+
+
+def test_a_relay_of_an_endless_span_is_the_teachers_continuation(engines):
+    before = drafts(engines)
+    for new, old in zip(relay(before, engines, k=8, span=NEW, spans=1, within=NEW), before):
+        first = new.author.index(TEACHER) if TEACHER in new.author else len(new.author)
+        assert new.token_ids[:first] == old.token_ids[:first] and set(new.author[first:]) <= {TEACHER}
+
+
+# ---- caches
+
+def test_sequences_read_what_scoring_reads(folder, tmp_path):
+    """Hidden states of rows of different lengths, after some of them were read wrong and forgotten."""
+    torch.manual_seed(0)
+    MistralForCausalLM(MistralConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+                                     num_attention_heads=2, num_key_value_heads=1, sliding_window=6,
+                                     bos_token_id=None, eos_token_id=2, pad_token_id=None)).save_pretrained(tmp_path)
+    for place in (folder / "student" / "model", tmp_path):
+        engine = TorchEngine(place, "float64")
+        ids = torch.randint(3, V, (6, 20), generator=torch.Generator().manual_seed(0))
+        for row, prompt in enumerate(PROMPTS):
+            ids[row, :len(prompt)] = torch.tensor(prompt)
+        lengths = torch.tensor(list(map(len, PROMPTS)))
+        with torch.inference_mode():
+            sequences = Sequences(engine.model, PROMPTS)
+            wrong = ids.clone()
+            wrong[torch.arange(20) >= lengths[:, None]] = 3
+            sequences.read(wrong, torch.tensor([0, 2, 3]), lengths[[0, 2, 3]] + torch.tensor([5, 9, 1]))
+            sequences.forget(torch.arange(6), lengths)
+            sequences.keep(torch.tensor([0, 2, 4, 5]))
+            rows = torch.tensor([0, 2, 4, 5])
+            sequences.read(ids[rows], torch.arange(4), lengths[rows] + torch.tensor([1, 4, 2, 0]))
+            last = sequences.read(ids[rows], torch.arange(4), lengths[rows] + torch.tensor([7, 8, 6, 3]))[:, -1]
+        completions = [ids[r, lengths[r]:lengths[r] + n + 1].tolist() for r, n in zip(rows.tolist(), (7, 8, 6, 3))]
+        signals = engine.score([PROMPTS[r] for r in rows.tolist()], completions, Want(hidden=True))
+        assert torch.allclose(last, torch.stack([s.hidden[-1] for s in signals]), atol=1e-9, rtol=0)
+
+
+def test_a_nucleus_found_among_a_few_is_that_of_all():
+    logits = torch.randn(20, 200, generator=torch.Generator().manual_seed(0)).mul(3).round()  # many equals
+    for top_p in (0.1, 0.5, 0.9):
+        assert torch.equal(nucleus(logits, top_p, 40), nucleus(logits, top_p, 200))
+        kept = nucleus(logits, top_p, 200).isfinite()
+        mass = logits.softmax(-1)
+        assert ((mass * kept).sum(-1) >= top_p - 1e-6).all()
+        least = mass.masked_fill(~kept, math.inf).amin(-1)
+        assert ((mass * kept).sum(-1) - least < top_p + 1e-6).all()   # none too many
+    assert not torch.equal(nucleus(logits, 0.5), nucleus(logits, 0.9))
+
+
+def test_uniforms_of_student_and_teacher_differ():
+    seeds = [derive_seed(7, 0, "r0", who) for who in ("student drafts", "teacher redraws")]
+    assert not torch.equal(*uniforms_of(seeds, 4))
+
+
+# ---- the slot
+
+def test_a_teacher_behind_a_server_is_refused_with_the_way_out(folder, tmp_path):
+    (tmp_path / "teacher" / "model").mkdir(parents=True)
+    (tmp_path / "teacher" / "model" / "server.json").write_text("{}")
+    (tmp_path / "student").symlink_to(folder / "student")
+    with Session() as session, pytest.raises(DataError, match="lies in a folder"):
+        skd([], engines_of(tmp_path, session))
+
+
+def test_they_are_refiners_that_ask_for_the_teacher():
+    for name in ("skd", "relay"):
+        assert REFINERS[name] is {"skd": skd, "relay": relay}[name]
+        assert name in slots.constant("refiner", "BY_TEACHER", set()) and "k" in slots.signature("refiner", name)
