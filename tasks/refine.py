@@ -19,7 +19,7 @@ def refiners_ask_teacher(recipe: Recipe) -> bool:
 @task(cache_policy=NO_CACHE, task_run_name="refined-{round_index:04d}")
 def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact,
                     rollouts: Artifact, crew: Crew, round_index: int) -> Artifact:
-    """As many rollouts, repaired by the recipe's refiners in their order."""
+    """The rollouts that the recipe's refiners keep, repaired by them in their order."""
     spec = {"refiners": [slot.model_dump(mode="json") for slot in recipe.refine], "round": round_index,
             "seed": recipe.seed, "context_tokens": recipe.pair.context_tokens,
             "engine": recipe.engine_for("write"),

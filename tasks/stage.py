@@ -37,13 +37,11 @@ def run_stage(stage: str, spec: dict, inputs: Inputs, crew: Crew) -> Artifact:
     Raises: what the stage raises (OpdError with its exit code), DiskFull, EngineLost when the worker or its engine
     died, hung or ran out of memory twice.
     """
-    started = time.monotonic()
     inputs = {name: current(artifact) for name, artifact in inputs.items()}
     kind, fingerprint = kind_of(stage), fingerprint_of(stage, spec, inputs)
     crew.derivations[kind, fingerprint] = stage, spec, inputs
     artifact, reused = obtain(kind, fingerprint, crew)
     crew.reused += reused
-    crew.listener.stage_done(artifact, reused, time.monotonic() - started)
     return artifact
 
 

@@ -13,22 +13,18 @@ from tasks.workers import Crew
 EFFORT = {"micro_batch_tokens", "chunk_tokens"}  # may not change the result
 
 
-def autocast_of(recipe: Recipe) -> str:
-    """The precision the trainer computes in: the engine's, unless the recipe says otherwise."""
-    own = "bfloat16" if recipe.engine.dtype == "bfloat16" else "off"
-    return own if recipe.train.autocast == "auto" else recipe.train.autocast
-
-
 @task(cache_policy=NO_CACHE, task_run_name="checkpoint-{round_index:04d}")
 def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact, rollouts: Artifact,
                   scores: dict[str, Artifact], crew: Crew, round_index: int) -> Artifact:
     """The student after the round. Hidden states, which fill the disk, then go unless the recipe keeps them."""
     needs, teacher = asking.needs(recipe), recipe.teacher
     ema = slots.bind(teacher.refresh, "refresh").get("decay") if teacher.model == "self" else None
+    own = "bfloat16" if recipe.engine.dtype == "bfloat16" else "off"  # the precision the engine computes in
+    train = recipe.train.model_dump(mode="json", exclude=EFFORT)
     teaching = {name: teacher_of(recipe, name, models, student) for name in scores}
     spec = {"terms": asking.terms_of(recipe), "loss": recipe.loss.model_dump(mode="json"), "ema_decay": ema,
             "scored": {name: folder for name, (_, folder) in teaching.items()},
-            "train": recipe.train.model_dump(mode="json", exclude=EFFORT) | {"autocast": autocast_of(recipe)},
+            "train": train | ({"autocast": own} if train["autocast"] == "auto" else {}), "canary_autocast": own,
             "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds,
             "vocabulary": models["student"].counts["vocabulary"], "effort": recipe.train.model_dump(include=EFFORT),
             "completion_limit": recipe.rollout.sampling.max_new_tokens}

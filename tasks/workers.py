@@ -50,9 +50,6 @@ class Listener:
     def stage_progress(self, progress: dict) -> None:
         """A stage is at work: {label, done, total, unit, seconds, tokens}, about once a second."""
 
-    def stage_done(self, artifact: artifacts.Artifact, reused: bool, seconds: float) -> None:
-        """`artifact` is there."""
-
 
 class Crew(abc.ABC):
     """What the makers of a run share: memory of derivations, counts of what was made, a listener."""

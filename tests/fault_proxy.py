@@ -18,8 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tasks.opd.models import make_model
 from tasks.opd.session import Session
 
-FAULTS = ("500", "503", "429", "400", "hang", "drip", "reset", "truncated", "not_json", "nan", "null", "floor",
-          "positive", "short", "other_prompt", "empty", "echo_headers")
+FAULTS = ("500", "501", "503", "505", "429", "400", "hang", "drip", "reset", "truncated", "not_json", "nan", "null",
+          "floor", "positive", "short", "other_prompt", "empty", "abort", "echo_headers", "echo_late", "echo_number")
+BEFORE = ("500", "501", "503", "505", "429", "400", "echo_headers", "echo_late", "hang", "reset",
+          "not_json")  # of them, those for which nothing needs to be asked
 QUICK = {"timeout_seconds": 0.8, "patience_seconds": 6.0, "tries": 4, "backoff_seconds": 0.02, "concurrency": 8}
 
 
@@ -135,7 +137,7 @@ class FaultProxy(Listening):
                 self.after, mine = self.after - 1, False
             if mine:
                 self.left, self.fired = self.left - 1, self.fired + 1
-        if mine and self.fault in ("500", "503", "429", "400", "echo_headers", "hang", "reset", "not_json"):
+        if mine and self.fault in BEFORE:
             self.spoil_before(handler)
             return
         headers = {name: value for name, value in handler.headers.items() if name.lower() in (
@@ -164,6 +166,8 @@ class FaultProxy(Listening):
             send(handler, 200, b"<html>gateway</html>")
         elif self.fault == "echo_headers":
             send(handler, 400, json.dumps({"error": str(dict(handler.headers))}).encode())
+        elif self.fault == "echo_late":  # the key goes across the 300th character
+            send(handler, 400, b"x" * 280 + handler.headers["authorization"].encode())
         else:
             more = {"retry_after": self.retry_after} if self.retry_after else {}
             send(handler, int(self.fault), b'{"error": {"message": "on command"}}', **more)
@@ -183,15 +187,20 @@ class FaultProxy(Listening):
                     handler.wfile.flush()
                     time.sleep(0.02)
         else:
-            send(handler, 200, json.dumps(misshapen(json.loads(body), self.fault)).encode())
+            given = handler.headers.get("authorization", "")
+            send(handler, 200, json.dumps(misshapen(json.loads(body), self.fault, given)).encode())
 
 
-def misshapen(answer: dict, fault: str) -> dict:
+def misshapen(answer: dict, fault: str, given: str = "") -> dict:
     """An answer of /v1/completions with one thing wrong."""
     choice = answer["choices"][0]
     if fault == "empty":
         return {**answer, "choices": []}
-    if fault == "other_prompt":
+    if fault == "abort":
+        choice["finish_reason"] = "abort"
+    elif fault == "echo_number":             # what was given as a key stands where an id should
+        choice["prompt_logprobs"][-1] |= {given: {"logprob": -1.0}}
+    elif fault == "other_prompt":
         choice["prompt_token_ids"] = choice["prompt_token_ids"][1:]
     elif fault == "short" and choice["prompt_logprobs"]:
         choice["prompt_logprobs"].pop()
@@ -208,10 +217,15 @@ def misshapen(answer: dict, fault: str) -> dict:
 
 
 class FakeServer(Listening):
-    """Answers like vLLM's /v1/completions: log-probabilities are a hash of (salt, token, the one before)."""
+    """Answers like vLLM's /v1/completions: log-probabilities are a hash of (salt, token, the one before).
 
-    def __init__(self, vocabulary: int = 64, salt: str = "", max_top_k: int = 20, key: str = ""):
+    `padding` ids after the vocabulary have no spelling and are never written; `ends` writes nothing but the end.
+    """
+
+    def __init__(self, vocabulary: int = 64, salt: str = "", max_top_k: int = 20, key: str = "", padding: int = 0,
+                 ends: bool = False):
         self.vocabulary, self.salt, self.max_top_k, self.key = vocabulary, salt, max_top_k, key
+        self.padding, self.ends = padding, ends
         self.rows: dict[tuple[str, int], list[float]] = {}
         super().__init__()
 
@@ -219,7 +233,7 @@ class FakeServer(Listening):
         """Log-probabilities [V] of the token after `before`."""
         if (self.salt, before) not in self.rows:
             digest = hashlib.blake2b(f"{self.salt}:{before}".encode(), digest_size=64).digest()
-            logits = [4 * digest[i % 64] / 255 + (i % 7) / 10 for i in range(self.vocabulary)]
+            logits = [4 * digest[i % 64] / 255 + (i % 7) / 10 for i in range(self.vocabulary)] + [5.0] * self.padding
             total = math.log(sum(map(math.exp, logits)))
             self.rows[self.salt, before] = [logit - total for logit in logits]
         return self.rows[self.salt, before]
@@ -246,13 +260,13 @@ class FakeServer(Listening):
             rows = [None]
             for before, token in zip(prompt, prompt[1:]):
                 lps = self.row(before)
-                best = sorted(range(self.vocabulary), key=lambda i: -lps[i])[:k]
+                best = sorted(range(len(lps)), key=lambda i: -lps[i])[:k]
                 rows.append({str(i): {"logprob": lps[i]} for i in {token, *best}})
             return {"prompt_token_ids": prompt, "prompt_logprobs": rows, "token_ids": [1], "finish_reason": "length"}
         written, logprobs = [], []
         while len(written) < body["max_tokens"] and 2 not in written:
             seed = hashlib.blake2b(f"{body['seed']}:{len(written)}".encode(), digest_size=4).digest()
-            written.append(seed[0] % self.vocabulary)
+            written.append(2 if self.ends else seed[0] % self.vocabulary)
             logprobs.append(self.row(([*prompt, *written])[-2])[written[-1]])
         return {"prompt_token_ids": prompt, "prompt_logprobs": None, "token_ids": written,
                 "logprobs": {"token_logprobs": logprobs}, "finish_reason": "stop" if 2 in written else "length"}

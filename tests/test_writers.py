@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from tasks.opd import metrics
 from tasks.opd.errors import DataError
 from tasks.opd.records import DATASET, TEACHER, Prompt, Quarantined, Rollout, derive_seed, read_rows, write_rows
 from tasks.opd.refiners import refine_rollouts
@@ -154,3 +155,23 @@ def test_truncate_cuts_long_completions_and_remembers_the_parent(inputs, session
         else:
             assert new == old
     assert counts["refined"] == sum(len(r.token_ids) > 3 for r in before) > 0
+
+
+def test_what_several_refiners_tell_stands_under_their_names(inputs, session, tmp_path):
+    write(inputs, spec({"name": "student"}, prompts_per_round=9), tmp_path / "r", session)
+    relay, skd = {"name": "relay", "params": {"k": 30, "within": 2}}, {"name": "skd", "params": {"k": 0}}
+
+    def told(name, *refiners):
+        (tmp_path / name).mkdir()
+        counts = refine_rollouts({**inputs, "rollouts": tmp_path / "r"}, spec(refiners=list(refiners)),
+                                 tmp_path / name, session)
+        points = {point["key"]: point["value"] for point in metrics.read(tmp_path / name / metrics.FILE)}
+        assert all(points[f"refine/{key}"] == value for key, value in counts.items() if "written" in key)
+        return counts
+    alone, both = told("alone", relay), told("both", relay, skd)
+    own = {"accepted_share", "blocks_mean", "teacher_written_tokens", "student_draft_tokens", "teacher_forward_tokens"}
+    assert own < alone.keys() and alone["teacher_written_tokens"] > 0
+    assert {key: both[f"relay_{key}"] for key in own} == {key: alone[key] for key in own}
+    assert both["skd_accepted_share"] == 0 and own.isdisjoint(both)   # k 0: of the untouched rollouts nothing stays
+    again = told("again", relay, relay)
+    assert {"relay_teacher_written_tokens", "relay.1_teacher_written_tokens"} < again.keys()

@@ -21,7 +21,7 @@ from tasks.opd.metrics import FILE as METRICS
 
 RECORD = "artifact.json"
 LOCATION = "location.json"
-WEIGHTS = ("model/*", "ema/*", "trainer.pt")  # what `retire` removes from a checkpoint
+WEIGHTS = ("model/*", "ema/*", "trainer.safetensors")  # what `retire` removes from a checkpoint
 _verified: set[tuple[str, str]] = set()  # (path, digest) of what this process has verified or made
 
 

@@ -155,16 +155,21 @@ def clip_has_a_sum(recipe: Recipe, term: Term, key: str) -> Found:
 
 def law_is_whole(recipe: Recipe, term: Term, key: str) -> Found:
     """Terms on the tokens written need the law they assume: the one sampled from."""
-    if not on_tokens_written(term) or recipe.accepts.get("truncated_sampling"):
+    writing = any(writer.name == "student" for writer in recipe.rollout.writers)
+    if not (writing and on_tokens_written(term)) or recipe.accepts.get("truncated_sampling"):
         return
     law, tau = recipe.rollout.sampling, recipe.loss.temperature
     odd = {"rollout.sampling.top_p": (law.top_p, law.top_p < 1), "rollout.sampling.top_k": (law.top_k, law.top_k > 0),
            "rollout.sampling.temperature": (law.temperature, law.temperature != tau)}
     for name, (value, bad) in odd.items():
-        if bad and any(writer.name == "student" for writer in recipe.rollout.writers):
+        if bad:
             yield Problem(name, f"{key} learns from tokens written, to be drawn from the student's own law: top_p 1, "
                           f"top_k 0, temperature {tau} (loss.temperature); or say accepts: {{truncated_sampling: why}}",
                           value)
+    for name in sorted({slot.name for slot in recipe.refine} & slots.constant("refiner", "INTERLEAVED", frozenset())):
+        yield Problem(f"{key}.support", f"learns from tokens written, but of the student's own refine {name} keeps "
+                      "those that the teacher finds likely; use a divergence with support: full or teacher_top_k, or "
+                      "say accepts: {truncated_sampling: why}", "sampled")
 
 
 def rows_exist(recipe: Recipe, term: Term, key: str) -> Found:
@@ -185,6 +190,8 @@ def refiners_fit(recipe: Recipe) -> Found:
                           "pair by its name, or self", recipe.teacher.model)
         if slot.name == "trd":
             yield from rewriting_fits(recipe, index, params)
+        if slot.name in slots.constant("refiner", "INTERLEAVED", frozenset()):
+            yield from interleaving_fits(recipe, key, slot.name)
 
 
 def rewriting_fits(recipe: Recipe, index: int, params: dict[str, Any]) -> Found:
@@ -198,6 +205,18 @@ def rewriting_fits(recipe: Recipe, index: int, params: dict[str, Any]) -> Found:
     if all(term.rows.name not in any_author for term in recipe.terms):
         yield Problem("terms.0.rows", f"takes only the student's rollouts, but {key} trd has the teacher write them; "
                       "use rows: all", recipe.terms[0].rows.name)
+
+
+def interleaving_fits(recipe: Recipe, key: str, name: str) -> Found:
+    """What `refiners_fit` says of refiners that let student and teacher take turns."""
+    authors = sorted({writer.name for writer in recipe.rollout.writers})
+    if "student" not in authors:
+        yield Problem(key, f"works on the student's rollouts, but the writers are {', '.join(authors)}; add the writer "
+                      "student, or take `refine` out", name)
+    if recipe.teacher.model in served(recipe):
+        yield Problem("teacher.model", f"{key} {name} needs the teacher's caches, and a teacher behind a server lends "
+                      "none; give teacher.model a model of the pair that lies in a folder, or take `refine` out",
+                      recipe.teacher.model)
 
 
 def teacher_is_there(recipe: Recipe) -> Found:

@@ -4,7 +4,6 @@
 in this process. Its batches are sorted by length and bounded by padded tokens; neither changes results beyond rounding.
 """
 import copy
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +103,9 @@ def eos_ids_of(folder: Path, model) -> set[int]:
 
 
 def architecture(folder: Path) -> dict:
-    """config.json without what does not change the computation."""
-    config = json.loads((folder / "config.json").read_text())
+    """A model's configuration without what does not change the computation, however its file spells it."""
+    from transformers import AutoConfig
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
     return {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE and not key.startswith("_")}
 
 
@@ -271,7 +271,7 @@ class TorchEngine:
 
     def close(self) -> None:
         """Drop the model; only `load` may follow."""
-        self.model = self.base = self.head = self.scoring_head = None
+        self.model = self.base = self.architecture = self.head = self.scoring_head = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

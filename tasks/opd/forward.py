@@ -1,5 +1,6 @@
 """The student over chosen tokens of a scored set: the body micro-batch by micro-batch, the head chunk by chunk."""
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -15,8 +16,9 @@ from tasks.opd.supports import StudentTokens
 class Forward:
     """The student over chosen tokens of the scored set, micro-batch by micro-batch, chunk by chunk."""
 
-    def __init__(self, model, rollouts: list[Rollout], columns: Columns, spec: dict):
-        self.model, self.rollouts, self.spec = model, rollouts, spec
+    def __init__(self, model, rollouts: list[Rollout], columns: Columns, spec: dict,
+                 tick: Callable[[], None] = lambda: None):
+        self.model, self.rollouts, self.spec, self.tick = model, rollouts, spec, tick
         self.starts = columns.lengths.cumsum(0) - columns.lengths
         self.lengths = [len(r.prompt_token_ids) + len(r.token_ids) for r in rollouts]
         self.device = next(model.parameters()).device
@@ -37,6 +39,7 @@ class Forward:
             with self.autocast():
                 hidden = hidden_states(self.model, packed.token_ids.to(self.device), packed.mask.to(self.device))
             yield hidden.flatten(0, 1)[packed.take.to(self.device)], packed.flat
+            self.tick()  # a sign of life
 
     def student(self, hidden: Tensor, flat: Tensor) -> StudentTokens:
         """The student's distribution at a chunk of tokens."""

@@ -20,6 +20,7 @@ from tasks.opd.artifacts import model_folder
 from tasks.opd.decoding import COMPACT_BELOW, draw, law, uniforms_of
 from tasks.opd.engines import TorchEngine, batches_of
 from tasks.opd.errors import DataError, NonFinite
+from tasks.opd.heads import Head
 from tasks.opd.records import STUDENT, TEACHER, Rollout, derive_seed
 from tasks.opd.sequences import Sequences
 from tasks.opd.writers import Engines
@@ -51,8 +52,8 @@ def skd(rollouts: list[Rollout], engines: Engines, *, k: Annotated[int, Field(ge
     At a prefix the emitted law is pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v), with q the law the student samples
     from, p the teacher's at its temperature and top_p; the top k is of the teacher's own distribution, equals of the
     k-th included. k = 0 is the teacher's sampling; k = all of the vocabulary leaves rollouts as they are.
-    With `decay_tokens` L, k falls by ceil(k / L) every max(int(L / k), 1) blocks, to 1 at least; then draft_tokens
-    matters to what is written.
+    With `decay_tokens` L, k falls by ceil(k / L) every max(int(L / k), 1) blocks, to 1 at least; then draft_tokens, the
+    length of a block in the rollout as it came too, matters to what is written.
     Source: speculative knowledge distillation, arXiv:2410.11325, algorithm 1 (the decay: the authors' code).
     Raises: DataError when the teacher is behind a server, or a model has layers whose reading cannot be taken back.
     """
@@ -84,6 +85,8 @@ def interleaved(name: str, rollouts: list[Rollout], engines: Engines, rule: Rule
         raise DataError(f"refine {name} needs the teacher's caches, and a teacher behind a server lends none; give "
                         "teacher.model a model of the pair that lies in a folder, or take `refine` out")
     student, teacher = (engines.engine(role, name="torch") for role in ("student", "teacher"))
+    with torch.no_grad():  # not rounded to bfloat16, where many are equals of the k-th
+        ranking = teacher.scoring_head or teacher.head.to(torch.promote_types(teacher.dtype, torch.float32))
     own = [i for i, r in enumerate(rollouts) if r.token_ids and set(r.author) == {STUDENT}]
     room = engines.sampling["max_new_tokens"]
     lengths = [len(rollouts[i].prompt_token_ids) + max(room, len(rollouts[i].token_ids)) for i in own]
@@ -91,7 +94,7 @@ def interleaved(name: str, rollouts: list[Rollout], engines: Engines, rule: Rule
     with engines.session.progress(len(own), f"{name}: teacher and student", "rollouts") as bar:
         for batch in batches_of(lengths, min(student.batch_tokens, teacher.batch_tokens)):
             chosen = [own[i] for i in batch]
-            table = Table([rollouts[i] for i in chosen], engines, rule, student, teacher)
+            table = Table([rollouts[i] for i in chosen], engines, rule, student, teacher, ranking)
             table.run(bar)
             tables.append(table)
             for i, refined in zip(chosen, table.refined(name)):
@@ -120,9 +123,9 @@ class Table:
     """Rollouts being rewritten together. Rows [B] are of those unfinished; sequences begin with their prompts."""
 
     def __init__(self, rollouts: list[Rollout], engines: Engines, rule: Rule, student: TorchEngine,
-                 teacher: TorchEngine):
+                 teacher: TorchEngine, ranking: Head):
         self.rollouts, self.rule, self.sampling, device = rollouts, rule, engines.sampling, student.device
-        self.engines = {STUDENT: student, TEACHER: teacher}
+        self.engines, self.ranking = {STUDENT: student, TEACHER: teacher}, ranking
         self.teacher_steps = READING * size_of(teacher.model) / size_of(student.model)
         self.size = min(student.vocabulary, teacher.vocabulary)
         self.ends = {who: torch.tensor(sorted(ids), dtype=torch.long, device=device) for who, ids in
@@ -139,6 +142,7 @@ class Table:
         self.author = torch.full_like(self.tokens, STUDENT)
         self.start = torch.tensor(start, device=device)               # [all] where completions begin
         self.length = self.start.clone()                              # [all] tokens that stay
+        self.begun = self.start.clone()                               # [all] those before what is being read
         self.drafted = self.start + torch.tensor(written, device=device)  # [all] and those proposed after them
         self.limit = torch.maximum(self.start + room, self.drafted)   # [all]
         self.blocks, self.spans = torch.zeros_like(self.start), torch.zeros_like(self.start)
@@ -155,7 +159,7 @@ class Table:
         """Keep what the teacher accepts; where it stepped in, both write on until all rollouts have ended."""
         prompts = [r.prompt_token_ids for r in self.rollouts]
         self.teacher = Sequences(self.engines[TEACHER].model, prompts)
-        self.settle(WINDOW)
+        self.settle(WINDOW, progress)
         self.leave(progress, 1.0)
         if len(self.rows):
             self.student = Sequences(self.engines[STUDENT].model, [prompts[i] for i in self.rows.tolist()])
@@ -163,7 +167,7 @@ class Table:
         while len(self.rows):
             tokens = self.draft_tokens()
             self.draft(tokens)
-            self.settle(tokens)
+            self.settle(tokens, progress)
             self.leave(progress, COMPACT_BELOW)
         self.counts["read"] = self.teacher.num_read
         self.student = self.teacher = None  # their caches are large, and there may be more batches
@@ -220,20 +224,23 @@ class Table:
         self.tokens[rows, where], self.author[rows, where] = chosen, who
         self.logprobs[rows, where] = logprobs.gather(-1, chosen[:, None])[:, 0].double()
 
-    def settle(self, window: int) -> None:
+    def settle(self, window: int, progress) -> None:
         """Read every draft to its first rejection or its end; the teacher writes where it rejects."""
         rows = self.rows
+        self.begun[rows] = self.length[rows]
         waiting = rows[self.length[rows] < self.drafted[rows]]
         self.counts["blocks"] += int(self.watched(waiting).sum())
         while len(waiting):
-            seen = self.watched(waiting)
+            seen, before = self.watched(waiting), self.length[waiting]
             free = waiting[~seen]
             self.length[free] = self.drafted[free]
             if seen.any():
                 self.teach(*self.admit(waiting[seen], window))
+            progress.update(0, tokens=int((self.length[waiting] - before).sum()))
             waiting, window = waiting[self.length[waiting] < self.drafted[waiting]], 2 * window
         self.ended[rows] = self.stopped(rows) | (self.length[rows] == self.limit[rows]) | (self.spans[rows] == 0)
-        self.blocks[rows] += 1
+        settled = self.length[rows] - self.begun[rows]  # with a rejected one, as k falls only where spans are of 1
+        self.blocks[rows] += (settled + self.rule.draft_tokens - 1) // self.rule.draft_tokens
 
     def stopped(self, rows: Tensor) -> Tensor:
         """Whether the last token of rows ends a completion, for the one who wrote it."""
@@ -255,7 +262,8 @@ class Table:
         hidden = self.teacher.read(self.tokens[self.rows], places, ends - 1)
         row, offset = torch.nonzero(torch.arange(window, device=ends.device) < (ends - length)[:, None], as_tuple=True)
         where = length[row] + offset
-        out = ~self.among(hidden[row, where - 1 - filled[row]], self.tokens[rows[row], where], self.k_of(rows)[row])
+        k = self.k_of(self.blocks[rows[row]] + (where - self.begun[rows[row]]) // self.rule.draft_tokens)
+        out = ~self.among(hidden[row, where - 1 - filled[row]], self.tokens[rows[row], where], k)
         first = ends.scatter_reduce(0, row[out], where[out], "amin")
         rejected = first < ends
         self.counts["accepted"] += (accepted := int((first - length).sum()))
@@ -263,18 +271,18 @@ class Table:
         self.length[rows] = first
         return rows[rejected], hidden[rejected, (first - 1 - filled)[rejected]]
 
-    def k_of(self, rows: Tensor) -> Tensor:
-        """How many of the teacher's likeliest tokens are accepted in rows now."""
+    def k_of(self, blocks: Tensor) -> Tensor:
+        """How many of the teacher's likeliest tokens are accepted after so many blocks of a rollout."""
         k, expected = self.rule.k, self.rule.decay_tokens
         if not (k and expected):
-            return torch.full_like(rows, k)
-        return (k - math.ceil(k / expected) * (self.blocks[rows] // max(int(expected / k), 1))).clamp(min=1)
+            return torch.full_like(blocks, k)
+        return (k - math.ceil(k / expected) * (blocks // max(int(expected / k), 1))).clamp(min=1)
 
     def among(self, hidden: Tensor, tokens: Tensor, k: Tensor) -> Tensor:
         """Whether fewer than k [n] tokens are likelier to the teacher than tokens [n], after hidden states [n, d]."""
         inside = []
         for part, written, most in zip(*(x.split(CHUNK_TOKENS) for x in (hidden, tokens, k))):
-            logits = self.engines[TEACHER].head.logits(part)[..., :self.size]
+            logits = self.ranking.logits(part)[..., :self.size]
             own = logits.gather(-1, written.clamp(max=self.size - 1)[:, None])
             above = logits.gt_(own).sum(-1)  # in place and as floats: counting booleans takes three times as long
             inside.append((above < most) & (written < self.size) & ~own[:, 0].isnan())

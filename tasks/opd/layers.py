@@ -20,13 +20,21 @@ REFERENCE = re.compile(r"\$\{[A-Za-z0-9_.\[\]]+\}")  # a key of the recipe; reso
 class Layer(NamedTuple):
     """Plain nested data and who set each key."""
     data: dict[str, Any]
-    sources: dict[tuple[str, ...], str]  # path of keys and indices -> "file:line" or "override 'key=value'"
+    sources: dict[tuple[str, ...], str]  # path of keys and indices -> "file:line" or `override_label`
 
 
 def label_of(file: Path) -> str:
     """A file as messages name it: relative to the working directory where it lies under it."""
     file, here = file.resolve(), Path.cwd()
     return str(file.relative_to(here) if file.is_relative_to(here) else file)
+
+
+def override_label(override: str) -> str:
+    """An override as messages name it; without its value where that may be a secret."""
+    key = re.match(r"\s*[^\s=:]*", override)[0]
+    value = override[len(key):].lstrip(" =:")
+    secret = value and (slots.is_secret(key.strip(), value) or slots.masked(value) != value)
+    return f"override {f'{key}={slots.HIDDEN}' if secret else override!r}"
 
 
 def tree(text: str) -> "yaml.Node | None":
@@ -49,7 +57,8 @@ def objections(node: "yaml.Node", key: str) -> list[tuple[int, str]]:
     if node.tag not in PLAIN:
         found.append((line, f"{key}: tag {node.tag} is not allowed; only plain values are"))
     if node.id == "scalar":
-        return found + [(line, f"{key} = {node.value}: {message}") for message in scalar_objections(node)]
+        value = "" if slots.is_secret(key, node.value) else f" = {slots.masked(node.value)}"
+        return found + [(line, f"{key}{value}: {message}") for message in scalar_objections(node)]
     if node.id == "sequence":
         return found + [o for i, child in enumerate(node.value) for o in objections(child, f"{key}.{i}".strip("."))]
     first: dict[str, int] = {}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from tasks.opd import slots, validating
 from tasks.opd.errors import RecipeError
-from tasks.opd.layers import Layer, label_of, lines, merged, objections, tree
+from tasks.opd.layers import Layer, label_of, lines, merged, objections, override_label, tree
 from tasks.opd.recipe import Recipe, Suite
 from tasks.opd.slots import Problem
 
@@ -198,7 +198,7 @@ def with_overrides(layer: Layer, overrides: Sequence[str], errors: list[str], sk
     for override in overrides:
         top = tried(errors, EMPTY, read_override, override)
         if not any((group,) in top.sources and without_references(top, Path())[1] for group in skip):
-            layer = tried(errors, layer, merged, layer, top, f"override {override!r}: ")
+            layer = tried(errors, layer, merged, layer, top, f"{override_label(override)}: ")
     return layer
 
 
@@ -238,7 +238,7 @@ def read_override(override: str) -> Layer:
     """`terms.0.divergence.beta=0.3`; numbers address entries of lists. Raises RecipeError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    label, (key, sign, value) = f"override {override!r}", override.partition("=")
+    label, (key, sign, value) = override_label(override), override.partition("=")
     key = re.sub(r"\[(\d+)\]", r".\1", key.strip())  # terms[0] is terms.0
     path = tuple(key.split("."))
     if not sign or not all(path):

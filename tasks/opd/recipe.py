@@ -177,7 +177,7 @@ class Loss(Model):
 
 class Lora(Model):
     """A small adapter that learns in place of the weights. It has no dropout: old log-probabilities must repeat."""
-    rank: int = setting(16, "Rank", "Columns of B and rows of A, beside each matrix.", ge=1)
+    rank: int = setting(16, "Rank", "Columns of B and rows of A, beside each matrix.", ge=1, le=512)
     alpha: float = setting(32.0, "Alpha", "The adapter's output counts alpha / rank.", gt=0)
     targets: list[str] = setting(
         [], "Targets", "Names of linear layers, q_proj for example; empty: all of the body.")
@@ -268,8 +268,9 @@ class Recipe(Model):
     def engine_for(self, use: Literal["write", "score"]) -> dict[str, Any]:
         """What a stage is told of the engine that writes its completions, or scores them."""
         name = "torch" if use == "score" and self.engine.scores == "torch" else self.engine.name
-        told = self.engine.model_dump(mode="json", exclude={"scores", "patience_seconds"})
-        return told | {"name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0}
+        told = self.engine.model_dump(mode="json", exclude={"scores"})
+        return told | {"name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0,
+                       "longest_tokens": self.pair.context_tokens + 1}  # scoring takes room for one token more
 
     def at(self, round_index: int) -> "Recipe":
         """This recipe with the schedule's settings of all patches up to `round_index` applied."""

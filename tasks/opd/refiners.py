@@ -2,7 +2,7 @@
 
 `refiner(rollouts, engines, *, ..) -> rollouts`, None in the place of one that goes. A changed rollout has a new id, its
 parent's id in `parent`, the writer's name still in `origin`, and no reward until it is graded again. What a refiner has
-to tell it puts into `engines.report`.
+to tell it puts into `engines.report`; among several refiners each one's numbers bear its name.
 """
 import dataclasses
 from pathlib import Path
@@ -14,7 +14,7 @@ from tasks.opd.errors import DataError
 from tasks.opd.interleaving import relay, skd
 from tasks.opd.records import Quarantined, Rollout, read_rows, write_rows
 from tasks.opd.rewriting import trd
-from tasks.opd.writers import Engines
+from tasks.opd.writers import Engines, labels
 
 
 def truncate(rollouts: list[Rollout], engines: Engines, *,
@@ -36,6 +36,7 @@ def cut(rollout: Rollout, tokens: int) -> Rollout:
 
 REFINERS = {"truncate": truncate, "trd": trd, "skd": skd, "relay": relay}
 BY_TEACHER = frozenset({"trd", "skd", "relay"})  # these ask the teacher
+INTERLEAVED = frozenset({"skd", "relay"})        # of the student's tokens these keep what the teacher finds likely
 
 
 def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
@@ -44,12 +45,15 @@ def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> 
     Raises: DataError when nothing is left.
     """
     before = read_rows(inputs["rollouts"] / "rollouts.parquet", Rollout)
-    engines, rollouts, gone = Engines(inputs, spec, session), before, []
-    for slot in spec["refiners"]:
+    engines, rollouts, gone, told = Engines(inputs, spec, session), before, [], {}
+    for slot, label in zip(spec["refiners"], labels([slot["name"] for slot in spec["refiners"]])):
+        engines.report = {}
         refined = REFINERS[slot["name"]](rollouts, engines, **slot["params"])
         gone += [Quarantined(item_id=old.rollout_id, reason=slot["name"], text="not kept")
                  for old, new in zip(rollouts, refined, strict=True) if new is None]
         rollouts = [rollout for rollout in refined if rollout is not None]
+        prefix = f"{label}_" if len(spec["refiners"]) > 1 else ""
+        told |= {f"{prefix}{name}": value for name, value in engines.report.items() if value is not None}
     if not rollouts:
         names = ", ".join(slot["name"] for slot in spec["refiners"])
         raise DataError(f"refine {names} kept none of {len(before)} rollouts in round {spec['round']}: nothing is left "
@@ -59,7 +63,6 @@ def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> 
     earlier = {rollout.rollout_id for rollout in before}
     changed = sum(rollout.rollout_id not in earlier for rollout in rollouts)
     tokens = sum(len(r.token_ids) for r in rollouts)
-    told = {name: value for name, value in engines.report.items() if value is not None}
     session.log(out, spec["round"], {"refine/changed_share": changed / len(rollouts),
                                      "refine/length_mean_tokens": tokens / len(rollouts),
                                      **{f"refine/{name}": float(value) for name, value in told.items()}})

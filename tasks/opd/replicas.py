@@ -2,8 +2,9 @@
 
 What may pass is tried again, at another replica first: a connection refused or broken, no answer in time, 408, 425,
 429, 5xx, an answer of another shape than was asked for. A replica that failed rests, twice as long each time, and is
-asked again. Before its first request, and after it failed or was silent for a while, a replica must show that it is
-who it was: `welcome`. Every other 4xx says that the request is wrong, and ends all. The key is sent and never said.
+asked again: while patience lasts where it refuses connections, else up to `tries` times. Before its first request, and
+after it failed or was silent for a while, a replica must show that it is who it was: `welcome`. Every other 4xx, 501
+and 505 say that the request is wrong, and end all. The key is sent and never said.
 httpx runs on an event loop of its own thread, so that whatever hangs can be dropped. Left out: streams, and asking two
 at once to take the faster.
 """
@@ -22,6 +23,7 @@ from typing import Any
 from tasks.opd.errors import EngineError, EngineLost
 
 PASSING = {408, 425, 429}     # of the 4xx, those that say: later
+NEVER = {501, 505}            # of the 5xx, those that say: not here
 LONGEST_REST_SECONDS = 30.0
 WELCOME_SECONDS = 60.0        # a replica that takes longer over the few tokens of its welcome hangs
 KNOWN_SECONDS = 10.0          # after an answer; a server that starts again with another model takes longer
@@ -36,7 +38,7 @@ class Declined(EngineError):
 
 
 class Fault(Exception):
-    """What may pass; `rest_seconds` is what the server asks for (Retry-After), `sent` whether it was asked at all."""
+    """What may pass; `rest_seconds` is what the server asks for (Retry-After), `sent` whether anything reached it."""
 
     def __init__(self, message: str, rest_seconds: float = 0.0, *, sent: bool = True):
         super().__init__(message)
@@ -58,6 +60,7 @@ class Replica:
     known_until: float = 0.0              # monotonic seconds, as all below: no welcome is needed before
     in_flight: int = 0
     faults: int = 0                       # in a row
+    tried: int = 0                        # of them, those that reached it
     rested_at: float = 0.0
     rests_until: float = 0.0
     door: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -65,7 +68,7 @@ class Replica:
 
 class Replicas:
     """Asks replicas. A request that fails ends its batch: after `patience_seconds`, `tries` of its own, or when every
-    replica failed `tries` times in a row.
+    replica failed `tries` times in a row; refused connections do not count as tries.
     """
 
     def __init__(self, urls: list[str], key: str = "", *, concurrency: int = 64, timeout_seconds: float = 600,
@@ -78,11 +81,13 @@ class Replicas:
         self.known_seconds = known_seconds
         self.replicas = [Replica(url=url.rstrip("/").removesuffix("/v1")) for url in urls]
         self.welcome: list[Request] = []
+        self.recognise: Callable[[list], None] = lambda answers: None  # raises where those to `welcome` are wrong
         self.client = httpx.AsyncClient(
             headers={"authorization": f"Bearer {self.secret}"} if self.secret else {},
             timeout=httpx.Timeout(None, connect=min(10.0, timeout_seconds)),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=concurrency))
         self.passing = (httpx.RequestError, TimeoutError)
+        self.refused = (httpx.ConnectError, httpx.ConnectTimeout)
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, name="replicas", daemon=True)
         self.thread.start()
@@ -114,7 +119,7 @@ class Replicas:
     async def _all(self, requests: list[Request], progress) -> list[Any]:
         gate = asyncio.Semaphore(self.concurrency)
         for replica in self.replicas:  # a batch begins anew
-            replica.faults, replica.rests_until = 0, 0.0
+            replica.faults, replica.tried, replica.rests_until = 0, 0, 0.0
 
         async def one(request: Request) -> Any:
             async with gate:
@@ -134,12 +139,12 @@ class Replicas:
         began, last, said, tried = time.monotonic(), None, "no replica was ready to be asked", 0
         try:
             async with asyncio.timeout(self.patience_seconds):
-                while tried < self.tries and min(r.faults for r in self.replicas) < self.tries:
+                while tried < self.tries and min(r.tried for r in self.replicas) < self.tries:
                     last = await self._ready(last)
                     try:
                         return await self._once(last, request)
                     except Fault as fault:
-                        said, tried = f"{last.url} {fault}" if fault.sent else said, tried + fault.sent
+                        said, tried = f"{last.url} {fault}" if str(fault) else said, tried + fault.sent
         except TimeoutError:
             said += f"; patience is {self.patience_seconds:g} s"
         raise EngineLost(self._hide(
@@ -159,29 +164,31 @@ class Replicas:
         try:
             async with replica.door:  # one sees to the welcome, the others wait for it
                 if replica.rested_at >= asked:
-                    raise Fault("it went to rest meanwhile", sent=False)
-                for check in [] if replica.known_until > time.monotonic() else self.welcome:
-                    await self._send(replica, check, min(WELCOME_SECONDS, self.timeout_seconds))
+                    raise Fault("", sent=False)  # it went to rest meanwhile, for what is said already
+                if replica.known_until <= time.monotonic():
+                    bound = min(WELCOME_SECONDS, self.timeout_seconds)
+                    self.recognise([await self._send(replica, check, bound) for check in self.welcome])
                 replica.known_until = time.monotonic() + self.known_seconds
             answer = await self._send(replica, request, self.timeout_seconds)
-            replica.faults, replica.known_until = 0, time.monotonic() + self.known_seconds
+            replica.faults, replica.tried, replica.known_until = 0, 0, time.monotonic() + self.known_seconds
             return answer
         except Fault as fault:
-            self._rest(replica, asked, str(fault), fault.rest_seconds)
+            self._rest(replica, asked, fault)
             raise
         finally:
             replica.in_flight -= 1
 
-    def _rest(self, replica: Replica, asked: float, said: str, at_least: float) -> None:
+    def _rest(self, replica: Replica, asked: float, fault: Fault) -> None:
         """Send a replica to rest, once for all that was asked of it before."""
         replica.known_until = 0.0
         if asked <= replica.rested_at:
             return
-        replica.faults, replica.rested_at = replica.faults + 1, time.monotonic()
+        replica.faults, replica.tried = replica.faults + 1, replica.tried + fault.sent
+        replica.rested_at = time.monotonic()
         wait = min(LONGEST_REST_SECONDS, self.backoff_seconds * 2 ** (replica.faults - 1))
-        replica.rests_until = replica.rested_at + max(at_least, wait * self.jitter.uniform(0.75, 1.25))
+        replica.rests_until = replica.rested_at + max(fault.rest_seconds, wait * self.jitter.uniform(0.75, 1.25))
         if replica.faults == 1:
-            print(f"opd: {replica.url} {said}; asking again, for {self.patience_seconds:g} s at most", file=sys.stderr)
+            print(f"opd: {replica.url} {fault}; asking again, for {self.patience_seconds:g} s at most", file=sys.stderr)
 
     async def _send(self, replica: Replica, request: Request, timeout_seconds: float) -> Any:
         """One request and what is read from its answer. Raises: Fault, Declined, and whatever `read` finds wrong."""
@@ -192,26 +199,36 @@ class Replicas:
         except self.passing as error:
             late = isinstance(error, TimeoutError)
             told = f"has not answered in {timeout_seconds:g} s" if late else f"{type(error).__name__}: {error}"
-            raise Fault(self._hide(told)) from None
-        text = self._hide(" ".join(answer.text[:300].split()))
-        if answer.status_code in PASSING or answer.status_code >= 500:
-            raise Fault(f"answers {answer.status_code}: {text}", seconds_of(answer.headers.get("retry-after")))
+            raise Fault(self._hide(told), sent=not isinstance(error, self.refused)) from None
+        if answer.status_code in PASSING or answer.status_code >= 500 and answer.status_code not in NEVER:
+            raise Fault(f"answers {answer.status_code}: {self._said(answer)}",
+                        seconds_of(answer.headers.get("retry-after")))
         if answer.status_code != 200:
-            raise Declined(f"{replica.url}{request.path} answers {answer.status_code}: {text}"
-                           f"{self._way_out(answer.status_code)}", answer.status_code)
+            raise Declined(f"{replica.url}{request.path} answers {answer.status_code}: "
+                           f"{self._said(answer)}{self._way_out(answer.status_code)}", answer.status_code)
         try:
             return request.read(json.loads(answer.content))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise Fault(f"answers what was not asked for ({type(error).__name__}: {error}): {text}") from None
+            told = self._hide(f"({type(error).__name__}: {error})")
+            raise Fault(f"answers what was not asked for {told}: {self._said(answer)}") from None
 
     def _way_out(self, status: int) -> str:
         if status != 401:
             return ""
-        return f"; the environment variable {self.key} holds another key than the server's" if self.key else \
+        return f"; {variable(self.key)} holds another key than the server's" if self.key else \
             "; set `key` to the name of the environment variable that holds the server's key"
+
+    def _said(self, answer) -> str:
+        """The beginning of an answer; the key is hidden first, for half a key would not be found."""
+        return " ".join(self._hide(answer.text).split())[:300]
 
     def _hide(self, text: str) -> str:
         return text.replace(self.secret, "***") if self.secret else text
+
+
+def variable(key: str) -> str:
+    """`the environment variable OPD_TEACHER_KEY`; its name is left out where it may be a key."""
+    return f"the environment variable {key if key.endswith(('_KEY', '_TOKEN', '_SECRET')) else 'that `key` names'}"
 
 
 def secret_of(key: str) -> str:
@@ -220,11 +237,11 @@ def secret_of(key: str) -> str:
         return ""
     secret = os.environ.get(key, "").strip()
     if not secret:
-        raise EngineError(f"the environment variable {key} is not set: export the server's API key in it, where the "
+        raise EngineError(f"{variable(key)} is not set: export the server's API key in it, where the "
                           "worker starts; or leave `key` empty for a server that asks for none")
     if not secret.isascii() or not secret.isprintable() or " " in secret:
-        raise EngineError(f"what the environment variable {key} holds cannot be sent as a key: it has blanks or "
-                          "characters beyond ASCII")
+        raise EngineError(f"what {variable(key)} holds cannot be sent as a key: it has blanks or characters beyond "
+                          "ASCII")
     return secret
 
 

@@ -5,7 +5,8 @@ again, its log-probabilities of a few completions at the time it was named. Requ
 the server was started with --enable-scale-out (it spells nothing out), else to /v1/completions. Every parameter of the
 law is sent, since a server fills in what is missing from the model's generation config. Left out: servers that give no
 log-probabilities of prompt tokens, for nobody could say whose answers they are; entropies, hidden states and scoring at
-another temperature, which no such server gives. Padding ids of a vocabulary stay in its normaliser.
+another temperature, which no such server gives. Padding ids of a vocabulary stay in its normaliser, and are dropped
+from the likeliest and from the tail.
 """
 import json
 import math
@@ -25,25 +26,34 @@ from tasks.opd.replicas import Replicas, Request
 SERVER = "server.json"
 NO_NUMBER = -9999.0       # what vLLM says for NaN and -inf, which JSON cannot
 ABOVE_ZERO = 1e-3         # rounding may lift a log-probability of 0 by less
+SPARE = 4                 # likeliest tokens asked for beyond top_k, should some be padding ids
 PATHS = {"tokens": "/inference/v1/generate", "completions": "/v1/completions"}
 
 
 class ServerEngine:
-    """A served model. Raises EngineError when another model than the one named is behind a url; see `Replicas`."""
+    """A served model; `longest_tokens` must fit into its context, `bounds` are those of `Replicas` (None: its own).
 
-    def __init__(self, folder: Path, **bounds):
-        self.bounds = bounds
+    Raises: EngineError when another model than the one named is behind a url, DataError when its context is too short.
+    """
+
+    def __init__(self, folder: Path, *, longest_tokens: int | None = None, **bounds):
+        self.longest_tokens = longest_tokens or 0
+        self.bounds = {name: bound for name, bound in bounds.items() if bound is not None}
         self._open(Path(folder))
 
     def _open(self, folder: Path) -> None:
         self.folder, known = folder, json.loads((folder / SERVER).read_text())
         self.model, self.route, self.processed = known["model"], known["route"], known["processed"]
         self.longest, self.max_top_k = known["max_model_len"], known["max_top_k"]
+        if self.longest_tokens > self.longest:
+            raise DataError(f"{self.model}'s server takes {self.longest} tokens and, to score what fills the context, "
+                            f"needs {self.longest_tokens}, for it writes one more: start it with --max-model-len "
+                            f"{self.longest_tokens}, or lower pair.context_tokens to {self.longest - 1}")
         self.eos_ids, self.vocabulary = eos_ids_in(folder), vocabulary_size(folder)
         self.replicas = Replicas(known["urls"], known["key"], **self.bounds)
         canary = known["canary"]
-        self.replicas.welcome = [self._recognition(*row) for row in zip(canary["prompts"], canary["completions"],
-                                                                        canary["logprobs"])]
+        self.replicas.welcome = [self.scoring(*row, 0) for row in zip(canary["prompts"], canary["completions"])]
+        self.replicas.recognise = lambda answers: self._recognise(answers, canary["logprobs"])
         self.replicas.ask(Request(path="/v1/models", read=lambda answer: answer["data"]))
 
     def generate(self, prompts: list[list[int]], sampling: dict, seeds: list[int], *,
@@ -85,14 +95,15 @@ class ServerEngine:
         asked = [i for i, completion in enumerate(completions) if completion]
         answers = self.replicas.ask_all([self.scoring(prompts[i], completions[i], top_k) for i in asked], progress)
         found = dict(zip(asked, answers))
-        empty = torch.empty(0), torch.empty(0, top_k), torch.empty(0, top_k, dtype=torch.long)
+        empty = torch.empty(0), torch.empty(0, top_k), torch.empty(0, top_k, dtype=torch.long), torch.empty(0, 1)
         return [signal_of(*found.get(i, empty), want) for i in range(len(completions))]
 
     def _check_room(self, sequences: list[list[int]], new: int) -> None:
-        longest = max(map(len, sequences), default=0) + new
-        if longest > self.longest:
-            raise DataError(f"a sequence of {longest} tokens does not fit into the {self.longest} of {self.model}'s "
-                            "server: start it with a larger --max-model-len, or lower pair.context_tokens")
+        longest = max(map(len, sequences), default=0)
+        if longest + new > self.longest:
+            raise DataError(f"a sequence of {longest} tokens and {new} to write (to score, a server writes one) do not "
+                            f"fit into the {self.longest} of {self.model}'s server: start it with a larger "
+                            "--max-model-len, or lower pair.context_tokens")
 
     def _request(self, token_ids: list[int], parameters: dict, read) -> Request:
         """A request by the server's route; `read(choice, prompt log-probabilities)` reads its one answer."""
@@ -101,6 +112,8 @@ class ServerEngine:
             holder = answer if self.route == "tokens" else choice
             if holder["prompt_token_ids"] != token_ids:
                 raise ValueError("it read other tokens than it was sent")
+            if choice["finish_reason"] not in ("stop", "length"):
+                raise ValueError(f"it ended by {choice['finish_reason']!r}")
             return read(choice, holder["prompt_logprobs"])
         body = {"model": self.model, "return_token_ids": True}
         body |= {"prompt": token_ids, **parameters} if self.route == "completions" else \
@@ -108,21 +121,36 @@ class ServerEngine:
         return Request(path=PATHS[self.route], body=body, read=opened)
 
     def scoring(self, prompt: list[int], completion: list[int], top_k: int) -> Request:
-        """Asks for (log-probabilities [T], those [T, K] of the likeliest, their ids [T, K])."""
+        """Asks for (log-probabilities [T], those [T, K] of the likeliest, their ids [T, K], the others' [T, 1]).
+
+        The others are padding ids among the likeliest: the log of their mass.
+        """
+        asked = max(top_k, min(top_k + SPARE, self.max_top_k)) if top_k else 0
+
         def read(choice: dict, logprobs: list[dict]):
             rows, count = logprobs[len(prompt):], len(prompt) + len(completion)
             if len(logprobs) != count:
                 raise ValueError(f"{len(logprobs)} rows for {count} tokens")
             own = [row[str(token)]["logprob"] for row, token in zip(rows, completion)]
-            best = [sorted(((entry["logprob"], int(i)) for i, entry in row.items()), reverse=True)[:top_k]
-                    for row in rows]
-            if any(len(row) != top_k for row in best):
-                raise ValueError(f"fewer than {top_k} likeliest tokens")
+            best = [self._likeliest(row, top_k, asked) for row in rows]
+            padding = [[entry["logprob"] for i, entry in row.items()
+                        if int(i) >= self.vocabulary and entry["logprob"] > NO_NUMBER] for row in rows]
             self._check_logprobs([*own, *(lp for row in best for lp, _ in row)])
-            self._check_ids([i for row in best for _, i in row])
             return (torch.tensor(own), torch.tensor([[lp for lp, _ in row] for row in best]).reshape(len(own), top_k),
-                    torch.tensor([[i for _, i in row] for row in best], dtype=torch.long).reshape(len(own), top_k))
-        return self._request(prompt + completion, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": top_k}, read)
+                    torch.tensor([[i for _, i in row] for row in best], dtype=torch.long).reshape(len(own), top_k),
+                    torch.stack([torch.tensor(lps).logsumexp(-1, keepdim=True) for lps in padding]))
+        return self._request(prompt + completion, {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": asked}, read)
+
+    def _likeliest(self, row: dict, top_k: int, asked: int) -> list[tuple[float, int]]:
+        """The `top_k` likeliest named tokens of a row, as (log-probability, id)."""
+        named = [(entry["logprob"], int(i)) for i, entry in row.items() if int(i) < self.vocabulary]
+        if len(row) < asked:
+            raise ValueError(f"fewer than {asked} likeliest tokens")
+        if len(named) < top_k:
+            raise EngineError(f"{self.model}'s server gives {len(row) - len(named)} ids that name no token among the "
+                              f"{asked} likeliest: start it with a larger --max-logprobs and make the model anew, or "
+                              "lower k of the support")
+        return sorted(named, reverse=True)[:top_k]
 
     def _writing(self, prompt: list[int], sampling: dict, seed: int, whole: bool) -> Request:
         """Asks for a Completion."""
@@ -160,17 +188,15 @@ class ServerEngine:
             raise TokenizerMismatch(f"{self.model} uses token id {max(ids)}, which its tokenizer in {self.folder} does "
                                     f"not name (it names {self.vocabulary}): serve a model with that tokenizer")
 
-    def _recognition(self, prompt: list[int], completion: list[int], logprobs: list[float]) -> Request:
-        """Asks a replica for known log-probabilities. Reading raises EngineError where they are another model's."""
-        scoring = self.scoring(prompt, completion, 0)
-
-        def read(answer: dict) -> None:
-            mean = float((scoring.read(answer)[0].double() - torch.tensor(logprobs, dtype=torch.float64)).abs().mean())
-            if not mean <= AGREEMENT["bfloat16"]:
-                raise EngineError(f"another model than {self.model} was is behind one of its urls: it differs by "
-                                  f"{mean:.2f} nats a token on a known completion (bound {AGREEMENT['bfloat16']}). "
-                                  "Serve that model again, or give the new one a name of its own (--served-model-name)")
-        return Request(path=scoring.path, body=scoring.body, read=read)
+    def _recognise(self, answers: list[tuple], logprobs: list[list[float]]) -> None:
+        """Raise EngineError where a replica's answers to the welcome are another model's, by the mean of all tokens."""
+        apart = [(own.double() - torch.tensor(known, dtype=torch.float64)).abs()
+                 for (own, *_), known in zip(answers, logprobs, strict=True)]
+        mean = float(torch.cat(apart).mean()) if apart else 0.0  # while a server is being named, nothing is known
+        if not mean <= AGREEMENT["bfloat16"]:
+            raise EngineError(f"another model than {self.model} was is behind one of its urls: it differs by "
+                              f"{mean:.2f} nats a token on known completions (bound {AGREEMENT['bfloat16']}). "
+                              "Serve that model again, or give the new one a name of its own (--served-model-name)")
 
     def load(self, folder: Path) -> dict[str, str]:
         """Turn to the server that another folder names; no tensors are held, so there are no digests."""
@@ -190,11 +216,12 @@ class ServerEngine:
         self.replicas.close()
 
 
-def signal_of(own: torch.Tensor, logprobs: torch.Tensor, ids: torch.Tensor, want: Want) -> Signal:
-    """The columns asked for."""
+def signal_of(own: torch.Tensor, logprobs: torch.Tensor, ids: torch.Tensor, padding: torch.Tensor,
+              want: Want) -> Signal:
+    """The columns asked for; what padding ids have is not in the tail."""
     sampled = own if want.sampled else None
-    return Signal(sampled=sampled, ids=ids, logprobs=logprobs, tail=tail_of(logprobs)) if want.top_k else \
-        Signal(sampled=sampled)
+    tail = tail_of(torch.cat([logprobs, padding], -1))
+    return Signal(sampled=sampled, ids=ids, logprobs=logprobs, tail=tail) if want.top_k else Signal(sampled=sampled)
 
 
 def eos_ids_in(folder: Path) -> set[int]:

@@ -14,7 +14,7 @@ from tasks.opd.server_engine import SERVER, ServerEngine
 MOST_TOP_K = 1024         # nobody asks for more; a lower limit of the server is sought
 SPELLED_AT_ONCE = 4096    # ids whose spelling is compared in one request
 BEYOND = 16               # ids after the last, which must have no spelling
-CANARY_PROMPTS, CANARY_TOKENS = 3, 16
+CANARY_PROMPTS, CANARY_TOKENS, CANARY_AT_LEAST = 3, 16, 24  # completions at first, longest of one, tokens of all
 
 
 def introduce(folder: Path, urls: list[str], model: str, key: str, **bounds) -> dict:
@@ -107,10 +107,12 @@ def abilities(engine: ServerEngine) -> dict:
 
 def canary_of(engine: ServerEngine) -> dict:
     """A few completions that the model writes after ids spread over its vocabulary, and its log-probabilities."""
-    count = engine.vocabulary
-    prompts = [[(n * 7919 + i * count // 8) % count for i in range(8)] for n in range(CANARY_PROMPTS)]
+    count, prompts, completions = engine.vocabulary, [], []
     law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": CANARY_TOKENS}
-    written = engine.generate(prompts, law, list(range(CANARY_PROMPTS)))
-    completions = [completion.token_ids for completion in written]
+    while sum(map(len, completions)) < CANARY_AT_LEAST:  # of a model that ends at once, more of them
+        seeds = range(len(prompts), len(prompts) + CANARY_PROMPTS)
+        more = [[(n * 7919 + i * count // 8) % count for i in range(8)] for n in seeds]
+        written = engine.generate(more, law, list(seeds))
+        prompts, completions = prompts + more, completions + [completion.token_ids for completion in written]
     signals = engine.score(prompts, completions, Want())
     return {"prompts": prompts, "completions": completions, "logprobs": [s.sampled.tolist() for s in signals]}

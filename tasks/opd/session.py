@@ -31,11 +31,14 @@ class Session:
             self._engines.pop(key)
             engine.close()
             engine = None
+        self.rest(but=engine)
         if engine is None:
             engine = self._twin(Path(folder), settings) or open_engine(folder, settings)
+            self._engines[key] = engine, dtype, None
         elif old_weights != weights:
             self._engines[key] = engine, dtype, None  # whatever a failed load leaves behind is not those weights
             check_digests(engine.load(Path(folder)), Path(folder), dtype)
+        if old_weights != weights:
             check_canary(engine, Path(folder), dtype)
         if settings.get("batch_tokens"):
             engine.batch_tokens = settings["batch_tokens"]
@@ -50,10 +53,11 @@ class Session:
                 return twin
         return None
 
-    def rest(self) -> None:
-        """All engines leave the device to who trains, where they can."""
+    def rest(self, but: Any = None) -> None:
+        """All engines leave the device to who comes now, where they can; `but` who shares its weights with `but`."""
         for engine, *_ in self._engines.values():
-            engine.rest()
+            if but is None or getattr(engine, "llm", engine) is not getattr(but, "llm", but):
+                engine.rest()
 
     def log(self, out: Path, step: int, values: dict[str, float]) -> None:
         """Append points to the metrics of the stage that writes to `out`."""
@@ -87,12 +91,13 @@ def open_engine(folder: Path, settings: dict):
     options = {key: settings[key] for key in ("dtype", "batch_tokens") if settings.get(key)}
     if (Path(folder) / "server.json").exists():  # a model behind a server has no weights here
         from tasks.opd.server_engine import ServerEngine
-        return ServerEngine(Path(folder))
+        patience = settings["patience_seconds"] / 2 if settings.get("patience_seconds") else None  # before ours ends
+        return ServerEngine(Path(folder), longest_tokens=settings.get("longest_tokens"), patience_seconds=patience)
     if settings["name"] == "torch":
         from tasks.opd.engines import TorchEngine
         return TorchEngine(Path(folder), **options)
     if settings["name"] == "vllm":
         from tasks.opd.vllm_engine import VllmEngine
         return VllmEngine(Path(folder), **options, memory_share=settings.get("memory_share"),
-                          lora_rank=settings.get("lora_rank", 0))
+                          lora_rank=settings.get("lora_rank", 0), longest_tokens=settings.get("longest_tokens"))
     raise ValueError(f"engine name is {settings['name']!r}; allowed: torch, vllm")

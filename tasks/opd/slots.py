@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -21,6 +22,9 @@ from tasks.opd.recipe import Slot, Writer
 
 ROOT = Path(__file__).resolve().parent  # where the slots' modules lie
 SECRETS = {"key", "api_key", "token", "secret", "password", "urls", "url"}  # what stands there is never shown
+NEAR = {"tokenizer", "scores", "set"}   # names of ours that look like one of those
+NUMBER = re.compile(r"\s*([-+]?[\d.]+(e[-+]?\d+)?|true|false|null|none)\s*", re.IGNORECASE)
+HIDDEN = "***"
 MANY = 24                               # more names than this are not all listed in a message
 UNSET = object()                        # a problem without a value; a parameter without a default
 
@@ -53,7 +57,7 @@ class Problem(NamedTuple):
     value: Any = UNSET
 
     def __str__(self) -> str:
-        hidden = self.value is UNSET or not SECRETS.isdisjoint(self.key.split("."))
+        hidden = self.value is UNSET or is_secret(self.key, self.value)
         value = "" if hidden else f" = {shown(self.value)}"
         return f"{self.key}{value}: {self.message}"
 
@@ -64,9 +68,29 @@ class Parameter(NamedTuple):
     default: Any  # UNSET when it must be given
 
 
+def is_secret(key: str, value: Any) -> bool:
+    """Whether a value may be a secret by its key: a name of SECRETS, or one near it (mistyped), but for numbers."""
+    names = str(key).lower().split(".")
+    words = [word for name in names for word in re.split(r"[\W_]+", name) if word not in NEAR]
+    near = any(difflib.get_close_matches(word, SECRETS, n=1, cutoff=0.66) for word in words)
+    return not SECRETS.isdisjoint(names) or near and not NUMBER.fullmatch(str(value))
+
+
+def masked(value: Any) -> Any:
+    """Plain data with HIDDEN for what may be a secret: by its key, or a text with such keys, a url's user or query."""
+    if isinstance(value, dict):
+        return {key: HIDDEN if is_secret(key, inner) else masked(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [masked(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    named = re.findall(r"([\w.]+)['\"]?\s*[:=](?=([^,}\]]*))", value)  # mappings in mappings too
+    return HIDDEN if re.search(r"://\S*[@?]", value) or any(is_secret(*pair) for pair in named) else value
+
+
 def shown(value: Any) -> str:
-    """A value as it would stand in YAML, shortened."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    """A value as it would stand in YAML, shortened and without secrets."""
+    text = json.dumps(masked(value), ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

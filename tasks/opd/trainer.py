@@ -18,6 +18,7 @@ from tasks.opd.canary import CANARY, DIGESTS, write_digests
 from tasks.opd.errors import DataError
 from tasks.opd.heads import load_model
 
+FROZEN = ("beta1", "beta2", "epsilon", "weight_decay", "gradient_checkpointing", "lora")  # in model and optimizer
 COUNTERS = ("step", "tokens_seen", "teacher_tokens", "sampled_tokens")
 
 
@@ -32,6 +33,7 @@ class Trainer:
     teacher_tokens: int                         # tokens scored by teachers so far
     sampled_tokens: int                         # tokens written by the student so far
     source: tuple[str, int]
+    settings: dict                              # those of `train` that it was built with, see FROZEN
     base: dict | None = None                    # the artifact an adapter stands on: kind, fingerprint, digest
 
     @property
@@ -43,6 +45,11 @@ class Trainer:
 def identity(folder: Path) -> tuple[str, int]:
     """Tells an artifact from all others and from itself remade: fingerprint and inode, which outlive the rename."""
     return fingerprint_of(folder), folder.stat().st_ino
+
+
+def frozen(train: dict) -> dict:
+    """The settings that a trainer keeps: under others it has to be built anew."""
+    return {name: train.get(name) for name in FROZEN}
 
 
 def new_optimizer(model: torch.nn.Module, train: dict) -> torch.optim.AdamW:
@@ -66,7 +73,7 @@ def resume(folder: Path, train: dict, ema_decay: float | None, seed: int = 0,
         model.gradient_checkpointing_enable()
         model.train()
     optimizer = new_optimizer(model, train)
-    trainer = Trainer(model=model, optimizer=optimizer, average=None, source=identity(folder),
+    trainer = Trainer(model=model, optimizer=optimizer, average=None, source=identity(folder), settings=frozen(train),
                       base=adapters.base_named(folder) if train["lora"] else None, **dict.fromkeys(COUNTERS, 0))
     if (folder / "trainer.json").exists():
         load_state(trainer, folder)

