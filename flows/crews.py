@@ -1,7 +1,9 @@
-"""Whose workers a flow uses: those of the flow around it, or its own; and who hears how far they are."""
-from contextlib import contextmanager, nullcontext
+"""Whose workers a flow uses, those of the flow around it or its own; what keys they get; who hears how far they are."""
+import os
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 
+from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
 
 from tasks import workers
@@ -14,9 +16,22 @@ shared_crew: ContextVar[dict[str, workers.Crew]] = ContextVar("shared_crew")  # 
 @contextmanager
 def crew_of(recipe: Recipe):
     """The crew of the flow around this one where it is of the kind wanted, else a crew of this run's own."""
+    lend_keys(recipe)
     crew = shared_crew.get({}).get(recipe.workers)
     with nullcontext(crew) if crew else workers.for_run(recipe) as crew, shown(crew):
         yield crew
+
+
+def lend_keys(recipe: Recipe) -> None:
+    """Keys of servers that the environment lacks come from Prefect's Secrets: OPD_TEACHER_KEY from opd-teacher-key.
+
+    Workers inherit them. Where there is no such Secret the server's maker says what is missing.
+    """
+    for maker in (recipe.pair.teacher, *recipe.pair.others.values()):
+        name = maker.params.get("key") if maker.name == "server" else None
+        if name and name not in os.environ:
+            with suppress(ValueError):  # no such block
+                os.environ[name] = Secret.load(name.lower().replace("_", "-")).get()
 
 
 @contextmanager

@@ -2,18 +2,20 @@
 import contextlib
 import io
 import json
+import os
 import time
 import urllib.request
 from types import SimpleNamespace
 
 import pytest
 from prefect import flow
+from prefect.blocks.system import Secret
 from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from flows.bootstrap import bootstrap
 from flows.compare import compare
-from flows.crews import crew_of
+from flows.crews import crew_of, lend_keys
 from flows.distill import distill
 from flows.evaluate import evaluate
 from tasks import progress, tracking
@@ -21,7 +23,6 @@ from tasks.opd import artifacts, loading
 from tasks.opd.artifacts import Artifact, read_record
 from tasks.opd.errors import OpdError
 from tasks.score import teacher_of
-from tests.stages_for_tests import run_with
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=3",
         "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16",
@@ -230,7 +231,7 @@ def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
 def reporting():
     """A flow at work: two reports, of which the second comes after the first was shown."""
     report = {"label": "score", "done": 128, "total": 512, "unit": "rollouts", "seconds": 64.0, "tokens": 12800}
-    with crew_of(run_with("inline")) as crew:
+    with crew_of(loading.load("opd_reverse_kl", ["workers=inline"])) as crew:
         crew.listener.stage_progress(report)
         time.sleep(1)
         crew.listener.stage_progress({**report, "done": 512, "seconds": 256.0})
@@ -257,3 +258,17 @@ def test_progress_that_prefect_does_not_take_fails_no_run(monkeypatch):
     monkeypatch.setattr(progress, "create_progress_artifact", refuse)
     reporting()
     assert len(tried) >= 2  # and it was tried again
+
+
+def test_a_servers_key_comes_from_a_prefect_secret_where_the_environment_has_none(monkeypatch):
+    Secret(value="sk-of-a-block").save("tests-only-key")
+    server = "pair.teacher={name: server, urls: ['http://127.0.0.1:9'], model: m, tokenizer: /t, key: %s}"
+    for name, there, found in (("TESTS_ONLY_KEY", None, "sk-of-a-block"), ("TESTS_ONLY_KEY", "sk-own", "sk-own"),
+                               ("TESTS_NOWHERE_KEY", None, None)):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, there or "")
+            if there is None:
+                patch.delenv(name)
+            lend_keys(loading.load("opd_reverse_kl", [server % name]))
+            assert os.environ.get(name) == found
+            os.environ.pop(name, None)

@@ -238,7 +238,8 @@ def secret_of(key: str) -> str:
     secret = os.environ.get(key, "").strip()
     if not secret:
         raise EngineError(f"{variable(key)} is not set: export the server's API key in it, where the "
-                          "worker starts; or leave `key` empty for a server that asks for none")
+                          "worker starts, or save it as a Prefect Secret named alike (some-key for SOME_KEY); or leave "
+                          "`key` empty for a server that asks for none")
     if not secret.isascii() or not secret.isprintable() or " " in secret:
         raise EngineError(f"what {variable(key)} holds cannot be sent as a key: it has blanks or characters beyond "
                           "ASCII")
