@@ -5,8 +5,8 @@ import pytest
 
 from flows import crews
 from tasks import progress as page
+from tasks.opd import loading
 from tasks.opd.progress import Progress, described, percent_of
-from tests.stages_for_tests import run_with
 
 HALF = {"label": "score", "done": 128, "total": 512, "unit": "rollouts", "seconds": 64.0, "tokens": 12800}
 
@@ -46,5 +46,5 @@ def test_a_short_stage_says_nothing():
 
 
 def test_outside_of_a_flow_nobody_is_told():
-    with crews.crew_of(run_with("inline")) as crew:
+    with crews.crew_of(loading.load("opd_reverse_kl", ["workers=inline"])) as crew:
         assert not isinstance(crew.listener, page.Page)
