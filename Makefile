@@ -16,8 +16,6 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Nothing here needs the Hugging Face hub; a recipe that does: `make demo HF_HUB_OFFLINE=0`.
 HF_HUB_OFFLINE ?= 1
 export HF_HUB_OFFLINE
-# Spinning OpenMP threads of two processes on the same cores slow each other a hundredfold.
-export OMP_WAIT_POLICY := PASSIVE
 export PYTHON
 
 .DEFAULT_GOAL := help

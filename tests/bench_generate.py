@@ -8,14 +8,15 @@ log-probabilities. Without --folder a random Llama of the tiny pair's size is ma
 never stop early, so both write prompts x new tokens. Repetitions alternate; medians and their ratio are printed.
 """
 import argparse
-import os
 import random
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: two busy processes otherwise starve each other
+from tasks.workers import quiet_environment
+
+quiet_environment()  # says how torch's threads wait, so before torch is imported
 
 import torch  # noqa: E402  the line above must come first
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402

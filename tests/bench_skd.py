@@ -3,17 +3,19 @@
     python tests/bench_skd.py STUDENT TEACHER [--prompts 16] [--samples 4] [--new 128] [--draft 5] [--repeats 3]
 
 STUDENT and TEACHER are model folders. Prompts are gsm_symbolic's; both sample at temperature 1. Medians are printed,
-and the ratio (rollouts + SKD) / rollouts: what SKD costs beside plain on-policy rollouts.
+and two ratios: SKD / rollouts, and (rollouts + SKD) / rollouts, which is what a round with SKD takes to write, as the
+rollouts it begins from are not free unless another run has made them.
 """
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: two busy processes otherwise starve each other
+from tasks.workers import quiet_environment
+
+quiet_environment()  # says how torch's threads wait, so before torch is imported
 
 from tasks.opd.artifacts import LOCATION  # noqa: E402  the line above must come first
 from tasks.opd.interleaving import skd  # noqa: E402
@@ -70,10 +72,10 @@ def main() -> None:
             print(f"{seconds['rollouts'][-1]:.1f} s, {seconds['skd'][-1]:.1f} s; mean tokens",
                   *(sum(len(r.token_ids) for r in rows) / len(rows) for rows in (rollouts, after)),
                   {name: round(value, 3) for name, value in engines.report.items()}, flush=True)
-    ratio = statistics.median((a + b) / a for a, b in zip(seconds["rollouts"], seconds["skd"]))
+    ratio = statistics.median(b / a for a, b in zip(seconds["rollouts"], seconds["skd"]))
     print(f"{args.prompts} x {args.samples} x {args.new}, k {args.k}, drafts of {args.draft}: "
           + ", ".join(f"{name} {statistics.median(values):.1f} s" for name, values in seconds.items())
-          + f", ratio {ratio:.2f}")
+          + f", SKD / rollouts {ratio:.2f}, both / rollouts {1 + ratio:.2f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ sys.path.insert(0, str(ROOT))  # so that `tests.stages_for_tests` can be named a
 
 from tasks import workers  # noqa: E402  the path comes first
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side
 workers.quiet_environment()
 os.environ["OPD_PROGRESS"] = "0"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it

@@ -28,6 +28,8 @@ def test_sequences_read_what_scoring_reads(tmp_path):
             wrong = ids.clone()
             wrong[torch.arange(20) >= lengths[:, None]] = 3
             sequences.read(wrong, torch.tensor([0, 2, 3]), lengths[[0, 2, 3]] + torch.tensor([5, 9, 1]))
+            sequences.read(wrong, torch.tensor([0, 2, 3, 4, 5]), lengths[[0, 2, 3, 4, 5]] + 2)  # most: all are read
+            assert sequences.filled.tolist() == (lengths + torch.tensor([5, -1, 9, 2, 2, 2])).tolist()
             sequences.forget(torch.arange(6), lengths)
             sequences.keep(torch.tensor([0, 2, 4, 5]))
             rows = torch.tensor([0, 2, 4, 5])

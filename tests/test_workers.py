@@ -239,7 +239,10 @@ def test_telemetry_is_off_unless_the_user_said_otherwise(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     workers.quiet_environment()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and "GOMP_SPINCOUNT" not in os.environ
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    workers.quiet_environment()
+    assert os.environ["GOMP_SPINCOUNT"] == "3000"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true" and os.environ["VLLM_NO_USAGE_STATS"] == "1"
     assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false" and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
     for name in workers.QUIET:

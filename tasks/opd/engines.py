@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tasks.opd import adapters
+from tasks.opd.attention import group_heads
 from tasks.opd.canary import digests_of
 from tasks.opd.decoding import Completion, decode
 from tasks.opd.errors import EngineError, NonFinite
@@ -168,6 +169,7 @@ class TorchEngine:
 
     def _build(self, folder: Path) -> None:
         self.model, self.shared = load_model(folder, self.dtype, self.device), False
+        group_heads(self.model)
         self._adopt(folder)
 
     def _adopt(self, folder: Path) -> None:

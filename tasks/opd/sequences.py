@@ -11,6 +11,8 @@ from transformers.cache_utils import DynamicLayer
 
 from tasks.opd.errors import DataError
 
+COPY_BELOW = 0.7  # share of rows under which their keys and values are copied, so that the others need not be read
+
 
 class PlacedLayer(DynamicLayer):
     """A cache layer whose slot is the token's position: what was written there before is overwritten, never seen."""
@@ -66,13 +68,18 @@ class Sequences:
     def read(self, ids: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
         """Hidden states [b, W, d] of rows [b] at the tokens from `filled` to `ends` [b] of ids [B, L].
 
-        A row with fewer tokens than the widest repeats its last; one with none reads its last again.
+        A row with fewer tokens than the widest repeats its last; one with none reads its last again, and so do the
+        others where the rows are most of all.
         """
+        if COPY_BELOW * len(self.filled) < len(rows) < len(self.filled):
+            every = torch.arange(len(self.filled), device=self.device)
+            return self.read(ids, every, self.filled.index_put((rows,), ends))[rows]
         filled = self.filled[rows]
         new = (ends - filled).clamp(min=0)
         width, self.end, read = torch.stack([new.max(), ends.max(), new.sum()]).tolist()
         self.rows = rows
-        self.slots = (filled[:, None] + torch.arange(max(width, 1), device=self.device)).minimum(ends[:, None] - 1)
+        steps = torch.arange(max(width, 1), device=self.device)
+        self.slots = (filled[:, None] + steps).minimum(ends[:, None] - 1).clamp(min=0)
         out = self.model.base_model(input_ids=ids[rows].gather(-1, self.slots), attention_mask=self.bias(),
                                     position_ids=self.slots, past_key_values=self.cache, use_cache=True)
         self.num_read += read
