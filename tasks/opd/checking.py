@@ -191,7 +191,7 @@ def refiners_fit(recipe: Recipe) -> Found:
         if slot.name == "trd":
             yield from rewriting_fits(recipe, index, params)
         if slot.name in slots.constant("refiner", "INTERLEAVED", frozenset()):
-            yield from interleaving_fits(recipe, key, slot.name)
+            yield from interleaving_fits(recipe, index)
 
 
 def rewriting_fits(recipe: Recipe, index: int, params: dict[str, Any]) -> Found:
@@ -207,9 +207,14 @@ def rewriting_fits(recipe: Recipe, index: int, params: dict[str, Any]) -> Found:
                       "use rows: all", recipe.terms[0].rows.name)
 
 
-def interleaving_fits(recipe: Recipe, key: str, name: str) -> Found:
+def interleaving_fits(recipe: Recipe, index: int) -> Found:
     """What `refiners_fit` says of refiners that let student and teacher take turns."""
+    key, name = f"refine.{index}", recipe.refine[index].name
     authors = sorted({writer.name for writer in recipe.rollout.writers})
+    for params in (completed(slot, "refiner") for slot in recipe.refine[:index] if slot.name == "trd"):
+        if params.get("others") == "drop" or params.get("which") == params.get("keep") == "all":
+            yield Problem(key, "works on the student's rollouts, and trd before it leaves none; let trd keep others "
+                          f"and rewrite or keep fewer (others: keep, which: failed), or take {name} out", name)
     if "student" not in authors:
         yield Problem(key, f"works on the student's rollouts, but the writers are {', '.join(authors)}; add the writer "
                       "student, or take `refine` out", name)
