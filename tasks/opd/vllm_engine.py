@@ -3,7 +3,8 @@
 The only file that imports vllm. The engine runs in the worker's process unless VLLM_ENABLE_V1_MULTIPROCESSING=1 is set
 (its own process starts ten times slower and gains nothing here, where token ids are all that passes). Left out: hidden
 states and entropies, which vLLM does not give; log-probabilities at chosen ids, which need a model runner that a CPU
-has not; weights split over several devices.
+has not; n-gram drafts, for which it returns NaN among the log-probabilities on a CPU unless greedy; weights split over
+several devices.
 """
 import contextlib
 import copy
