@@ -25,9 +25,10 @@ from tasks.opd.session import Session
 from tasks.opd.worker import SMALLER, perform
 
 ROOT = Path(__file__).resolve().parents[1]
+# torch's threads wait awake, but not for long: asleep at once, a decode step takes half as long again; awake as long as
+# they like to be, two processes on the same cores stall each other tenfold.
+SPIN = "3000"
 QUIET = {
-    "GOMP_SPINCOUNT": "3000",  # torch's threads wait awake, but not for long: asleep at once, a decode step takes half
-    # as long again; awake as long as they like to be, two processes on the same cores stall each other tenfold
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "VLLM_NO_USAGE_STATS": "1",
@@ -38,8 +39,9 @@ QUIET = {
 def quiet_environment() -> None:
     """Say how threads wait, turn telemetry off, where the user has not decided; call it before importing any tool."""
     for name, value in QUIET.items():
-        if not (name == "GOMP_SPINCOUNT" and "OMP_WAIT_POLICY" in os.environ):
-            os.environ.setdefault(name, value)
+        os.environ.setdefault(name, value)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
 
 
 class WorkerFailed(RuntimeError):

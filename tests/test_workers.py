@@ -234,19 +234,14 @@ def test_nothing_here_imports_torch_before_a_stage_needs_it():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_telemetry_is_off_unless_the_user_said_otherwise(monkeypatch):
-    for name in workers.QUIET:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_otherwise(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE", "VLLM_NO_USAGE_STATS": "0"})
     workers.quiet_environment()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and "GOMP_SPINCOUNT" not in os.environ
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert os.environ == {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
+                          "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "0", "OMP_WAIT_POLICY": "ACTIVE"}
+    del os.environ["OMP_WAIT_POLICY"]
     workers.quiet_environment()
-    assert os.environ["GOMP_SPINCOUNT"] == "3000"
-    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true" and os.environ["VLLM_NO_USAGE_STATS"] == "1"
-    assert os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] == "false" and os.environ["HF_HUB_DISABLE_TELEMETRY"] == "1"
-    for name in workers.QUIET:
-        monkeypatch.setenv(name, workers.QUIET[name])
+    assert os.environ["GOMP_SPINCOUNT"] == workers.SPIN
 
 
 def test_a_stage_is_a_name_of_the_table_or_given_in_full(crew):
