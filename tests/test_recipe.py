@@ -224,6 +224,8 @@ def test_all_errors_of_a_file_and_the_command_line_come_at_once(write):
     ("schedule: [{round: 5, set: {train.learnign_rate: 1}}]",
      "v.yaml:3: schedule.0.set: train.learnign_rate = 1: unknown key; did you mean learning_rate?"),
     ("schedule: [{round: 5, set: {terms.7.coefficient: 1}}]", "v.yaml:3: schedule.0.set = "),
+    ("schedule: [{round: 5, set: {train.lora: {rank: 4}}}]",
+     "v.yaml:3: schedule.0.set: from round 5 on, train.lora: holds for a whole run; set it outside the schedule"),
     ("schedule: [{round: 5, set: {loss.temperature: 2.0}}]",
      "v.yaml:3: schedule.0.set: from round 5 on, rollout.sampling.temperature = 1.0: terms.0 learns"),
 ])

@@ -2,6 +2,7 @@
 import difflib
 import json
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -13,6 +14,7 @@ from tasks.opd.recipe import Recipe
 from tasks.opd.slots import UNSET, Problem
 
 Resolve = Callable[[dict], dict]  # fills in `${key}`; raises RecipeError
+WHOLE_RUN = ("name", "about", "seed", "rounds", "pair", "prompts", "train.lora", "benchmarks", "schedule", "workers")
 
 
 def validated(layer: Layer, resolve: Resolve, errors: list[str]) -> Recipe:
@@ -57,7 +59,9 @@ def schedule_problems(recipe: Recipe, known: list[Problem]) -> list[Problem]:
         except (KeyError, IndexError, ValueError, TypeError) as error:
             return [Problem(key, f"no such key ({type(error).__name__}: {error})", patch.set)]
         now, wrong = completed(now)
-        new = [p for p in wrong + checking.problems(now) if p not in known]
+        moved = [Problem(key, "holds for a whole run; set it outside the schedule") for key in WHOLE_RUN
+                 if attrgetter(key)(now) != attrgetter(key)(recipe)]
+        new = [p for p in wrong + checking.problems(now) if p not in known] or moved
         if new:
             return [Problem(key, f"from round {patch.round} on, {p}") for p in new]
     return []
