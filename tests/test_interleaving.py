@@ -9,7 +9,7 @@ import torch
 from tiny_models import rollout
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.opd import interleaving, progress, slots
+from tasks.opd import progress, slots, turns
 from tasks.opd.decoding import law, nucleus, uniforms_of
 from tasks.opd.errors import DataError
 from tasks.opd.interleaving import relay, skd
@@ -192,9 +192,9 @@ def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, ks, draft_tokens,
         before = [replace(rollout(i, [1], list(s)), logprobs=[0.0] * len(s)) for i, s in enumerate(raw)]
         grid = {STUDENT: [s[:limit] for s in scripts], TEACHER: [s[limit:] for s in scripts]}
         order = iter([STUDENT, TEACHER])
-        monkeypatch.setattr(interleaving, "uniforms_of", lambda *_: torch.tensor(grid[next(order)]))
-        monkeypatch.setattr(interleaving, "draw", lambda logprobs, uniforms: uniforms)
-        monkeypatch.setattr(interleaving, "WINDOW", 1)
+        monkeypatch.setattr(turns, "uniforms_of", lambda *_: torch.tensor(grid[next(order)]))
+        monkeypatch.setattr(turns, "draw", lambda logprobs, uniforms: uniforms)
+        monkeypatch.setattr(turns, "WINDOW", 1)
         after = skd(before, engines, k=ks[0], draft_tokens=draft_tokens, decay_tokens=decay_tokens, **warm)
 
     mass = Counter()
@@ -219,7 +219,7 @@ def test_the_emitted_law_of_the_golden_vectors():
 
 
 def test_of_equals_with_the_kth_all_are_accepted(engines):
-    table = interleaving.Table.__new__(interleaving.Table)
+    table = turns.Table.__new__(turns.Table)
     table.ranking, table.size = engines.teacher.head, V
     hidden = torch.zeros(3, 64, dtype=torch.float64)                  # no head has a bias: all logits are 0
     assert table.among(hidden, torch.tensor([3, 59, 60]), torch.tensor([1, 1, 1])).tolist() == [True, True, False]
@@ -232,8 +232,8 @@ def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
     with Session() as session:
         engines = engines_of(folder, session)
         engines.spec["engine"]["dtype"] = "bfloat16"
-        table_of = interleaving.Table.__init__
-        monkeypatch.setattr(interleaving.Table, "__init__", lambda table, *given: (heads.append(table), table_of(
+        table_of = turns.Table.__init__
+        monkeypatch.setattr(turns.Table, "__init__", lambda table, *given: (heads.append(table), table_of(
             table, *given))[1])
         skd(drafts(engines), engines, k=k)
         table, rounded = heads[0], engines.teacher.head
@@ -248,26 +248,26 @@ def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
 
 
 def test_drafts_are_as_long_as_is_cheapest(engines):
-    table = interleaving.Table.__new__(interleaving.Table)
-    table.rule, table.teacher_steps = interleaving.Rule(k=8, draft_tokens=6, teacher_law={}), 1.5
+    table = turns.Table.__new__(turns.Table)
+    table.rule, table.teacher_steps = turns.Rule(k=8, draft_tokens=6, teacher_law={}), 1.5
 
     def length_at(accepted):
         table.counts = {"accepted": accepted, "proposed": 100}
         return table.draft_tokens()
     # at 0.55: 1 / 2.5 = 0.40, 1.55 / 3.5 = 0.443, 1.8525 / 4.5 = 0.412
     assert [length_at(accepted) for accepted in (0, 55, 100)] == [1, 2, 6]
-    table.rule = interleaving.Rule(k=8, draft_tokens=6, teacher_law={}, decay_tokens=AS_SAID)
+    table.rule = turns.Rule(k=8, draft_tokens=6, teacher_law={}, decay_tokens=AS_SAID)
     assert length_at(0) == 6
 
 
 # ---- decay
 
 def test_k_falls_as_in_the_authors_code(engines):
-    table = interleaving.Table.__new__(interleaving.Table)
+    table = turns.Table.__new__(turns.Table)
     blocks = torch.tensor([0, 1, 4, 8, 100])
 
     def k_after(k, decay_tokens):
-        table.rule = interleaving.Rule(k=k, draft_tokens=5, teacher_law={}, decay_tokens=decay_tokens)
+        table.rule = turns.Rule(k=k, draft_tokens=5, teacher_law={}, decay_tokens=decay_tokens)
         return table.k_of(blocks).tolist()
     assert k_after(25, 0) == [25] * 5 and k_after(0, 10) == [0] * 5
     assert k_after(25, 100) == [25, 25, 24, 23, 1]                    # one less every fourth block
@@ -296,7 +296,7 @@ def test_k_falls_within_the_rollout_as_it_came(engines):
 
 def test_progress_is_told_of_every_part_that_is_settled(engines, monkeypatch):
     monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
-    monkeypatch.setattr(interleaving, "WINDOW", 4)
+    monkeypatch.setattr(turns, "WINDOW", 4)
     before, heard = drafts(engines, PROMPTS * 2), []
     engines.session.report = heard.append
     after = skd(before, engines, k=V)                                 # parts of 4, 8 and 12 tokens; no more follows
