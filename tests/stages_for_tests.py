@@ -89,14 +89,12 @@ def long(inputs, spec, out, session):
 
 def generated(inputs, spec, out, session):
     """Write with vLLM, its EngineCore a process of its own, until something dies; says in `told` when it is up."""
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                   "VLLM_LOGGING_LEVEL": "ERROR"}
-    from vllm import LLM, SamplingParams
-    llm = LLM(spec["model"], enforce_eager=True, dtype="float32", skip_tokenizer_init=True, max_model_len=128,
-              load_format="safetensors", max_num_seqs=8, kv_cache_memory_bytes=1 << 26, disable_log_stats=True)
-    law, batch = SamplingParams(max_tokens=16, detokenize=False), spec["effort"]["micro_batch_tokens"]
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+    from tasks.opd.vllm_engine import VllmEngine
+    engine, batch = VllmEngine(Path(spec["model"]), dtype="float32"), spec["effort"]["micro_batch_tokens"]
+    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 16}
     while True:
-        written = llm.generate([{"prompt_token_ids": [5, 9, 11]}], law, use_tqdm=False)[0].outputs[0].token_ids
+        written = engine.generate([[5, 9, 11]], law, [0])[0].token_ids
         (Path(spec["told"]) / f"batch-{batch}").write_text(str(len(written)))
 
 

@@ -2,6 +2,9 @@
 import importlib.util
 import json
 import os
+import queue
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from tasks.opd.engines import TorchEngine, Want
 from tasks.opd.errors import DataError, EngineError
 from tasks.opd.heads import load_model
 from tasks.opd.session import Session
-from tasks.opd.vllm_engine import VllmEngine
+from tasks.opd.vllm_engine import VllmEngine, watch
 from tests.small_llama import save_llama
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None and "OPD_CI" not in os.environ,
@@ -246,6 +249,24 @@ def test_an_engine_that_answers_with_other_weights_fails_the_canary(folder, tmp_
         write_canary(new, [[5, 9, 11]], [[3, 4, 5, 2]],
                      [TorchEngine(new).score([[5, 9, 11]], [[3, 4, 5, 2]], Want())[0].sampled.tolist()])
         session.engine("student", new, settings)
+
+
+def test_what_waits_on_a_killed_engine_fails():
+    from vllm.v1.engine.exceptions import EngineDeadError
+    sentinel, process = os.pipe()  # readable once the other end is gone, as a process's sentinel is
+    resources = SimpleNamespace(engine_manager=SimpleNamespace(sentinels=lambda: [sentinel]), engine_dead=False)
+    before, now = Future(), Future()
+    client = SimpleNamespace(resources=resources, outputs_queue=queue.Queue(), utility_results={1: before, 2: now})
+    before.set_result("done")
+    watch(client)
+    with pytest.raises(TimeoutError):
+        now.result(timeout=0.2)
+    os.close(process)
+    with pytest.raises(EngineDeadError):
+        now.result(timeout=20)
+    assert isinstance(client.outputs_queue.get(timeout=20), EngineDeadError) and resources.engine_dead
+    assert before.result() == "done"
+    watch(SimpleNamespace())  # an engine in this process
 
 
 def test_two_engines_and_torch_live_in_one_process(folder, tmp_path):

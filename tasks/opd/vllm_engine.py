@@ -11,8 +11,10 @@ import copy
 import itertools
 import logging
 import math
+import multiprocessing.connection
 import os
 import re
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -100,6 +102,7 @@ class VllmEngine:
             torch.set_num_threads = set_threads  # vLLM puts a dummy there, for the whole process
             torch.set_num_threads(threads)
         self.engine = self.llm.llm_engine
+        watch(self.engine.engine_core)
         VllmEngine.opened.append(self)
         self._adopt(folder)
         self.llm.collective_rpc("prepare_logits", args=(self.vocabulary,))
@@ -244,6 +247,23 @@ class VllmEngine:
                 llm.llm_engine.engine_core.shutdown()
             VllmEngine.closed.clear()
             cleanup_dist_env_and_memory()
+
+
+def watch(client) -> None:
+    """Let what waits on vLLM's engine fail when its process is gone: one that was killed says nothing to its client."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+    resources = getattr(client, "resources", None)
+    if resources is None or resources.engine_manager is None:
+        return  # it is in this process
+
+    def wait() -> None:
+        multiprocessing.connection.wait(resources.engine_manager.sentinels())
+        resources.engine_dead = True  # first: calls from now on are refused, and those before are known
+        client.outputs_queue.put_nowait(EngineDeadError())
+        for call in list(client.utility_results.values()):
+            if not call.done():
+                call.set_exception(EngineDeadError())
+    threading.Thread(target=wait, daemon=True, name="vLLM's engine lives").start()
 
 
 def adapter_of(folder: Path):
