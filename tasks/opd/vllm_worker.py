@@ -36,15 +36,20 @@ class Inspection:
             if is_head(module):
                 module.quant_method.process_weights_after_loading(module)
 
-    def weight_digests(self) -> dict[str, str]:
-        """Name -> digest of every tensor whose place is known. See `canary`."""
+    def weight_digests(self, adapter: tuple[int, int, float] | None = None) -> dict[str, str]:
+        """Name -> digest of every tensor whose place is known, an adapter's (id, rank, scale) too. See `canary`."""
         model = self.model_runner.get_model()
         found: dict[str, str] = {}
         for name, module in model.named_modules():
             if name.endswith("base_layer"):  # what an adapter lies over: looked at by its own name
                 continue
-            found |= {known: digest(fixed) for known, fixed in
-                      module_elements(name, getattr(module, "base_layer", module), model.packed_modules_mapping)}
+            held = module_elements(name, getattr(module, "base_layer", module), model.packed_modules_mapping)
+            found |= {known: digest(fixed) for known, fixed in held}
+            if adapter and isinstance(getattr(module, "lora_a_stacked", None), tuple):  # no adapter's embedding is ours
+                number, rank, scale = adapter
+                slot = self.model_runner.lora_manager._adapter_manager.lora_index_to_id.index(number)
+                held = adapter_elements(name, module, model.packed_modules_mapping, slot, rank, scale)
+                found |= {known: digest(fixed) for known, fixed in held}
         return found
 
 
@@ -73,6 +78,18 @@ def module_elements(name: str, module, packed: dict[str, list[str]]):
             yield from zip((f"{part}.bias" for part in parts), value[:sum(sizes)].split(sizes))
         elif not (sizes and key == "weight"):
             yield f"{name}.{key}", elements(value)
+
+
+def adapter_elements(name: str, module, packed: dict[str, list[str]], slot: int, rank: int, scale: float):
+    """(saved name, fixed elements) of an adapter's tensors in its slot of a layer.
+
+    B is kept times alpha / rank, which only a power of two lets undo to the bit; of another scale B is left out.
+    """
+    above, leaf = name.rpartition(".")[::2]
+    for part, down, up in zip(packed.get(leaf, [leaf]), module.lora_a_stacked, module.lora_b_stacked):
+        yield f"base_model.model.{above}.{part}.lora_A.weight", elements(down[slot, 0, :rank])
+        if math.frexp(scale)[0] == 0.5:
+            yield f"base_model.model.{above}.{part}.lora_B.weight", elements(up[slot, 0, :, :rank]) / scale
 
 
 @torch.inference_mode()
