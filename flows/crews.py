@@ -19,6 +19,7 @@ def crew_of(recipe: Recipe):
     lend_keys(recipe)
     crew = shared_crew.get({}).get(recipe.workers)
     with nullcontext(crew) if crew else workers.for_run(recipe) as crew, shown(crew):
+        crew.patience = recipe.engine.patience_seconds
         yield crew
 
 

@@ -7,6 +7,7 @@ one can be made again, and tell their `listener` what happens.
 import abc
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -58,7 +59,8 @@ class Listener:
 class Crew(abc.ABC):
     """What the makers of a run share: memory of derivations, counts of what was made, a listener."""
 
-    def __init__(self):
+    def __init__(self, patience: float = math.inf):
+        self.patience = patience  # seconds of silence after which a stage counts as hung; the next stage looks anew
         self.listener = Listener()
         self.derivations = {}  # (kind, fingerprint) -> (stage, spec, inputs)
         self.made = self.reused = 0
@@ -98,8 +100,7 @@ class ProcessCrew(Crew):
     """
 
     def __init__(self, patience: float):
-        super().__init__()
-        self.patience = patience
+        super().__init__(patience)
         self.lock = threading.Lock()  # one command at a time
         self.supervisor = self.connection = self.log = None
 
@@ -140,7 +141,6 @@ class ProcessCrew(Crew):
             shutil.rmtree(folder)
         if self.connection is None:
             raise self.death("start", self.log.parent)
-        self.connection.settimeout(self.patience)
         self.replies = self.connection.makefile("r", encoding="utf-8")
 
     def ask(self, command: dict) -> dict | None:
@@ -148,6 +148,7 @@ class ProcessCrew(Crew):
 
         Raises: EngineLost when the worker is silent for longer than `patience`.
         """
+        self.connection.settimeout(self.patience)
         try:
             self.connection.sendall((json.dumps(command) + "\n").encode())
             while (line := self.replies.readline()).endswith("\n"):

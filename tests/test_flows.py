@@ -15,10 +15,10 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.bootstrap import bootstrap
 from flows.compare import compare
-from flows.crews import crew_of, lend_keys
+from flows.crews import crew_of, lend_keys, shared_crew
 from flows.distill import distill
 from flows.evaluate import evaluate
-from tasks import progress, tracking
+from tasks import progress, tracking, workers
 from tasks.opd import artifacts, loading
 from tasks.opd.artifacts import Artifact, read_record
 from tasks.opd.errors import OpdError
@@ -225,6 +225,16 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
 def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
     with pytest.raises(OpdError, match="preflight is red"):
         quietly(compare, write_suite(tmp_path, variants=["gkd"], seeds=[0]), ["accepts={shift: ''}"])
+
+
+def test_a_flow_within_another_has_its_workers_and_its_own_patience():
+    short, long = (loading.load("gkd", ["workers=inline", f"engine.patience_seconds={n}"]) for n in (7, 70))
+    with workers.for_run(long) as crew:
+        token = shared_crew.set({"inline": crew})
+        for recipe, patience in ((long, 70), (short, 7), (long, 70)):
+            with crew_of(recipe) as lent:
+                assert lent is crew and crew.patience == patience
+        shared_crew.reset(token)
 
 
 @flow
