@@ -197,7 +197,8 @@ def check(arguments: argparse.Namespace) -> tuple[dict, str]:
     needs = [f"{model}: {', '.join(column for column, amount in want.items() if amount)}"
              for model, want in report["needs"].items()]
     files = ", ".join(report["files"])
-    return report, f"{recipe.name} is sound; teachers give {'; '.join(needs) or 'nothing'}; read {files}"
+    told = f"{recipe.name} is sound; teachers give {'; '.join(needs) or 'nothing'}; read {files}"
+    return report, "\n".join([told, *report["notes"]])
 
 
 def variants(arguments: argparse.Namespace) -> tuple[dict, str]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.opd import artifacts, fingerprints
+from tasks.opd import artifacts, checking, fingerprints
 from tasks.opd.artifacts import Artifact
 from tasks.opd.errors import CorruptArtifact, EngineLost
 from tasks.opd.recipe import Recipe
@@ -213,6 +213,8 @@ def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Itera
     """
     from tqdm import tqdm
     name, started = f"{recipe.name}, seed {recipe.seed}", time.monotonic()
+    for note in checking.notes(recipe):
+        say(note)
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:

@@ -122,9 +122,16 @@ def test_needs_are_the_union_over_the_terms():
 
 def test_the_report_is_what_check_prints():
     report = checking.report(loading.load("gkd"), loading.provenance("gkd", ["seed=1"]))
-    assert report["problems"] == [] and report["engine"] == {"name": "torch", "columns": list(checking.COLUMNS)}
+    assert report["problems"] == report["notes"] == []
+    assert report["engine"] == {"name": "torch", "columns": list(checking.COLUMNS)}
     assert [f.rsplit("configs/", 1)[1] for f in report["files"]] == [
         "base.yaml", "benchmarks/tiny.yaml", "pairs/tiny.yaml", "prompts/tiny.yaml", "variants/gkd.yaml"]
+
+
+def test_what_a_schedule_says_of_rounds_that_never_come_is_noted():
+    assert checking.notes(loading.load("veto", ["rounds=45"])) == []
+    note, = checking.notes(loading.load("veto", ["rounds=27"]))
+    assert note.startswith("with 27 rounds, what the schedule says of round 27, 36 (counted from 0) never happens")
 
 
 def test_what_goes_wrong_only_in_later_rounds_is_found():
