@@ -39,7 +39,7 @@ QUIET = {
 
 def quiet_environment() -> None:
     """Say how threads wait, turn telemetry off, where the user has not decided; call it before importing any tool."""
-    for name, value in QUIET.items():
+    for name, value in {**QUIET, "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():  # vLLM's kernels tell where memory lies
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)

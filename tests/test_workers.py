@@ -240,7 +240,8 @@ def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_ot
     monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE", "VLLM_NO_USAGE_STATS": "0"})
     workers.quiet_environment()
     assert os.environ == {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
-                          "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "0", "OMP_WAIT_POLICY": "ACTIVE"}
+                          "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "0", "OMP_WAIT_POLICY": "ACTIVE",
+                          "TORCH_CPP_LOG_LEVEL": "ERROR"}
     del os.environ["OMP_WAIT_POLICY"]
     workers.quiet_environment()
     assert os.environ["GOMP_SPINCOUNT"] == workers.SPIN
