@@ -213,8 +213,9 @@ def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Itera
     """
     from tqdm import tqdm
     name, started = f"{recipe.name}, seed {recipe.seed}", time.monotonic()
-    for note in checking.notes(recipe):
+    for note in checking.notes(recipe, recipe.rounds):
         say(note)
+    came = 0
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
@@ -223,10 +224,13 @@ def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Itera
         try:
             for index in itertools.takewhile(lambda _: student().counts.get("tokens_seen", 0) < granted, bar):
                 yield index
-                crew.listener.stage_progress({"label": name, "done": index + 1, "total": recipe.rounds, "tokens": 0,
+                came = index + 1
+                crew.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:
             crew.bar = None
+    for note in checking.notes(recipe, came) if came < recipe.rounds else ():
+        say(note)
 
 
 def say(text: str, *, to_person: bool = True) -> None:

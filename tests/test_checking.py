@@ -129,8 +129,9 @@ def test_the_report_is_what_check_prints():
 
 
 def test_what_a_schedule_says_of_rounds_that_never_come_is_noted():
-    assert checking.notes(loading.load("veto", ["rounds=45"])) == []
-    note, = checking.notes(loading.load("veto", ["rounds=27"]))
+    veto = loading.load("veto")
+    assert checking.notes(veto, 45) == [] == checking.notes(veto, 37)
+    note, = checking.notes(veto, 27)
     assert note.startswith("with 27 rounds, what the schedule says of round 27, 36 (counted from 0) never happens")
 
 

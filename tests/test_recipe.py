@@ -226,6 +226,12 @@ def test_all_errors_of_a_file_and_the_command_line_come_at_once(write):
     ("schedule: [{round: 5, set: {terms.7.coefficient: 1}}]", "v.yaml:3: schedule.0.set = "),
     ("schedule: [{round: 5, set: {train.lora: {rank: 4}}}]",
      "v.yaml:3: schedule.0.set: from round 5 on, train.lora: holds for a whole run; set it outside the schedule"),
+    ("schedule: [{round: 5, set: {train.trained_tokens: 10}}]",
+     "v.yaml:3: schedule.0.set: from round 5 on, train.trained_tokens: holds for a whole run; set it outside"),
+    ("schedule: [{round: 5, set: {seed: 3}}]",
+     "v.yaml:3: schedule.0.set: from round 5 on, seed: holds for a whole run; set it outside the schedule"),
+    ("schedule: [{round: 5, set: {prompts.count: 3000}}]",
+     "v.yaml:3: schedule.0.set: from round 5 on, prompts.count: holds for a whole run; set it outside the schedule"),
     ("schedule: [{round: 5, set: {loss.temperature: 2.0}}]",
      "v.yaml:3: schedule.0.set: from round 5 on, rollout.sampling.temperature = 1.0: terms.0 learns"),
 ])
@@ -279,7 +285,7 @@ def test_off_is_a_word(write):
 def test_schedule_patches_hold_from_their_round_on(write):
     recipe = loading.load(write(
         "defaults: BASE\nname: v\nschedule:\n  - {round: 4, set: {terms.0.estimator.clip_low: 0.2}}\n"
-        "  - {round: 2, set: {terms.0.coefficient: 0.5, train.learning_rate: 0.01}}\n"))
+        "  - {round: 2, set: {terms.0.coefficient: 0.5, train.learning_rate: 0.01, prompts.grader: exact}}\n"))
     assert [recipe.at(i).terms[0].coefficient for i in (0, 1, 2, 9)] == [1.0, 1.0, 0.5, 0.5]
     assert recipe.at(3).terms[0].estimator.params["clip_low"] is None
     assert recipe.at(4).terms[0].estimator.params["clip_low"] == 0.2

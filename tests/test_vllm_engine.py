@@ -8,13 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from tasks.opd.canary import check_digests, write_canary, write_digests
 from tasks.opd.engines import TorchEngine, Want
-from tasks.opd.errors import DataError, EngineError
+from tasks.opd.errors import DataError, EngineError, EngineLost
 from tasks.opd.heads import load_model
 from tasks.opd.session import Session
-from tasks.opd.vllm_engine import VllmEngine, watch
+from tasks.opd.vllm_engine import VllmEngine, lost, watch
+from tasks.opd.vllm_worker import adapter_elements
 from tests.small_llama import save_llama
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None and "OPD_CI" not in os.environ,
@@ -200,6 +202,38 @@ def test_a_head_tied_to_the_embedding_moves_with_it(tmp_path):
             assert found.sampled == pytest.approx(known.sampled, abs=1e-3)
 
 
+def test_layers_saved_fused_are_compared_as_they_were_saved(tmp_path):
+    """Phi-3 saves queries, keys and values as one matrix, which vLLM reads into slices of one layer."""
+    config = Phi3Config(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=2,
+                        num_key_value_heads=1, max_position_embeddings=128, eos_token_id=2, pad_token_id=0,
+                        bos_token_id=None)
+    folders = [save_llama(tmp_path / name) for name in ("one", "two")]
+    models = [Phi3ForCausalLM(config) for _ in folders]
+    for model, folder in zip(models, folders):
+        model.save_pretrained(folder)
+        write_digests(model, folder)
+    engine = VllmEngine(folders[0], "float32", BATCH)
+    held = engine.load(folders[1])
+    engine.close()
+    check_digests(held, folders[1], "float32")
+    assert held.keys() == json.loads((folders[1] / "digests.json").read_text())["float32"].keys()
+    with pytest.raises(EngineError, match="6 of 9 tensors are stale"):
+        check_digests(held, folders[0], "float32")
+
+
+def test_an_adapter_over_a_fused_layer_is_compared_whole_or_not_at_all():
+    up, down = torch.randn(9, 2), torch.randn(2, 8)   # rank 2, in slots with room for 4
+    ups = [torch.nn.functional.pad(part, (0, 2))[None, None] for part in up.split([4, 2, 3])]
+    layer = SimpleNamespace(lora_a_stacked=[torch.nn.functional.pad(down, (0, 0, 0, 2))[None, None]] * 3,
+                            lora_b_stacked=ups)
+    held = dict(adapter_elements("body.in_proj", layer, {"in_proj": ["in_proj"]}, 0, 2, 0.5))
+    assert torch.equal(held["base_model.model.body.in_proj.lora_A.weight"], down)
+    assert torch.equal(held["base_model.model.body.in_proj.lora_B.weight"], 2 * up) and len(held) == 2
+    odd = dict(adapter_elements("body.in_proj", layer, {"in_proj": ["in_proj"]}, 0, 2, 3.0))
+    assert list(odd) == ["base_model.model.body.in_proj.lora_A.weight"]
+    assert not dict(adapter_elements("body.qkvz", layer, {"qkvz": ["qkv", "z"]}, 0, 2, 0.5))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("tensor", ["model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.v_proj.weight",
                                     "model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"])
@@ -254,19 +288,25 @@ def test_an_engine_that_answers_with_other_weights_fails_the_canary(folder, tmp_
 def test_what_waits_on_a_killed_engine_fails():
     from vllm.v1.engine.exceptions import EngineDeadError
     sentinel, process = os.pipe()  # readable once the other end is gone, as a process's sentinel is
-    resources = SimpleNamespace(engine_manager=SimpleNamespace(sentinels=lambda: [sentinel]), engine_dead=False)
-    before, now = Future(), Future()
-    client = SimpleNamespace(resources=resources, outputs_queue=queue.Queue(), utility_results={1: before, 2: now})
+    manager = SimpleNamespace(sentinels=lambda: [sentinel], finished_procs=lambda: {"EngineCore_DP0": -9})
+    before, now, outputs = Future(), Future(), queue.Queue()
+    resources = SimpleNamespace(engine_manager=manager, engine_dead=False)
+    watch(SimpleNamespace(resources=resources, outputs_queue=outputs, utility_results={1: before, 2: now}))
     before.set_result("done")
-    watch(client)
     with pytest.raises(TimeoutError):
         now.result(timeout=0.2)
     os.close(process)
-    with pytest.raises(EngineDeadError):
-        now.result(timeout=20)
-    assert isinstance(client.outputs_queue.get(timeout=20), EngineDeadError) and resources.engine_dead
-    assert before.result() == "done"
+    for waiting in (lambda: now.result(timeout=20), lambda: raised(outputs.get(timeout=20))):
+        with pytest.raises(EngineLost, match="engine with /a died .EngineCore_DP0: exit code -9.. Lower"), lost("/a"):
+            waiting()
+    assert resources.engine_dead and before.result() == "done"
+    with pytest.raises(EngineLost, match="engine with /a died. Lower"), lost("/a"):
+        raise EngineDeadError()  # as vLLM itself does
     watch(SimpleNamespace())  # an engine in this process
+
+
+def raised(error):
+    raise error
 
 
 def test_two_engines_and_torch_live_in_one_process(folder, tmp_path):

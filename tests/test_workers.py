@@ -268,6 +268,30 @@ def test_a_closed_session_can_be_used_again_and_closes_its_engines(tmp_path):
     assert closed == [1] and (tmp_path / "metrics.jsonl").exists()
 
 
+def test_an_engine_is_kept_until_something_changes_that_it_is_bound_to(tmp_path, monkeypatch):
+    opened, closed = [], []
+
+    def fake(folder, kind, settings):
+        opened.append(kind)
+        return SimpleNamespace(rest=lambda: None, close=lambda: closed.append(kind), load=lambda folder: {})
+    monkeypatch.setattr("tasks.opd.session.open_engine", fake)
+    told = {"name": "vllm", "dtype": "float32", "batch_tokens": 64, "longest_tokens": 129, "patience_seconds": 9}
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served/server.json").touch()
+    with Session() as session:
+        for change, kinds in (({}, 1), ({"batch_tokens": 32, "patience_seconds": 8}, 1), ({"longest_tokens": 257}, 2),
+                              ({"longest_tokens": 257, "lora_rank": 4}, 3), ({"name": "torch"}, 4),
+                              ({"name": "torch", "longest_tokens": 257}, 4)):
+            session.engine("student", tmp_path, told | change)
+            assert len(opened) == kinds, change
+        assert closed == opened[:2]
+        for change, kinds in (({}, 5), ({"dtype": "bfloat16"}, 5), ({"patience_seconds": 8}, 6)):
+            session.engine("teacher", tmp_path / "served", told | change)
+            assert len(opened) == kinds, change
+        with pytest.raises(ValueError, match="engine name is 'vlm'; allowed: torch, vllm"):
+            session.engine("student", tmp_path, told | {"name": "vlm"})
+
+
 def test_one_engine_a_role_whose_weights_are_swapped_in_place(tmp_path):
     """With a real tiny model: same folder, same engine and weights; other folder, same engine, other weights."""
     torch = pytest.importorskip("torch")

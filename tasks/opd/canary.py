@@ -73,8 +73,8 @@ def check_digests(held: dict[str, str], folder: Path, dtype: str) -> None:
     if stale:
         names = ", ".join(stale[:4]) + (" ..." if len(stale) > 4 else "")
         raise EngineError(f"after loading {folder} the engine holds other numbers than were saved in {names}: "
-                          f"{len(stale)} of {len(held)} tensors are stale. Nothing was written with them; run again, "
-                          "and if it stays, use engine.name=torch")
+                          f"{len(stale)} of {len(held.keys() & known.keys())} tensors are stale. Nothing was written "
+                          "with them; run again, and if it stays, use engine.name=torch")
 
 
 def check_canary(engine, folder: Path, dtype: str) -> None:

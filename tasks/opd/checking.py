@@ -46,19 +46,20 @@ def problems(recipe: Recipe) -> list[Problem]:
     return found
 
 
-def notes(recipe: Recipe) -> list[str]:
-    """What is sound and yet may not be meant."""
-    late = ", ".join(str(patch.round) for patch in recipe.schedule if patch.round >= recipe.rounds)
-    return [f"with {recipe.rounds} rounds, what the schedule says of round {late} (counted from 0) never happens; set "
-            "its rounds in proportion"] if late else []
+def notes(recipe: Recipe, num_rounds: int) -> list[str]:
+    """What is sound and yet may not be meant, in a run of so many rounds: fewer where its tokens are granted."""
+    late = ", ".join(str(patch.round) for patch in recipe.schedule if patch.round >= num_rounds)
+    return [f"with {num_rounds} rounds, what the schedule says of round {late} (counted from 0) never happens; set its "
+            "rounds in proportion"] if late else []
 
 
 def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str, Any]:
     """What `opd check` shows, JSON-able: problems, notes, what teachers must give, what the engine can, files read."""
     read = {source.rsplit(":", 1)[0] for source in (provenance or {}).values() if not source.startswith("override ")}
     columns = [column for column in COLUMNS if column in ENGINES[recipe.engine_for("score")["name"]]]
-    return {"name": recipe.name, "problems": [str(problem) for problem in problems(recipe)], "notes": notes(recipe),
-            "needs": needs(recipe), "engine": {"name": recipe.engine.name, "columns": columns}, "files": sorted(read)}
+    return {"name": recipe.name, "problems": [str(problem) for problem in problems(recipe)],
+            "notes": notes(recipe, recipe.rounds), "needs": needs(recipe),
+            "engine": {"name": recipe.engine.name, "columns": columns}, "files": sorted(read)}
 
 
 def refiners_fit(recipe: Recipe) -> Found:

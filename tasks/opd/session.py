@@ -7,6 +7,9 @@ from typing import Any
 from tasks.opd import metrics
 from tasks.opd.progress import Progress
 
+BOUND_TO = {"torch": ("dtype",), "vllm": ("dtype", "memory_share", "lora_rank", "longest_tokens"),
+            "server": ("longest_tokens", "patience_seconds")}  # engine -> settings under which it is opened
+
 
 class Session:
     """Engines by role, resident training state, metrics and progress bars. A context manager: leaving it closes all."""
@@ -14,41 +17,42 @@ class Session:
     def __init__(self):
         self.report: Callable[[dict], None] | None = None  # hears of progress too, see `progress`
         self.trainer: Any | None = None  # owned by training
-        self._engines: dict[tuple, tuple[Any, str, tuple]] = {}  # (role, name) -> engine, dtype, whose weights it has
+        self._engines: dict[tuple, tuple[Any, dict, tuple]] = {}  # (role, name) -> engine, its kind, whose weights
 
     def engine(self, role: str, folder: Path, settings: dict):
         """The engine of a role with the weights of `folder`.
 
         Engines are kept: the same folder is reused as it is, another folder is loaded in place and must then be what
         the engine holds (see `canary`). settings holds name ("torch" or "vllm"), dtype and batch_tokens; a role may
-        have one engine of each name, and another dtype makes a new one. Roles whose models stand on one base share it
-        where the engine can (`twin`). Raises: EngineError when weights are stale.
+        have one engine of each name, and another kind (see `kind_of`) makes a new one. Roles whose models stand on one
+        base share it where the engine can (`twin`). Raises: EngineError when weights are stale.
         """
         from tasks.opd.canary import check_canary, check_digests
         key, dtype, weights = (role, settings["name"]), settings["dtype"], identity(folder)
-        engine, old_dtype, old_weights = self._engines.get(key, (None, None, None))
-        if engine is not None and old_dtype != dtype:
+        kind = kind_of(Path(folder), settings)
+        engine, old_kind, old_weights = self._engines.get(key, (None, None, None))
+        if engine is not None and old_kind != kind:
             self._engines.pop(key)
             engine.close()
-            engine = None
+            engine, old_weights = None, None
         self.rest(but=engine)
         if engine is None:
-            engine = self._twin(Path(folder), settings) or open_engine(folder, settings)
-            self._engines[key] = engine, dtype, None
+            engine = self._twin(Path(folder), kind) or open_engine(Path(folder), kind, settings)
+            self._engines[key] = engine, kind, None
         elif old_weights != weights:
-            self._engines[key] = engine, dtype, None  # whatever a failed load leaves behind is not those weights
+            self._engines[key] = engine, kind, None  # whatever a failed load leaves behind is not those weights
             check_digests(engine.load(Path(folder)), Path(folder), dtype)
         if old_weights != weights:
             check_canary(engine, Path(folder), dtype)
         if settings.get("batch_tokens"):
             engine.batch_tokens = settings["batch_tokens"]
-        self._engines[key] = engine, dtype, weights
+        self._engines[key] = engine, kind, weights
         return engine
 
-    def _twin(self, folder: Path, settings: dict):
+    def _twin(self, folder: Path, kind: dict):
         """An engine on the base model that the engine of another role holds already; None where there is none."""
-        for (_, name), (engine, dtype, weights) in self._engines.items():
-            alike = (name, dtype) == (settings["name"], settings["dtype"]) and weights and hasattr(engine, "twin")
+        for engine, other_kind, weights in self._engines.values():
+            alike = other_kind == kind and weights and hasattr(engine, "twin")
             if alike and (twin := engine.twin(folder)):
                 return twin
         return None
@@ -86,18 +90,29 @@ def identity(folder: Path) -> tuple:
     return str(Path(folder).resolve()), stat.st_ino, stat.st_mtime_ns
 
 
-def open_engine(folder: Path, settings: dict):
+def kind_of(folder: Path, settings: dict) -> dict:
+    """What an engine is, and what it is bound to for life. A model behind a server has no weights here.
+
+    Raises: ValueError for a name that no engine has.
+    """
+    name = "server" if (folder / "server.json").exists() else settings["name"]
+    if name not in BOUND_TO:
+        raise ValueError(f"engine name is {name!r}; allowed: torch, vllm")
+    return {"name": name, **{key: settings[key] for key in BOUND_TO[name] if settings.get(key)}}
+
+
+def open_engine(folder: Path, kind: dict, settings: dict):
     """A new engine; libraries are imported here, so that a session costs nothing until an engine is needed."""
-    options = {key: settings[key] for key in ("dtype", "batch_tokens") if settings.get(key)}
-    if (Path(folder) / "server.json").exists():  # a model behind a server has no weights here
+    options = {key: value for key, value in kind.items() if key != "name"}
+    if kind["name"] == "server":
         from tasks.opd.server_engine import ServerEngine
-        patience = settings["patience_seconds"] / 2 if settings.get("patience_seconds") else None  # before ours ends
-        return ServerEngine(Path(folder), longest_tokens=settings.get("longest_tokens"), patience_seconds=patience)
-    if settings["name"] == "torch":
+        if "patience_seconds" in options:
+            options["patience_seconds"] /= 2  # its own ends before ours with it
+        return ServerEngine(folder, **options)
+    if settings.get("batch_tokens"):
+        options["batch_tokens"] = settings["batch_tokens"]
+    if kind["name"] == "torch":
         from tasks.opd.engines import TorchEngine
-        return TorchEngine(Path(folder), **options)
-    if settings["name"] == "vllm":
-        from tasks.opd.vllm_engine import VllmEngine
-        return VllmEngine(Path(folder), **options, memory_share=settings.get("memory_share"),
-                          lora_rank=settings.get("lora_rank", 0), longest_tokens=settings.get("longest_tokens"))
-    raise ValueError(f"engine name is {settings['name']!r}; allowed: torch, vllm")
+        return TorchEngine(folder, **options)
+    from tasks.opd.vllm_engine import VllmEngine
+    return VllmEngine(folder, **options)

@@ -87,7 +87,7 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
     for i, batch in enumerate(batches):
         started, stats = time.monotonic(), Stats()
         left = train["trained_tokens"] - trainer.tokens_seen if train["trained_tokens"] else None
-        if left == 0:
+        if left is not None and left <= 0:
             break
         fitting = prepared if left is None else cut(prepared, forward.columns, batch, left)
         coefficient = coefficients(terms, fitting, forward.columns, batch, spec["completion_limit"])

@@ -14,7 +14,12 @@ from tasks.opd.recipe import Recipe
 from tasks.opd.slots import UNSET, Problem
 
 Resolve = Callable[[dict], dict]  # fills in `${key}`; raises RecipeError
-WHOLE_RUN = ("name", "about", "seed", "rounds", "pair", "prompts", "train.lora", "benchmarks", "schedule", "workers")
+WHOLE_RUN = {
+    "": ("name", "about", "seed", "rounds", "benchmarks", "schedule", "workers", "accepts"),
+    "pair": ("name", "student", "teacher", "others", "tiny", "context_tokens"),
+    "prompts": ("name", "source", "first", "count", "max_prompt_tokens"),
+    "train": ("lora", "trained_tokens"), "engine": ("memory_share", "patience_seconds"),
+}  # settings that no round can change, by what they stand under
 
 
 def validated(layer: Layer, resolve: Resolve, errors: list[str]) -> Recipe:
@@ -59,8 +64,9 @@ def schedule_problems(recipe: Recipe, known: list[Problem]) -> list[Problem]:
         except (KeyError, IndexError, ValueError, TypeError) as error:
             return [Problem(key, f"no such key ({type(error).__name__}: {error})", patch.set)]
         now, wrong = completed(now)
-        moved = [Problem(key, "holds for a whole run; set it outside the schedule") for key in WHOLE_RUN
-                 if attrgetter(key)(now) != attrgetter(key)(recipe)]
+        moved = [Problem(whole, "holds for a whole run; set it outside the schedule")
+                 for above, names in WHOLE_RUN.items() for whole in (f"{above}.{name}".strip(".") for name in names)
+                 if attrgetter(whole)(now) != attrgetter(whole)(recipe)]
         new = [p for p in wrong + checking.problems(now) if p not in known] or moved
         if new:
             return [Problem(key, f"from round {patch.round} on, {p}") for p in new]

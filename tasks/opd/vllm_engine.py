@@ -16,6 +16,7 @@ import os
 import re
 import threading
 import warnings
+from concurrent.futures import InvalidStateError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -265,14 +266,16 @@ def watch(client) -> None:
     resources = getattr(client, "resources", None)
     if resources is None or resources.engine_manager is None:
         return  # it is in this process
+    manager, outputs, calls = resources.engine_manager, client.outputs_queue, client.utility_results
 
     def wait() -> None:
-        multiprocessing.connection.wait(resources.engine_manager.sentinels())
+        multiprocessing.connection.wait(manager.sentinels())
         resources.engine_dead = True  # first: calls from now on are refused, and those before are known
-        client.outputs_queue.put_nowait(EngineDeadError())
-        for call in list(client.utility_results.values()):
-            if not call.done():
-                call.set_exception(EngineDeadError())
+        codes = "; ".join(f"{name}: exit code {code}" for name, code in manager.finished_procs().items())
+        outputs.put_nowait(EngineDeadError(codes))
+        for call in list(calls.values()):
+            with contextlib.suppress(InvalidStateError):  # answered already
+                call.set_exception(EngineDeadError(codes))
     threading.Thread(target=wait, daemon=True, name="vLLM's engine lives").start()
 
 
@@ -312,8 +315,9 @@ def lost(folder: Path):
     try:
         yield
     except EngineDeadError as error:
-        raise EngineLost(f"vLLM's engine with {folder} died: {error}. Lower engine.batch_tokens or engine.memory_share "
-                         "if memory was short; its own words are above in the log") from error
+        codes = f" ({error.args[1]})" if len(error.args) > 1 else ""  # as `watch` has found
+        raise EngineLost(f"vLLM's engine with {folder} died{codes}. Lower engine.batch_tokens or engine.memory_share "
+                         "if memory was short; its own words, if it had any, are above in the log") from error
     except (RuntimeError, ValueError) as error:
         if not LACK.search(str(error)):
             raise

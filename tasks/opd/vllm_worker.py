@@ -71,13 +71,23 @@ def module_elements(name: str, module, packed: dict[str, list[str]]):
         yield f"{name}.weight", elements(own["weight"][:module.org_vocab_size])
     elif hasattr(module, "input_size"):  # a linear layer
         parts = [f"{above}.{part}" for part in packed.get(leaf, [leaf])]
-        sizes = getattr(module, "output_partition_sizes", None) or [module.output_size]
-        yield from zip((f"{part}.weight" for part in parts), images(module, module.input_size).split(sizes))
+        sizes = shared_out(parts, getattr(module, "output_partition_sizes", None) or [module.output_size])
+        yield from zip((f"{part}.weight" for part in parts), split(images(module, module.input_size), sizes))
     for key, value in own.items():
-        if sizes and key == "bias":
-            yield from zip((f"{part}.bias" for part in parts), value[:sum(sizes)].split(sizes))
-        elif not (sizes and key == "weight"):
+        if sizes is not None and key == "bias":
+            yield from zip((f"{part}.bias" for part in parts), split(value, sizes))
+        elif sizes is None or key != "weight":
             yield f"{name}.{key}", elements(value)
+
+
+def shared_out(parts: list[str], sizes: list[int]) -> list[int]:
+    """Rows of each part that a fused layer was saved in; none where parts and the layer's own slices do not match."""
+    return [sum(sizes)] if len(parts) == 1 else sizes if len(parts) == len(sizes) else []
+
+
+def split(rows: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    """The first rows of a tensor in parts of these sizes; those that pad them are left out."""
+    return rows[:sum(sizes)].split(sizes) if sizes else ()
 
 
 def adapter_elements(name: str, module, packed: dict[str, list[str]], slot: int, rank: int, scale: float):
@@ -86,10 +96,12 @@ def adapter_elements(name: str, module, packed: dict[str, list[str]], slot: int,
     B is kept times alpha / rank, which only a power of two lets undo to the bit; of another scale B is left out.
     """
     above, leaf = name.rpartition(".")[::2]
-    for part, down, up in zip(packed.get(leaf, [leaf]), module.lora_a_stacked, module.lora_b_stacked):
+    parts, ups = packed.get(leaf, [leaf]), [up[slot, 0, :, :rank] for up in module.lora_b_stacked]
+    sizes = shared_out(parts, [len(up) for up in ups])
+    for part, down, up in zip(parts, module.lora_a_stacked, split(torch.cat(ups), sizes)):
         yield f"base_model.model.{above}.{part}.lora_A.weight", elements(down[slot, 0, :rank])
         if math.frexp(scale)[0] == 0.5:
-            yield f"base_model.model.{above}.{part}.lora_B.weight", elements(up[slot, 0, :, :rank]) / scale
+            yield f"base_model.model.{above}.{part}.lora_B.weight", elements(up) / scale
 
 
 @torch.inference_mode()
