@@ -1,10 +1,11 @@
 """Seconds of plain rollouts of TorchEngine, and of SKD from those rollouts, in one run. Not collected by pytest.
 
     python tests/bench_skd.py STUDENT TEACHER [--prompts 16] [--samples 4] [--new 128] [--draft 5] [--repeats 3]
+        [--temperature 1] [--top-p 1] [--teacher-temperature 1] [--teacher-top-p 1]
 
-STUDENT and TEACHER are model folders. Prompts are gsm_symbolic's; both sample at temperature 1. Medians are printed,
-and two ratios: SKD / rollouts, and (rollouts + SKD) / rollouts, which is what a round with SKD takes to write, as the
-rollouts it begins from are not free unless another run has made them.
+STUDENT and TEACHER are model folders. Prompts are gsm_symbolic's. Medians are printed, and two ratios: SKD / rollouts,
+and (rollouts + SKD) / rollouts, which is what a round with SKD takes to write, as the rollouts it begins from are not
+free unless another run has made them.
 """
 import argparse
 import json
@@ -52,8 +53,10 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=25)
     parser.add_argument("--draft", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    for option in ("--temperature", "--top-p", "--teacher-temperature", "--teacher-top-p"):
+        parser.add_argument(option, type=float, default=1.0)
     args = parser.parse_args()
-    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": args.new}
+    law = {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0, "max_new_tokens": args.new}
     spec = {"round": 0, "seed": 0, "context_tokens": 512, "sampling": law,
             "engine": {"name": "torch", "dtype": args.dtype, "batch_tokens": 65536}}
     seconds: dict[str, list[float]] = {"rollouts": [], "skd": []}
@@ -67,7 +70,8 @@ def main() -> None:
             rollouts, _ = write_share("student", {"name": "student", "n": args.samples, "params": {}}, prompts, engines)
             seconds["rollouts"].append(time.perf_counter() - start)
             start = time.perf_counter()
-            after = skd(rollouts, engines, k=args.k, draft_tokens=args.draft)
+            after = skd(rollouts, engines, k=args.k, draft_tokens=args.draft,
+                        teacher_temperature=args.teacher_temperature, teacher_top_p=args.teacher_top_p)
             seconds["skd"].append(time.perf_counter() - start)
             print(f"{seconds['rollouts'][-1]:.1f} s, {seconds['skd'][-1]:.1f} s; mean tokens",
                   *(sum(len(r.token_ids) for r in rows) / len(rows) for rows in (rollouts, after)),
