@@ -9,10 +9,12 @@ import torch
 from tiny_models import rollout
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.opd import progress, slots, turns
+from tasks.opd import likeliest, progress, slots, turns
 from tasks.opd.decoding import law, nucleus, uniforms_of
 from tasks.opd.errors import DataError
+from tasks.opd.heads import Head
 from tasks.opd.interleaving import relay, skd
+from tasks.opd.likeliest import among
 from tasks.opd.records import DATASET, STUDENT, TEACHER, derive_seed
 from tasks.opd.refiners import REFINERS
 from tasks.opd.session import Session
@@ -219,32 +221,50 @@ def test_the_emitted_law_of_the_golden_vectors():
 
 
 def test_of_equals_with_the_kth_all_are_accepted(engines):
-    table = turns.Table.__new__(turns.Table)
-    table.ranking, table.size = engines.teacher.head, V
-    hidden = torch.zeros(3, 64, dtype=torch.float64)                  # no head has a bias: all logits are 0
-    assert table.among(hidden, torch.tensor([3, 59, 60]), torch.tensor([1, 1, 1])).tolist() == [True, True, False]
-    assert not table.among(hidden[:1], torch.tensor([3]), torch.tensor([0])).any()
+    head, hidden = engines.teacher.head, torch.zeros(3, 64, dtype=torch.float64)    # without a bias: all logits are 0
+    for precise in (head, head.to(torch.float32)):
+        assert among(head, precise, V, hidden, torch.tensor([3, 59, 60]), torch.ones(3)).tolist() == [True, True, False]
+        assert not among(head, precise, V, hidden[:1], torch.tensor([3]), torch.tensor([0])).any()
 
 
 def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
     """The token with exactly k likelier ones is out; of the logits in bfloat16 some of those are its equals."""
-    k, heads = 8, []
+    k, tables = 8, []
     with Session() as session:
         engines = engines_of(folder, session)
         engines.spec["engine"]["dtype"] = "bfloat16"
         table_of = turns.Table.__init__
-        monkeypatch.setattr(turns.Table, "__init__", lambda table, *given: (heads.append(table), table_of(
+        monkeypatch.setattr(turns.Table, "__init__", lambda table, *given: (tables.append(table), table_of(
             table, *given))[1])
         skd(drafts(engines), engines, k=k)
-        table, rounded = heads[0], engines.teacher.head
+        table, rounded = tables[0], engines.teacher.head
         hidden = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
         exact = hidden.double() @ rounded.weight[:V].detach().double().T
         first_out = exact.sort(-1, descending=True).indices[:, k]
         every = torch.full_like(first_out, k)
-        assert not table.among(hidden, first_out, every).any() and table.among(hidden, first_out, every + 1).all()
-        table.ranking = rounded
-        assert table.among(hidden, first_out, every).sum() > 4
+        heads = rounded, table.ranking, table.size
+        assert not among(*heads, hidden, first_out, every).any() and among(*heads, hidden, first_out, every + 1).all()
+        assert among(rounded, rounded, V, hidden, first_out, every).sum() > 4
         assert all(engine.head.weight.dtype == torch.bfloat16 for engine in table.engines.values())
+        assert table.ranking.weight.dtype == torch.float32
+
+
+def test_the_exact_head_is_asked_for_few_and_the_answer_is_exact(monkeypatch):
+    """Over 5,000 ids, tokens at every rank near the k-th; logits are NaN after one state."""
+    generator, asked = torch.Generator().manual_seed(0), []
+    draw = lambda *shape: torch.randn(*shape, generator=generator).bfloat16()  # noqa: E731
+    head = Head(weight=draw(5000, 64), bias=None, scale=1.0, softcap=None, num_valid=5000)
+    exact, hidden = head.to(torch.float32), draw(600, 64)
+    order = exact.logits(hidden).argsort(-1, descending=True)
+    places = torch.arange(600) % 60
+    tokens, k = order[torch.arange(600), places], torch.full((600,), 25)
+    hidden[7] = math.nan
+    sound = likeliest.likelier
+    monkeypatch.setattr(likeliest, "likelier", lambda head, size, hidden, *rest: (
+        asked.append((head is exact, len(hidden))), sound(head, size, hidden, *rest))[1])
+    inside = among(head, exact, 5000, hidden, tokens, k)
+    assert inside.tolist() == [int(place) < 25 and i != 7 for i, place in enumerate(places)]
+    assert sum(count for precise, count in asked if precise) < 200 and len(asked) == 4
 
 
 def test_drafts_are_as_long_as_is_cheapest(engines):

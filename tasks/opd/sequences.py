@@ -39,8 +39,13 @@ class PlacedLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only these rows, or repeat them."""
-        self.room = self.room.index_select(1, indices)
+        """Keep only these rows, or repeat them; where the last take the places of some, only they are copied."""
+        count, moved = len(indices), torch.nonzero(indices != torch.arange(len(indices), device=indices.device))[:, 0]
+        if count <= self.room.shape[1] and bool((indices[moved] >= count).all()):
+            self.room[:, moved] = self.room[:, indices[moved]]
+            self.room = self.room[:, :count]
+        else:
+            self.room = self.room.index_select(1, indices)
 
 
 class Sequences:

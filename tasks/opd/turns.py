@@ -18,13 +18,14 @@ from tasks.opd.decoding import COMPACT_BELOW, draw, law, uniforms_of
 from tasks.opd.engines import TorchEngine
 from tasks.opd.errors import NonFinite
 from tasks.opd.heads import Head
+from tasks.opd.likeliest import among
 from tasks.opd.records import STUDENT, TEACHER, Rollout, derive_seed
 from tasks.opd.sequences import Sequences
 from tasks.opd.writers import Engines
 
-WINDOW = 16           # tokens of a first draft read at once, twice as many each time: most drafts fail early
+WINDOW = 4            # tokens of a first draft read at once, twice as many each time: most drafts fail early
+CATCH_UP = 16         # tokens of what is written so far that the student reads at once
 READING = 1.25        # time in which a model reads a short draft, in steps of its own writing
-CHUNK_TOKENS = 512    # tokens whose logits over the vocabulary live at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,8 @@ class Table:
         self.uniforms = {who: uniforms_of([derive_seed(spec["seed"], spec["round"], r.rollout_id, name)
                                            for r in rollouts], int((self.limit - self.start).max())).to(device)
                          for who, name in ((STUDENT, "student drafts"), (TEACHER, "teacher redraws"))}
-        self.rows = torch.arange(len(rollouts), device=device)        # [B] unfinished ones
+        self.rows = torch.arange(len(rollouts), device=device)        # [B] unfinished ones, in the caches' order
+        self.place = self.rows.clone()                                # [all] where they stand there
         self.student: Sequences | None = None
         self.teacher: Sequences | None = None
 
@@ -94,19 +96,23 @@ class Table:
 
     def leave(self, progress, below: float) -> None:
         """Finished rows go, once the unfinished are fewer than a share of all."""
-        left = torch.nonzero(~self.ended[self.rows])[:, 0]
-        if len(left) == len(self.rows) or 0 < len(left) > below * len(self.rows):
+        ended = self.ended[self.rows]
+        count = int((~ended).sum())
+        if count == len(self.rows) or 0 < count > below * len(self.rows):
             return
-        progress.update(len(self.rows) - len(left))
-        self.rows = self.rows[left]
+        progress.update(len(self.rows) - count)
+        kept = torch.arange(count, device=ended.device)
+        kept[ended[:count]] = count + torch.nonzero(~ended[count:])[:, 0]  # the last ones take the places of the ended
+        self.rows = self.rows[kept]
+        self.place[self.rows] = torch.arange(count, device=ended.device)
         for sequences in (self.student, self.teacher):
-            if sequences is not None and len(left):
-                sequences.keep(left)
+            if sequences is not None and count:
+                sequences.keep(kept)
 
     def catch_up(self) -> None:
-        """The student reads what is written so far, but for the last few tokens, long rows in steps of a window."""
-        while len(rows := torch.nonzero(self.length[self.rows] - self.student.filled > WINDOW)[:, 0]):
-            self.student.read(self.tokens[self.rows], rows, self.student.filled[rows] + WINDOW)
+        """The student reads what is written so far, but for the last few tokens, long rows in steps."""
+        while len(rows := torch.nonzero(self.length[self.rows] - self.student.filled > CATCH_UP)[:, 0]):
+            self.student.read(self.tokens[self.rows], rows, self.student.filled[rows] + CATCH_UP)
 
     def draft_tokens(self) -> int:
         """How long the next drafts are: as many tokens, up to the rule's, as cost least for each that is emitted.
@@ -174,7 +180,7 @@ class Table:
 
     def admit(self, rows: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """Accept at most `window` drafted tokens; the rows [r] with a rejection, the teacher's states there [r, d]."""
-        length, places = self.length[rows], torch.searchsorted(self.rows, rows)
+        length, places = self.length[rows], self.place[rows]
         ends = torch.minimum(self.drafted[rows], length + window)
         if self.rule.within < math.inf:
             ends = torch.minimum(ends, self.start[rows] + self.rule.within)
@@ -183,7 +189,8 @@ class Table:
         row, offset = torch.nonzero(torch.arange(window, device=ends.device) < (ends - length)[:, None], as_tuple=True)
         where = length[row] + offset
         k = self.k_of(self.blocks[rows[row]] + (where - self.begun[rows[row]]) // self.rule.draft_tokens)
-        out = ~self.among(hidden[row, where - 1 - filled[row]], self.tokens[rows[row], where], k)
+        out = ~among(self.engines[TEACHER].head, self.ranking, self.size, hidden[row, where - 1 - filled[row]],
+                     self.tokens[rows[row], where], k)
         first = ends.scatter_reduce(0, row[out], where[out], "amin")
         rejected = first < ends
         self.counts["accepted"] += (accepted := int((first - length).sum()))
@@ -198,19 +205,9 @@ class Table:
             return torch.full_like(blocks, k)
         return (k - math.ceil(k / expected) * (blocks // max(int(expected / k), 1))).clamp(min=1)
 
-    def among(self, hidden: Tensor, tokens: Tensor, k: Tensor) -> Tensor:
-        """Whether fewer than k [n] tokens are likelier to the teacher than tokens [n], after hidden states [n, d]."""
-        inside = []
-        for part, written, most in zip(*(x.split(CHUNK_TOKENS) for x in (hidden, tokens, k))):
-            logits = self.ranking.logits(part)[..., :self.size]
-            own = logits.gather(-1, written.clamp(max=self.size - 1)[:, None])
-            above = logits.gt_(own).sum(-1)  # in place and as floats: counting booleans takes three times as long
-            inside.append((above < most) & (written < self.size) & ~own[:, 0].isnan())
-        return torch.cat(inside)
-
     def teach(self, rows: Tensor, hidden: Tensor) -> None:
         """The teacher goes on from hidden states [r, d] in the place of what was drafted in rows [r]."""
-        taught, places = rows, torch.searchsorted(self.rows, rows)
+        taught, places = rows, self.place[rows]
         for sequences in (self.teacher, self.student):
             if sequences is not None:
                 sequences.forget(places, self.length[rows])
