@@ -3,6 +3,7 @@
 `FaultProxy(url).fail("500", times=3)` spoils the next three answers (of POST; `everything` spoils GET too) and counts
 what it spoiled in `fired`. Each `name` of FAULTS is what really happens on the wire.
 """
+import abc
 import contextlib
 import hashlib
 import json
@@ -50,7 +51,7 @@ class Server(ThreadingHTTPServer):
         """A client that went away is what these tests are about."""
 
 
-class Listening:
+class Listening(abc.ABC):
     """An HTTP server on a port of its own, in this process; `stop` refuses connections, `start` takes them again."""
 
     def __init__(self):
@@ -101,9 +102,9 @@ class Listening:
                 connection.shutdown(socket.SHUT_RDWR)
         self.connections.clear()
 
+    @abc.abstractmethod
     def handle(self, handler: BaseHTTPRequestHandler, raw: bytes | None) -> None:
         """Answer a request."""
-        raise NotImplementedError
 
 
 def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, *, length: int | None = None, **headers) -> None:

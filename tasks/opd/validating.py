@@ -14,12 +14,11 @@ from tasks.opd.recipe import Recipe
 from tasks.opd.slots import UNSET, Problem
 
 Resolve = Callable[[dict], dict]  # fills in `${key}`; raises RecipeError
-WHOLE_RUN = {
-    "": ("name", "about", "seed", "rounds", "benchmarks", "schedule", "workers", "accepts"),
-    "pair": ("name", "student", "teacher", "others", "tiny", "context_tokens"),
-    "prompts": ("name", "source", "first", "count", "max_prompt_tokens"),
-    "train": ("lora", "trained_tokens"), "engine": ("memory_share", "patience_seconds"),
-}  # settings that no round can change, by what they stand under
+WHOLE_RUN = (  # settings that no round can change
+    "name", "about", "seed", "rounds", "benchmarks", "schedule", "workers", "accepts", "pair.name", "pair.student",
+    "pair.teacher", "pair.others", "pair.tiny", "pair.context_tokens", "prompts.name", "prompts.source",
+    "prompts.first", "prompts.count", "prompts.max_prompt_tokens", "train.lora", "train.trained_tokens",
+    "engine.memory_share", "engine.patience_seconds")
 
 
 def validated(layer: Layer, resolve: Resolve, errors: list[str]) -> Recipe:
@@ -64,8 +63,7 @@ def schedule_problems(recipe: Recipe, known: list[Problem]) -> list[Problem]:
         except (KeyError, IndexError, ValueError, TypeError) as error:
             return [Problem(key, f"no such key ({type(error).__name__}: {error})", patch.set)]
         now, wrong = completed(now)
-        moved = [Problem(whole, "holds for a whole run; set it outside the schedule")
-                 for above, names in WHOLE_RUN.items() for whole in (f"{above}.{name}".strip(".") for name in names)
+        moved = [Problem(whole, "holds for a whole run; set it outside the schedule") for whole in WHOLE_RUN
                  if attrgetter(whole)(now) != attrgetter(whole)(recipe)]
         new = [p for p in wrong + checking.problems(now) if p not in known] or moved
         if new:
