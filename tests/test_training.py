@@ -1,5 +1,7 @@
 """The trainer on real tiny models: invariances of the gradient, exact resume, what stops it, and when."""
 import dataclasses
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -110,11 +112,12 @@ def test_the_gradient_is_that_of_the_formula_by_autograd(pair):
 @pytest.mark.parametrize("name", ["full", "jsd", "top_k", "sampled"])
 def test_teacher_equal_to_student_gives_no_gradient_and_a_shifted_teacher_does(pair, name):
     student, _, rollouts = pair
-    same = scored_by(student, rollouts)
+    signal = signal_of(student, rollouts)
+    same = scored_set(rollouts, signal, student)
     value, loss = gradient(student, same, TERMS[name])
     assert value.abs().max() < 1e-12 and abs(loss) < 1e-12
     rolled = [Signal(**{key: getattr(s, key).roll(1, 0) for key in ("sampled", "ids", "logprobs", "hidden")})
-              for s in same.signals["teacher"]]
+              for s in signal]
     moved, _ = gradient(student, scored_set(rollouts, rolled, student), TERMS[name])
     assert moved.norm() > 1e-2
 
@@ -208,9 +211,9 @@ def test_a_checkpoint_opens_with_its_tokenizer(tmp_path):
 
 def test_a_nan_stops_training_before_the_step_and_names_the_rollouts(pair):
     student, teacher, rollouts = pair
-    scored = scored_by(teacher, rollouts)
-    scored.signals["teacher"][1].sampled[0] = torch.nan
-    bad = scored_set(rollouts, scored.signals["teacher"], teacher)
+    signal = signal_of(teacher, rollouts)
+    signal[1].sampled[0] = torch.nan
+    bad = scored_set(rollouts, signal, teacher)
     with pytest.raises(NonFinite, match="r1"):
         gradient(student, bad, TERMS["sampled"], micro_batch_tokens=1)
 
@@ -244,6 +247,18 @@ def test_signals_of_rollouts_without_one_are_laid_flat_as_zeros(pair):
     assert scored.has_signal("teacher").tolist() == [True, True, False, True, True]
     assert scored.flat["teacher"]["sampled"][14] == 0 and torch.isnan(scored.column("teacher", "sampled")[14])
     assert fingerprint_of(Path("x/.tmp-abc-123")) == "abc" == fingerprint_of(Path("x/abc"))
+
+
+def test_a_scored_set_keeps_a_signal_once(pair):
+    _, teacher, rollouts = pair
+    signal = signal_of(teacher, rollouts)
+    given = [weakref.ref(getattr(s, name)) for s in signal for name in ("sampled", "logprobs", "hidden")]
+    scored = scored_set(rollouts, signal, teacher)
+    expected = torch.cat([s.hidden for s in signal])
+    del signal
+    gc.collect()
+    assert not any(ref() is not None for ref in given)
+    assert torch.equal(scored.tokens(torch.arange(24), "cpu")["teacher"].hidden, expected)
 
 
 def toy_rounds():

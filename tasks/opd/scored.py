@@ -19,14 +19,18 @@ AT_TOKENS = ("sampled", "ids", "logprobs", "hidden")
 class ScoredSet:
     """R rollouts with N tokens, and what the models that scored say of them, by name."""
     rollouts: list[Rollout]
-    signals: dict[str, list[Signal | None]]
+    present: dict[str, Tensor]            # bool [R]: the rollouts that the model had a context for
     flat: dict[str, dict[str, Tensor]]    # sampled, entropy [N], ids, logprobs [N, K], hidden [N, d]; zeros: no signal
     heads: dict[str, Head]                # of those asked for hidden states
     temperature: float
 
     def has_signal(self, name: str) -> Tensor:
         """Which rollouts the model had a context for: bool [R]."""
-        return torch.tensor([signal is not None for signal in self.signals[name]])
+        return self.present[name]
+
+    def num_scored(self, name: str) -> int:
+        """How many of the N tokens the model has a signal for."""
+        return sum(len(r.token_ids) for r, there in zip(self.rollouts, self.present[name].tolist()) if there)
 
     def column(self, name: str, which: str) -> Tensor:
         """A model's `sampled` or `entropy` at all tokens, [N] nats; NaN where it gave none."""
@@ -58,10 +62,16 @@ def lay_flat(rollouts: list[Rollout], signal: list[Signal | None]) -> dict[str, 
     return flat
 
 
+def present_in(signal: list[Signal | None]) -> Tensor:
+    """Which of R rollouts have a signal: bool [R]."""
+    return torch.tensor([s is not None for s in signal], dtype=torch.bool)
+
+
 def make_scored(rollouts: list[Rollout], signals: dict[str, list[Signal | None]], heads: dict[str, Head],
                 temperature: float) -> ScoredSet:
-    """A scored set of rollouts and signals at hand."""
-    return ScoredSet(rollouts=rollouts, signals=signals, temperature=temperature, heads=heads,
+    """A scored set of rollouts and signals at hand; it keeps a copy of its own, laid flat."""
+    return ScoredSet(rollouts=rollouts, temperature=temperature, heads=heads,
+                     present={name: present_in(signal) for name, signal in signals.items()},
                      flat={name: lay_flat(rollouts, signal) for name, signal in signals.items()})
 
 
@@ -70,5 +80,10 @@ def read_scored(inputs: dict[str, Path], spec: dict, device) -> ScoredSet:
     rollouts = read_rows(inputs["rollouts"] / "rollouts.parquet", Rollout)
     heads = {name: load_head(model_folder(inputs[f"model:{name}"], folder), spec["vocabulary"]).to(device)
              for name, folder in spec["scored"].items() if f"model:{name}" in inputs}
-    signals = {name: read_signal(inputs[f"scores:{name}"]) for name in spec["scored"]}
-    return make_scored(rollouts, signals, heads, spec["loss"]["temperature"])
+    present, flat = {}, {}
+    for name in spec["scored"]:  # one after the other: as files' tensors and laid flat, only one is there twice
+        signal = read_signal(inputs[f"scores:{name}"])
+        present[name], flat[name] = present_in(signal), lay_flat(rollouts, signal)
+        del signal
+    return ScoredSet(rollouts=rollouts, temperature=spec["loss"]["temperature"], heads=heads, present=present,
+                     flat=flat)
