@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import prepared, random_rollouts, rollout, taught, term, tiny_llama, train_spec, write_tokenizer
 
-from tasks.opd import asking, loading
+from tasks.opd import asking, loading, training
 from tasks.opd.artifacts import fingerprint_of
 from tasks.opd.batches import micro_batches, optimizer_batches, pack
 from tasks.opd.columns import columns_of
@@ -20,6 +20,7 @@ from tasks.opd.records import Rollout, write_rows
 from tasks.opd.scored import make_scored
 from tasks.opd.session import Session
 from tasks.opd.terms import bind_terms
+from tasks.opd.trainer import resume
 from tasks.opd.training import accumulate, check_domains, cut, start_round, train_student
 
 LENGTHS = [(3, 5), (2, 9), (4, 1), (3, 2), (1, 7)]
@@ -190,6 +191,22 @@ def test_resuming_from_disk_is_bitwise_the_same_as_going_on(tmp_path):
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
     for file in ("ema/model.safetensors", "trainer.safetensors", "trainer.json"):
         assert (out / file).read_bytes() == (other / file).read_bytes()
+
+
+def test_a_resident_trainer_is_gone_before_another_is_loaded(tmp_path, monkeypatch):
+    session, inputs = Session(), checkpoint_inputs(tmp_path, random_rollouts(LENGTHS))
+    rounds(tmp_path, "first", inputs, lambda r: session, count=1, ema_decay=0.9)
+    old, left = session.trainer, []
+    state = [value for moments in old.optimizer.state.values() for value in moments.values()]
+    held = [weakref.ref(tensor) for tensor in (*old.model.parameters(), *state, *old.average.values())]
+    del old, state
+
+    def load(*arguments, **options):
+        left.append(sum(ref() is not None for ref in held))
+        return resume(*arguments, **options)
+    monkeypatch.setattr(training, "resume", load)
+    rounds(tmp_path, "second", inputs, lambda r: session, count=1, ema_decay=0.9)
+    assert left == [0]
 
 
 def test_the_moving_average_follows_its_formula(tmp_path):

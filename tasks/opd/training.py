@@ -4,6 +4,7 @@ A step forwards the body over micro-batches, then the head over chunks of the to
 back-propagated at once into the hidden states, so that one chunk of full-vocabulary logits lives at a time.
 Coefficients carry the denominators of the whole optimizer batch (see `losses`), so gradients simply add up.
 """
+import gc
 import itertools
 import math
 import time
@@ -155,15 +156,26 @@ def cut_to(rollout: Rollout, tokens: int) -> Rollout:
                    author=rollout.author[:tokens])
 
 
+def resident(student: Path, spec: dict, session) -> Trainer:
+    """The trainer of a student artifact: the session's own when it stands there, else one loaded from the folder.
+
+    The session holds none from here on: while a trainer changes it is nobody's state, and one that is replaced leaves
+    its memory before the next is loaded.
+    """
+    trainer, session.trainer = session.trainer, None
+    if trainer is not None and (trainer.source, trainer.settings) == (identity(student), frozen(spec["train"])):
+        return trainer
+    del trainer
+    gc.collect()  # modules and optimizers may stand in reference cycles
+    return resume(student, spec["train"], spec["ema_decay"], spec["seed"])
+
+
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
-    trainer = session.trainer
-    if trainer is None or (trainer.source, trainer.settings) != (identity(inputs["student"]), frozen(spec["train"])):
-        session.trainer = trainer = resume(inputs["student"], spec["train"], spec["ema_decay"], spec["seed"])
-    session.trainer = None                      # while it changes it is nobody's state
+    session.rest()
+    trainer = resident(inputs["student"], spec, session)
     torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round
     origin = model_folder(inputs["student"])
-    session.rest()
     scored = read_scored(inputs, spec, trainer.device)
     trainer.teacher_tokens += sum(scored.num_scored(name) for name in scored.flat)
     trainer.sampled_tokens += sum(r.author.count(STUDENT) for r in scored.rollouts)
