@@ -1,14 +1,12 @@
 """The trainer on real tiny models: invariances of the gradient, exact resume, what stops it, and when."""
 import dataclasses
-import gc
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_models import prepared, random_rollouts, rollout, taught, term, tiny_llama, train_spec, write_tokenizer
 
-from tasks.opd import asking, loading, training
+from tasks.opd import asking, loading
 from tasks.opd.artifacts import fingerprint_of
 from tasks.opd.batches import micro_batches, optimizer_batches, pack
 from tasks.opd.columns import columns_of
@@ -20,7 +18,6 @@ from tasks.opd.records import Rollout, write_rows
 from tasks.opd.scored import make_scored
 from tasks.opd.session import Session
 from tasks.opd.terms import bind_terms
-from tasks.opd.trainer import resume
 from tasks.opd.training import accumulate, check_domains, cut, start_round, train_student
 
 LENGTHS = [(3, 5), (2, 9), (4, 1), (3, 2), (1, 7)]
@@ -193,22 +190,6 @@ def test_resuming_from_disk_is_bitwise_the_same_as_going_on(tmp_path):
         assert (out / file).read_bytes() == (other / file).read_bytes()
 
 
-def test_a_resident_trainer_is_gone_before_another_is_loaded(tmp_path, monkeypatch):
-    session, inputs = Session(), checkpoint_inputs(tmp_path, random_rollouts(LENGTHS))
-    rounds(tmp_path, "first", inputs, lambda r: session, count=1, ema_decay=0.9)
-    old, left = session.trainer, []
-    state = [value for moments in old.optimizer.state.values() for value in moments.values()]
-    held = [weakref.ref(tensor) for tensor in (*old.model.parameters(), *state, *old.average.values())]
-    del old, state
-
-    def load(*arguments, **options):
-        left.append(sum(ref() is not None for ref in held))
-        return resume(*arguments, **options)
-    monkeypatch.setattr(training, "resume", load)
-    rounds(tmp_path, "second", inputs, lambda r: session, count=1, ema_decay=0.9)
-    assert left == [0]
-
-
 def test_the_moving_average_follows_its_formula(tmp_path):
     from safetensors.torch import load_file
     inputs = checkpoint_inputs(tmp_path, random_rollouts(LENGTHS[:2]))
@@ -264,18 +245,6 @@ def test_signals_of_rollouts_without_one_are_laid_flat_as_zeros(pair):
     assert scored.has_signal("teacher").tolist() == [True, True, False, True, True]
     assert scored.flat["teacher"]["sampled"][14] == 0 and torch.isnan(scored.column("teacher", "sampled")[14])
     assert fingerprint_of(Path("x/.tmp-abc-123")) == "abc" == fingerprint_of(Path("x/abc"))
-
-
-def test_a_scored_set_keeps_a_signal_once(pair):
-    _, teacher, rollouts = pair
-    signal = signal_of(teacher, rollouts)
-    given = [weakref.ref(getattr(s, name)) for s in signal for name in ("sampled", "logprobs", "hidden")]
-    scored = scored_set(rollouts, signal, teacher)
-    expected = torch.cat([s.hidden for s in signal])
-    del signal
-    gc.collect()
-    assert not any(ref() is not None for ref in given)
-    assert torch.equal(scored.tokens(torch.arange(24), "cpu")["teacher"].hidden, expected)
 
 
 def toy_rounds():

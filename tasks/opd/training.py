@@ -103,6 +103,7 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
                            "train/tokens_seen": trainer.tokens_seen, "train/step_seconds": time.monotonic() - started,
                            **{f"train/{key}": value for key, value in stats.means().items()}})
         bar.update(1, tokens=tokens)
+    trainer.optimizer.zero_grad(set_to_none=True)  # as large as the weights, and nobody's until the next round
     for name, parameter in learning(trainer.model).items():
         if not torch.isfinite(parameter).all():
             raise NonFinite(f"the weights of {name} are not finite after step {trainer.step - 1}; they are not kept, "
