@@ -114,10 +114,10 @@ def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, crew: C
     started, kind = time.monotonic(), kind_of(stage)
     folder = artifacts.begin(kind, fingerprint)
     try:
-        counts, attempts = write_files(stage, spec, inputs, folder, crew)
+        made, attempts = write_files(stage, spec, inputs, folder, crew)
         environment = fingerprints.environment(spec)
         artifact = artifacts.seal(folder, {
-            "kind": kind, "fingerprint": fingerprint, "stage": stage, "spec": spec, "counts": counts,
+            "kind": kind, "fingerprint": fingerprint, "stage": stage, "spec": spec, **made,
             "attempts": attempts,
             "inputs": {name: {key: getattr(artifact, key) for key in ("kind", "fingerprint", "digest")}
                        for name, artifact in inputs.items()},
@@ -135,7 +135,7 @@ def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, crew: C
 
 
 def write_files(stage: str, spec: dict, inputs: Inputs, folder: Path, crew: Crew) -> tuple[dict, int]:
-    """Have the crew write a stage's files: its counts, and in how many attempts.
+    """Have the crew write a stage's files: its counts and peak_memory_bytes, and in how many attempts.
 
     The second, after the worker or its engine was lost, is with half the batch; whatever the first left is removed.
     Raises: EngineLost when that one is lost too, naming what was tried.

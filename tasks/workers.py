@@ -68,7 +68,7 @@ class Crew(abc.ABC):
 
     @abc.abstractmethod
     def make(self, stage: str, spec: dict, inputs: dict[str, str], out: Path) -> dict:
-        """Have a stage write its files to `out`; returns its counts.
+        """Have a stage write its files to `out`: {counts, peak_memory_bytes}, as `perform` has it.
 
         Raises: what the stage raises; EngineLost when its engine or worker died, hung or ran out of memory.
         """
@@ -113,7 +113,7 @@ class ProcessCrew(Crew):
         if reply is None:
             raise self.death(stage, out)
         if reply["ok"]:
-            return reply["counts"]
+            return {name: reply[name] for name in ("counts", "peak_memory_bytes")}
         error = ERRORS.get(reply["error"])
         if error is None:
             raise WorkerFailed(f"stage {stage} failed with {reply['error']}: {reply['message']}\n{reply['traceback']}")

@@ -78,6 +78,13 @@ def fill(inputs, spec, out, session):
     return {}
 
 
+def hungry(inputs, spec, out, session):
+    """Hold `megabytes` for a moment."""
+    held = b"\1" * (spec["megabytes"] << 20)
+    (out / "size.json").write_text(str(len(held)))
+    return {}
+
+
 def long(inputs, spec, out, session):
     """A bar that takes `seconds`, ten units a second of five tokens each."""
     with session.progress(round(10 * spec["seconds"]), "counting", "units") as bar:

@@ -223,7 +223,9 @@ def test_once_runs_one_command_and_exits_with_the_errors_code(tmp_path):
         result = subprocess.run([sys.executable, "-m", "tasks.opd.worker", "--once", tmp_path / "command.json"],
                                 cwd=ROOT, capture_output=True, text=True, timeout=60)
         return result.returncode, json.loads(result.stdout)
-    assert once("numbers", {"count": 3}) == (0, {"ok": True, "counts": {"count": 3}})
+    code, reply = once("numbers", {"count": 3})
+    assert (code, reply.pop("peak_memory_bytes").keys()) == (0, {"process"})
+    assert reply == {"ok": True, "counts": {"count": 3}}
     assert (tmp_path / "out" / "numbers.json").read_text() == "[0, 1, 2]"
     code, reply = once("numbers", {"count": 3, "effort": {"trouble": "numbers:nan"}})
     assert (code, reply["error"], reply["message"]) == (13, "NonFinite", "loss is nan in step 3")

@@ -1,13 +1,15 @@
 """The worker: makes stages' files, one command after another, keeping engines and training state between them.
 
 `python -m tasks.opd.worker --socket PATH` takes JSON lines {stage, spec, inputs, out} from a Unix socket and answers
-{ok, counts} or {ok: false, error, message, traceback}, after lines {progress: {label, done, total, unit, seconds,
-tokens}} at most once a second while it works; `--once FILE` runs the one command in a file. No torch is imported before
-a stage needs it.
+{ok, counts, peak_memory_bytes} or {ok: false, error, message, traceback}, after lines {progress: {label, done, total,
+unit, seconds, tokens}} at most once a second while it works; `--once FILE` runs the one command in a file. No torch is
+imported before a stage needs it.
 """
 import argparse
+import contextlib
 import importlib
 import json
+import resource
 import socket
 import sys
 import traceback
@@ -45,7 +47,7 @@ def entry_of(stage: str) -> tuple[str, str]:
 
 
 def perform(command: dict, session: Session) -> dict:
-    """Run one command {stage, spec, inputs, out} and return its counts.
+    """Run one command {stage, spec, inputs, out}: {counts, peak_memory_bytes: see `peak_memory`}.
 
     Raises: OpdError as the stage raised it; DiskFull for a full disk and EngineLost for a lack of memory or an engine
     that died, however a library says so; anything else unchanged. After an error the session is empty: nothing
@@ -55,15 +57,45 @@ def perform(command: dict, session: Session) -> dict:
         module, function = entry_of(command["stage"])
         inputs = {name: Path(path) for name, path in command["inputs"].items()}
         out = Path(command["out"])
+        reset_peak_memory()
         counts = getattr(importlib.import_module(module), function)(inputs, command["spec"], out, session) or {}
         canonical(counts)  # a tensor or a NaN among the counts is the stage's error, named here
-        return counts
+        return {"counts": counts, "peak_memory_bytes": peak_memory()}
     except Exception as error:
         session.close()
         meant = actionable(error, command)
         if meant is error:
             raise
         raise meant from error
+
+
+def reset_peak_memory() -> None:
+    """Begin a new peak: what is held now is in it, what was held before and freed is not, where the system can tell."""
+    with contextlib.suppress(OSError):  # not Linux, or /proc is read-only
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM becomes VmRSS
+    if cuda := device_memory():
+        cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes held at most since `reset_peak_memory`: {process: resident set, device: allocated by torch}.
+
+    The device is absent where torch has not used one. An engine in a process of its own is in neither. Where /proc does
+    not tell the resident set, it is the largest since the process began.
+    """
+    peak = {"process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak["process"] = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    if cuda := device_memory():
+        peak["device"] = cuda.max_memory_allocated()
+    return peak
+
+
+def device_memory():
+    """torch.cuda when this process has used it; None otherwise. It is never imported or started for this."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    return cuda if cuda is not None and cuda.is_initialized() else None
 
 
 def actionable(error: Exception, command: dict) -> Exception:
@@ -95,7 +127,7 @@ def engine_death(error: Exception, stage: str) -> EngineLost | None:
 def answer(command: dict, session: Session) -> dict:
     """`perform` as a reply; errors become {ok: false, error: class name, message, traceback}."""
     try:
-        return {"ok": True, "counts": perform(command, session)}
+        return {"ok": True, **perform(command, session)}
     except Exception as error:
         known = [cls.__name__ for cls in type(error).__mro__ if cls.__name__ in ERRORS]
         return {"ok": False, "error": known[0] if known else type(error).__name__, "message": str(error),
