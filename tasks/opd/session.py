@@ -60,7 +60,7 @@ class Session:
     def rest(self, but: Any = None) -> None:
         """All engines leave the device to who comes now, where they can; `but` who shares its weights with `but`."""
         for engine, *_ in self._engines.values():
-            if but is None or getattr(engine, "llm", engine) is not getattr(but, "llm", but):
+            if but is None or shared_by(engine) is not shared_by(but):
                 engine.rest()
 
     def log(self, out: Path, step: int, values: dict[str, float]) -> None:
@@ -82,6 +82,11 @@ class Session:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def shared_by(engine: Any) -> Any:
+    """One object for all engines that stand on the same weights; the engine itself where it shares none."""
+    return getattr(engine, "llm", None) or getattr(engine, "sharers", engine)
 
 
 def identity(folder: Path) -> tuple:
