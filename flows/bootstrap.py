@@ -3,8 +3,8 @@ from prefect import flow
 
 from flows.crews import crew_of
 from tasks.bootstrap import make_models, models_needed
-from tasks.opd.artifacts import Artifact
-from tasks.opd.recipe import Recipe
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import Artifact
 from tasks.prompts import make_prompts
 
 

@@ -1,4 +1,4 @@
-"""The console command `opd`. Exit codes: 0 ok, those of tasks/opd/errors.py, 130 interrupted, 1 anything else.
+"""The console command `opd`. Exit codes: 0 ok, those of tasks/opd/core/errors.py, 130 interrupted, 1 anything else.
 
 Results go to standard output, with --json as one object on the last line; progress and complaints go to standard error.
 Prefect and all that is heavy are imported by the command that needs them, after the environment is set: telemetry off,
@@ -16,11 +16,12 @@ import traceback
 from pathlib import Path
 
 from tasks import server, workers
-from tasks.opd import catalogue, checking, loading, slots
-from tasks.opd.artifacts import Artifact, home
-from tasks.opd.disk import try_writing
-from tasks.opd.errors import OpdError, RecipeError
-from tasks.opd.recipe import Recipe
+from tasks.opd.core.errors import OpdError, RecipeError
+from tasks.opd.core.files import try_writing
+from tasks.opd.recipe import catalogue, loading, slots
+from tasks.opd.recipe.checks import recipes
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import Artifact, home
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -191,7 +192,7 @@ def bootstrap(arguments: argparse.Namespace) -> tuple[dict, str]:
 def check(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Load a recipe and say what it needs. Raises RecipeError with all that is wrong."""
     recipe = loading.load(arguments.recipe, arguments.overrides)
-    report = checking.report(recipe, loading.provenance(arguments.recipe, arguments.overrides))
+    report = recipes.report(recipe, loading.provenance(arguments.recipe, arguments.overrides))
     if report["problems"]:
         raise RecipeError("\n".join(report["problems"]))
     needs = [f"{model}: {', '.join(column for column, amount in want.items() if amount)}"
@@ -203,9 +204,9 @@ def check(arguments: argparse.Namespace) -> tuple[dict, str]:
 
 def variants(arguments: argparse.Namespace) -> tuple[dict, str]:
     """All variants of the house, with the sizes their papers have."""
-    base, *recipes = (loading.load(file, ["pair.tiny=false"]) for file in
+    base, *found = (loading.load(file, ["pair.tiny=false"]) for file in
                       [loading.CONFIGS / "base.yaml", *sorted((loading.CONFIGS / "variants").glob("*.yaml"))])
-    found = [described(recipe, base) for recipe in recipes]
+    found = [described(recipe, base) for recipe in found]
     return {"variants": found}, catalogue.markdown(found) if arguments.markdown else catalogue.text(found)
 
 

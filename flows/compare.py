@@ -8,10 +8,11 @@ from flows.crews import shared_crew
 from flows.distill import distill
 from flows.tables import table_of
 from tasks import tracking, workers
-from tasks.opd import comparison, loading
-from tasks.opd.artifacts import home
-from tasks.opd.fingerprints import environment
-from tasks.opd.recipe import Recipe
+from tasks.opd.evaluation import comparison
+from tasks.opd.recipe import loading
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import home
+from tasks.opd.store.fingerprints import environment
 from tasks.publish import publish
 
 

@@ -7,7 +7,7 @@ from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
 
 from tasks import workers
-from tasks.opd.recipe import Recipe
+from tasks.opd.recipe.schema import Recipe
 from tasks.progress import Page
 
 shared_crew: ContextVar[dict[str, workers.Crew]] = ContextVar("shared_crew")  # by kind, of the flow around this one

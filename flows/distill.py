@@ -7,8 +7,8 @@ from tasks import tracking, workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
 from tasks.grade import grade_rollouts
-from tasks.opd.artifacts import Artifact
-from tasks.opd.recipe import Recipe
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import Artifact
 from tasks.preflight import preflight
 from tasks.prompts import make_prompts
 from tasks.publish import publish

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from tasks.opd.artifacts import home
+from tasks.opd.store.artifacts import home
 from tasks.workers import QUIET
 
 FREE_GB = 5  # two checkpoints of a 135M model, float32 weights and optimizer state: 2 x 2.2 GB

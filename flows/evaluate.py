@@ -7,9 +7,9 @@ from prefect.runtime import flow_run
 from flows.crews import crew_of
 from tasks.bootstrap import make_models
 from tasks.evaluate import evaluate_student
-from tasks.opd.artifacts import Artifact, read_record
-from tasks.opd.errors import DataError
-from tasks.opd.recipe import Recipe, Slot
+from tasks.opd.core.errors import DataError
+from tasks.opd.recipe.schema import Recipe, Slot
+from tasks.opd.store.artifacts import Artifact, read_record
 from tasks.prompts import make_prompts
 
 

@@ -1,9 +1,9 @@
 """What distillations returned, as tables: a suite's, or one run's against its own start."""
 import json
 
-from tasks.opd import comparison
-from tasks.opd.artifacts import Artifact
-from tasks.opd.recipe import Recipe
+from tasks.opd.evaluation import comparison
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import Artifact
 
 
 def of_run(result: dict) -> dict[str, comparison.Comparison]:

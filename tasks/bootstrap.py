@@ -2,9 +2,9 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd import asking
-from tasks.opd.artifacts import Artifact
-from tasks.opd.recipe import Pair, Recipe
+from tasks.opd.recipe import requirements
+from tasks.opd.recipe.schema import Pair, Recipe
+from tasks.opd.store.artifacts import Artifact
 from tasks.refine import refiners_ask_teacher
 from tasks.rollout import writers_with
 from tasks.stage import run_stage
@@ -17,7 +17,7 @@ def models_needed(recipe: Recipe) -> set[str]:
     rounds = [recipe.at(at) for at in {0, *(patch.round for patch in recipe.schedule)}]
     writing = {"teacher" for now in rounds if writers_with(now, "BY_TEACHER", {"teacher"})}
     refining = {now.teacher.model for now in rounds if refiners_ask_teacher(now)}
-    return ({"student"} | writing | refining).union(*map(asking.needs, rounds)) - asking.OF_STUDENT
+    return ({"student"} | writing | refining).union(*map(requirements.needs, rounds)) - requirements.OF_STUDENT
 
 
 @task(cache_policy=NO_CACHE, task_run_name="models")

@@ -2,8 +2,8 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.artifacts import Artifact
-from tasks.opd.recipe import Recipe
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking import noted
 from tasks.workers import Crew

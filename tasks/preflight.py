@@ -2,9 +2,9 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd import asking
-from tasks.opd.artifacts import Artifact
-from tasks.opd.recipe import Recipe
+from tasks.opd.recipe import requirements
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking import noted
@@ -17,8 +17,8 @@ NUM_PROMPTS = 4
 def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, crew: Crew) -> Artifact:
     """The findings; a red one raises OpdError (TokenizerMismatch, EngineError)."""
     now = recipe.at(0)
-    needs = asking.needs(now)
-    spec = {"terms": asking.terms_of(now), "loss": now.loss.model_dump(mode="json"),
+    needs = requirements.needs(now)
+    spec = {"terms": requirements.terms_of(now), "loss": now.loss.model_dump(mode="json"),
             "sampling": now.rollout.sampling.model_dump(mode="json"), "engine": now.engine_for("write"),
             "scoring_engine": now.engine_for("score"),
             "num_prompts": NUM_PROMPTS, "seed": now.seed,

@@ -6,7 +6,7 @@ import threading
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.runtime import flow_run
 
-from tasks.opd.progress import described, percent_of
+from tasks.opd.core.progress import described, percent_of
 from tasks.workers import Listener
 
 EVERY_SECONDS = 5  # between two updates

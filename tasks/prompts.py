@@ -4,9 +4,9 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.artifacts import Artifact
-from tasks.opd.disk import hash_file
-from tasks.opd.recipe import Source
+from tasks.opd.core.files import hash_file
+from tasks.opd.recipe.schema import Source
+from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking import noted
 from tasks.workers import Crew

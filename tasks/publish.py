@@ -6,7 +6,7 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.disk import room_to_write
+from tasks.opd.core.files import room_to_write
 from tasks.tracking import ui_command
 
 

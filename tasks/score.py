@@ -2,10 +2,10 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd import asking, slots
-from tasks.opd.artifacts import Artifact
-from tasks.opd.recipe import Recipe
-from tasks.opd.refreshes import REFRESHES
+from tasks.opd.recipe import requirements, slots
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.scoring.self_teachers import REFRESHES
+from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking import noted
 from tasks.workers import Crew
@@ -13,7 +13,7 @@ from tasks.workers import Crew
 
 def teacher_of(recipe: Recipe, name: str, models: dict[str, Artifact], student: Artifact) -> tuple[Artifact, str]:
     """The artifact, and the folder in it, that score under a name: `start`, `live`, `self` by its refresh, a model."""
-    if name not in asking.OF_STUDENT:
+    if name not in requirements.OF_STUDENT:
         return models[name], "model"
     version, folder = ("round" if name == "live" else "start"), "model"
     if name == "self":
@@ -27,10 +27,10 @@ def score_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
                    rollouts: Artifact, crew: Crew, round_index: int) -> dict[str, Artifact]:
     """A signal by model name; none when no term reads a teacher's."""
     scores = {}
-    for name, want in asking.needs(recipe).items():
+    for name, want in requirements.needs(recipe).items():
         model, folder = teacher_of(recipe, name, models, student)
         spec = {"context": recipe.teacher.context.model_dump(mode="json"), "want": want, "folder": folder,
-                "domains": asking.domains_of(recipe, name),
+                "domains": requirements.domains_of(recipe, name),
                 "temperature": recipe.loss.temperature, "engine": recipe.engine_for("score"),
                 "context_tokens": recipe.pair.context_tokens, "vocabulary": models["student"].counts["vocabulary"]}
         made = run_stage("scores", spec, {"prompts": prompts, "rollouts": rollouts, "model": model}, crew)

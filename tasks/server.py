@@ -8,9 +8,9 @@ import sys
 import time
 import urllib.request
 
-from tasks.opd.artifacts import home
-from tasks.opd.disk import FULL_BYTES, disk_full, free_bytes, room_to_write
-from tasks.opd.errors import EngineError
+from tasks.opd.core.errors import EngineError
+from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_write
+from tasks.opd.store.artifacts import home
 from tasks.workers import ROOT
 
 QUIET = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")  # 17 ms of its time a task, for nobody to look at
@@ -29,8 +29,9 @@ def start(timeout_seconds: float = 90) -> None:
     command = ["-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1", "--port",
                str(port), "--log-level", "error", "--lifespan", "on"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.opd.supervisor", sys.executable, *command], cwd=ROOT, start_new_session=True,
-        env={**own, **os.environ, **fixed}, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        [sys.executable, "-m", "tasks.opd.runtime.supervisor", sys.executable, *command], cwd=ROOT,
+        start_new_session=True, env={**own, **os.environ, **fixed}, stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     atexit.register(process.stdin.close)  # before Prefect is imported, so after it has said its last word
     os.environ["PREFECT_API_URL"], until = f"http://127.0.0.1:{port}/api", time.monotonic() + timeout_seconds
     while process.poll() is None and time.monotonic() < until:

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tasks.opd import artifacts, checking, fingerprints
-from tasks.opd.artifacts import Artifact
-from tasks.opd.errors import CorruptArtifact, EngineLost
-from tasks.opd.recipe import Recipe
-from tasks.opd.worker import entry_of
+from tasks.opd.core.errors import CorruptArtifact, EngineLost
+from tasks.opd.recipe.checks import recipes
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.runtime.stages import entry_of
+from tasks.opd.store import artifacts, fingerprints
+from tasks.opd.store.artifacts import Artifact
 from tasks.workers import Crew
 
 Inputs = dict[str, Artifact]
@@ -213,7 +214,7 @@ def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Itera
     """
     from tqdm import tqdm
     name, started = f"{recipe.name}, seed {recipe.seed}", time.monotonic()
-    for note in checking.notes(recipe, recipe.rounds):
+    for note in recipes.notes(recipe, recipe.rounds):
         say(note)
     came = 0
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
@@ -229,7 +230,7 @@ def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Itera
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:
             crew.bar = None
-    for note in checking.notes(recipe, came) if came < recipe.rounds else ():
+    for note in recipes.notes(recipe, came) if came < recipe.rounds else ():
         say(note)
 
 

@@ -3,8 +3,7 @@
 A finished stage is noted; a background thread ships its `metrics.jsonl`, counts and `artifact.json`. Timestamps are
 those of the files, and what was shipped is written down under `tracking/`, so that a resumed run continues its MLflow
 run and a replay sends identical points, which the store drops. Whatever fails there gives one warning, and what was
-not sent is sent next time. Left out: points of unfinished stages, which would stand twice when a killed stage is made
-again.
+not sent is sent next time. Left out: points of unfinished stages, which a stage made again would send twice.
 """
 import contextlib
 import fcntl
@@ -26,11 +25,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks.opd import artifacts, metrics
-from tasks.opd.artifacts import Artifact, home
-from tasks.opd.fingerprints import canonical
-from tasks.opd.recipe import Recipe
-from tasks.opd.records import Rollout, read_rows
+from tasks.opd.core import metrics
+from tasks.opd.core.records import Rollout, read_rows
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store import artifacts
+from tasks.opd.store.artifacts import Artifact, home
+from tasks.opd.store.fingerprints import canonical
 
 BATCH = 1000                            # metrics a request may carry; parameters and tags: 100
 TICK_SECONDS, RETRY_SECONDS = 2, 15

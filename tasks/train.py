@@ -2,9 +2,9 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd import asking, slots
-from tasks.opd.artifacts import Artifact, retire
-from tasks.opd.recipe import Recipe
+from tasks.opd.recipe import requirements, slots
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import Artifact, retire
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking import noted
@@ -17,12 +17,12 @@ EFFORT = {"micro_batch_tokens", "chunk_tokens"}  # may not change the result
 def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact, rollouts: Artifact,
                   scores: dict[str, Artifact], crew: Crew, round_index: int) -> Artifact:
     """The student after the round. Hidden states, which fill the disk, then go unless the recipe keeps them."""
-    needs, teacher = asking.needs(recipe), recipe.teacher
+    needs, teacher = requirements.needs(recipe), recipe.teacher
     ema = slots.bind(teacher.refresh, "refresh").get("decay") if teacher.model == "self" else None
     own = "bfloat16" if recipe.engine.dtype == "bfloat16" else "off"  # the precision the engine computes in
     train = recipe.train.model_dump(mode="json", exclude=EFFORT)
     teaching = {name: teacher_of(recipe, name, models, student) for name in scores}
-    spec = {"terms": asking.terms_of(recipe), "loss": recipe.loss.model_dump(mode="json"), "ema_decay": ema,
+    spec = {"terms": requirements.terms_of(recipe), "loss": recipe.loss.model_dump(mode="json"), "ema_decay": ema,
             "scored": {name: folder for name, (_, folder) in teaching.items()},
             "train": train | ({"autocast": own} if train["autocast"] == "auto" else {}), "canary_autocast": own,
             "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds,

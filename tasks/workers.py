@@ -19,11 +19,11 @@ import threading
 import time
 from pathlib import Path
 
-from tasks.opd import artifacts
-from tasks.opd.disk import FULL_BYTES, disk_full, free_bytes, room_to_write
-from tasks.opd.errors import ERRORS, EngineLost
-from tasks.opd.session import Session
-from tasks.opd.worker import SMALLER, perform
+from tasks.opd.core.errors import ERRORS, EngineLost
+from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_write
+from tasks.opd.engines.pool import Session
+from tasks.opd.runtime.worker import SMALLER, perform
+from tasks.opd.store import artifacts
 
 ROOT = Path(__file__).resolve().parents[1]
 # torch's threads wait awake, but not for long: asleep at once, a decode step takes half as long again; awake as long as
@@ -94,7 +94,7 @@ class InlineCrew(Crew):
 
 
 class ProcessCrew(Crew):
-    """Makes stages in a worker process under a supervisor; see tasks.opd.supervisor for how they end.
+    """Makes stages in a worker process under a supervisor; see tasks.opd.runtime.supervisor for how they end.
 
     A worker that gives no sign of life for `patience` seconds, neither progress nor a reply, counts as hung.
     """
@@ -210,7 +210,8 @@ def launch(path: str, log: Path) -> subprocess.Popen:
                    "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     if sys.stderr.isatty():
         environment["COLUMNS"] = str(shutil.get_terminal_size().columns)
-    command = [sys.executable, "-m", "tasks.opd.supervisor", sys.executable, "-m", "tasks.opd.worker", "--socket", path]
+    command = [sys.executable, "-m", "tasks.opd.runtime.supervisor", sys.executable,
+               "-m", "tasks.opd.runtime.worker", "--socket", path]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=sys.__stderr__.fileno(),
                             start_new_session=True)
 

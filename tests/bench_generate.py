@@ -21,7 +21,7 @@ quiet_environment()  # says how torch's threads wait, so before torch is importe
 import torch  # noqa: E402  the line above must come first
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from tasks.opd.engines import TorchEngine  # noqa: E402
+from tasks.opd.engines.torch_engine import TorchEngine  # noqa: E402
 
 
 def tiny(folder: Path) -> Path:
@@ -58,7 +58,7 @@ def sides_of(args) -> dict:
     prompts = [[numbers.randrange(5, 500) for _ in range(numbers.randrange(30, 60))] for _ in range(args.prompts)]
     law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": args.new}
     if args.engine == "vllm":
-        from tasks.opd.vllm_engine import VllmEngine
+        from tasks.opd.engines.vllm_engine import VllmEngine
         engine, bare = VllmEngine(folder, args.dtype), by_vllm
     else:
         engine, bare = TorchEngine(folder, args.dtype), by_transformers

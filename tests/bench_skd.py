@@ -18,13 +18,13 @@ from tasks.workers import quiet_environment
 
 quiet_environment()  # says how torch's threads wait, so before torch is imported
 
-from tasks.opd.artifacts import LOCATION  # noqa: E402  the line above must come first
-from tasks.opd.interleaving import skd  # noqa: E402
-from tasks.opd.loading import load  # noqa: E402
-from tasks.opd.prompts import make_prompts  # noqa: E402
-from tasks.opd.records import Prompt, read_rows  # noqa: E402
-from tasks.opd.session import Session  # noqa: E402
-from tasks.opd.writers import Engines, write_share  # noqa: E402
+from tasks.opd.core.records import Prompt, read_rows  # noqa: E402
+from tasks.opd.data.sources import make_prompts  # noqa: E402
+from tasks.opd.engines.pool import Session  # noqa: E402
+from tasks.opd.recipe.loading import load  # noqa: E402
+from tasks.opd.rollouts.interleaving import skd  # noqa: E402
+from tasks.opd.rollouts.writers import Engines, write_share  # noqa: E402
+from tasks.opd.store.artifacts import LOCATION  # noqa: E402  the line above must come first
 
 
 def artifact(home: Path, name: str, folder: Path) -> Path:

@@ -3,8 +3,8 @@ import math
 
 import torch
 
-from tasks.opd.columns import Columns
-from tasks.opd.records import STUDENT
+from tasks.opd.core.records import STUDENT
+from tasks.opd.objective.columns import Columns
 
 
 def columns(lengths: list[int], *, group: list[int] | None = None, reward: list[float] | None = None,

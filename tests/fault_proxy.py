@@ -16,8 +16,8 @@ import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from tasks.opd.models import make_model
-from tasks.opd.session import Session
+from tasks.opd.engines.pool import Session
+from tasks.opd.makers.models import make_model
 
 FAULTS = ("500", "501", "503", "505", "429", "400", "hang", "drip", "reset", "truncated", "not_json", "nan", "null",
           "floor", "positive", "short", "other_prompt", "empty", "abort", "echo_headers", "echo_late", "echo_number")

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tasks import workers
-from tasks.opd.errors import NonFinite
+from tasks.opd.core.errors import NonFinite
 from tasks.stage import run_stage
 
 HERE = "tests.stages_for_tests"
@@ -97,7 +97,7 @@ def long(inputs, spec, out, session):
 def generated(inputs, spec, out, session):
     """Write with vLLM, its EngineCore a process of its own, until something dies; says in `told` when it is up."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-    from tasks.opd.vllm_engine import VllmEngine
+    from tasks.opd.engines.vllm_engine import VllmEngine
     engine, batch = VllmEngine(Path(spec["model"]), dtype="float32"), spec["effort"]["micro_batch_tokens"]
     law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 16}
     while True:

@@ -15,15 +15,20 @@ from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
 from tasks.grade import grade_rollouts
-from tasks.opd import adapters, artifacts, loading, models, training
-from tasks.opd.canary import digests_of
-from tasks.opd.engines import TorchEngine, Want
-from tasks.opd.errors import CorruptArtifact, DataError, EngineError
-from tasks.opd.heads import load_head, load_model
-from tasks.opd.records import Rollout, write_rows
-from tasks.opd.session import Session
-from tasks.opd.trainer import resume
-from tasks.opd.vllm_engine import VllmEngine
+from tasks.opd.core.errors import CorruptArtifact, DataError, EngineError
+from tasks.opd.core.records import Rollout, write_rows
+from tasks.opd.engines.api import Want
+from tasks.opd.engines.pool import Session
+from tasks.opd.engines.torch_engine import TorchEngine
+from tasks.opd.engines.vllm_engine import VllmEngine
+from tasks.opd.makers import models
+from tasks.opd.models import lora
+from tasks.opd.models.digests import digests_of
+from tasks.opd.models.heads import load_head, load_model
+from tasks.opd.recipe import loading
+from tasks.opd.store import artifacts
+from tasks.opd.training import round
+from tasks.opd.training.trainer import resume
 from tasks.preflight import preflight
 from tasks.prompts import make_prompts
 from tasks.rollout import write_rollouts
@@ -58,7 +63,7 @@ def trained(student, rollouts, r=0, session=None, name=None, ema=None, lora=LORA
     def fill(folder):
         spec = train_spec([term(divergence="nll", rows="all")], round=r, rounds=3, ema_decay=ema,
                           train={"learning_rate": 1e-2, "batch_rollouts": 2, "lora": lora, **train})
-        training.train_student({"student": student.path, "rollouts": rollouts}, spec, folder, session or Session())
+        round.train_student({"student": student.path, "rollouts": rollouts}, spec, folder, session or Session())
     return sealed("checkpoint", name or f"c{r}", fill)
 
 
@@ -97,7 +102,7 @@ def in_double(seed):
 @pytest.mark.parametrize("name", ["full", "sampled"])
 def test_the_adapters_gradient_is_the_chain_rule_of_the_whole_matrixs(name):
     student, whole, rows = in_double(1), in_double(1), random_rollouts(LENGTHS)
-    adapters.attach(student, LORA, seed=3)
+    lora.attach(student, LORA, seed=3)
     torch.manual_seed(0)
     layers = {key.removesuffix(".base_layer"): student.get_submodule(key.removesuffix(".base_layer"))
               for key, _ in student.named_modules() if key.endswith(".base_layer")}
@@ -126,7 +131,7 @@ def test_a_new_adapter_changes_nothing_to_the_bit_and_is_drawn_from_the_seed(bas
                           for seed in (5, 5, 6))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(first(ids).logits, plain(ids).logits)
-    ours, again, others = (adapters.learning(model) for model in (first, same, other))
+    ours, again, others = (lora.learning(model) for model in (first, same, other))
     assert all(torch.equal(ours[name], again[name]) for name in ours)
     assert any(not torch.equal(ours[name], others[name]) for name in ours)
     assert type(first) is type(plain) and {name for name in ours if not ours[name].any()} == {
@@ -135,10 +140,10 @@ def test_a_new_adapter_changes_nothing_to_the_bit_and_is_drawn_from_the_seed(bas
 
 def test_only_the_adapter_learns_and_has_state(checkpoint, base):
     trainer = resume(checkpoint.path, train_spec([], train={"lora": LORA})["train"], 0.5)
-    names = set(adapters.learning(trainer.model))
+    names = set(lora.learning(trainer.model))
     assert {name for name, p in trainer.model.named_parameters() if p.requires_grad} == names == set(trainer.average)
     assert len(trainer.optimizer.state_dict()["state"]) == len(names) == 2 * 2 * len(LAYERS)
-    stored = dict(adapters.tensors_of(trainer.model))
+    stored = dict(lora.tensors_of(trainer.model))
     for name, value in load_model(base.path / "model").state_dict().items():
         assert torch.equal(stored[name], value)
     assert max(value.abs().max() for name, value in stored.items() if "lora_B" in name) > 1e-3   # it moved
@@ -153,7 +158,7 @@ def test_the_folder_is_pefts_own_and_names_its_base_by_artifact(checkpoint, base
     assert torch.equal(outside(ids).logits, load_model(folder)(ids).logits)
     assert json.loads((folder / "base.json").read_text()) == {
         "kind": "model", "fingerprint": "f00d", "digest": base.digest}
-    assert adapters.settings_of(folder) == {"rank": 2, "alpha": 6.0, "targets": LAYERS}
+    assert lora.settings_of(folder) == {"rank": 2, "alpha": 6.0, "targets": LAYERS}
     assert str(base.path) not in (folder / "adapter_config.json").read_text()
     assert AutoTokenizer.from_pretrained(folder).eos_token == "<eos>" and not (folder / "model.safetensors").exists()
     assert torch.equal(load_head(folder).weight, load_head(base.path / "model").weight)
@@ -162,7 +167,7 @@ def test_the_folder_is_pefts_own_and_names_its_base_by_artifact(checkpoint, base
 
 def test_the_base_of_a_folder_is_found_and_missed(checkpoint, base):
     folder = checkpoint.path / "model"
-    assert adapters.base_of(base.path / "model") is None and adapters.base_of(folder) == base.path / "model"
+    assert lora.base_of(base.path / "model") is None and lora.base_of(folder) == base.path / "model"
     shutil.move(base.path, base.path.with_name("elsewhere"))
     with pytest.raises(DataError, match="f00d, which is gone; run its flow again"):
         load_model(folder)
@@ -175,27 +180,27 @@ def test_the_base_of_a_folder_is_found_and_missed(checkpoint, base):
     artifacts._verified.clear()
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CorruptArtifact, match="model.safetensors: sha256 is"):
-        adapters.base_of(folder)
+        lora.base_of(folder)
     (folder / "base.json").unlink()
     with pytest.raises(DataError, match="no base.json"):
-        adapters.base_of(folder)
+        lora.base_of(folder)
 
 
 def test_an_unknown_target_is_refused_with_those_there_are(base):
     for target in ("query", "lm_head", "embed_tokens"):
         with pytest.raises(DataError, match=rf"'{target}' is no linear layer .* there are {', '.join(LAYERS)}"):
-            adapters.attach(load_model(base.path / "model"), {**LORA, "targets": ["q_proj", target]}, 0)
+            lora.attach(load_model(base.path / "model"), {**LORA, "targets": ["q_proj", target]}, 0)
     model = load_model(base.path / "model")
-    adapters.attach(model, {**LORA, "targets": ["q_proj"]}, 0)
-    assert len(adapters.learning(model)) == 2 * 2
+    lora.attach(model, {**LORA, "targets": ["q_proj"]}, 0)
+    assert len(lora.learning(model)) == 2 * 2
 
 
 def test_an_adapter_can_neither_begin_nor_end_nor_change_within_a_run(checkpoint, base, rollouts):
     whole = trained(base, rollouts, name="whole", lora=None)
-    for student, lora in ((checkpoint, None), (checkpoint, {**LORA, "rank": 3}), (whole, LORA),
-                          (checkpoint, {**LORA, "targets": ["q_proj"]})):
+    for student, setting in ((checkpoint, None), (checkpoint, {**LORA, "rank": 3}), (whole, LORA),
+                             (checkpoint, {**LORA, "targets": ["q_proj"]})):
         with pytest.raises(DataError, match="stays the same from the first round on"):
-            resume(student.path, train_spec([], train={"lora": lora})["train"], None)
+            resume(student.path, train_spec([], train={"lora": setting})["train"], None)
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])
@@ -211,7 +216,7 @@ def test_resuming_an_adapter_from_disk_is_bitwise_the_same_as_going_on(base, rol
 
 def test_recomputed_activations_give_the_adapter_the_same_weights(base, rollouts):
     plain, recomputed = (trained(base, rollouts, name=f"g{on}", gradient_checkpointing=bool(on)) for on in (0, 1))
-    ours, theirs = (adapters.read(made.path / "model") for made in (plain, recomputed))
+    ours, theirs = (lora.read(made.path / "model") for made in (plain, recomputed))
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)
 
 
@@ -224,7 +229,7 @@ def test_an_engine_swaps_adapters_beside_the_base_it_holds(checkpoint, base, rol
     for which in (1, 2, 0, 2, 1, 0):
         held = engine.load(folders[which])
         assert torch.equal(scores(engine), fresh[which]) and engine.head.weight.data_ptr() == place
-        assert held == digests_of(adapters.tensors_of(load_model(folders[which])))
+        assert held == digests_of(lora.tensors_of(load_model(folders[which])))
         if which:
             assert held == json.loads((folders[which] / "digests.json").read_text())["float32"]
     assert not torch.allclose(fresh[1], fresh[0]) and not torch.equal(fresh[1], fresh[2])
@@ -235,7 +240,7 @@ def test_an_engine_swaps_adapters_beside_the_base_it_holds(checkpoint, base, rol
 
 def places(engine):
     """Where the base's tensors of an engine lie."""
-    return {name: value.data_ptr() for name, value in adapters.tensors_of(engine.model) if "lora_" not in name}
+    return {name: value.data_ptr() for name, value in lora.tensors_of(engine.model) if "lora_" not in name}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -323,7 +328,7 @@ def test_two_rounds_through_the_doors_move_the_student_and_open_each_base_once(v
         [report] = evaluate_student.fn(recipe, student, {"tiny": questions}, crew, when="end").values()
     assert sorted(built) == sorted(models[name].path / "model" for name in opened)
     assert report.counts["prompts"] == 6
-    assert adapters.base_of(student.path / "model") == (start.path / "model" if recipe.train.lora else None)
+    assert lora.base_of(student.path / "model") == (start.path / "model" if recipe.train.lora else None)
     assert not torch.allclose(*(scores(TorchEngine(made.path / "model")) for made in (start, student)), atol=1e-3)
 
 
@@ -355,11 +360,11 @@ def test_in_vllm_adapters_come_and_go_over_one_base(base, rollouts):
 @pytest.mark.parametrize("dtype, rate", [("float32", 1e-6), ("bfloat16", 1e-3)])
 def test_in_vllm_a_stale_tensor_of_an_adapter_is_named(base, rollouts, monkeypatch, capfd, dtype, rate):
     from vllm.lora.lora_model import LoRAModel
-    lora = {"rank": 2, "alpha": 8.0, "targets": []}
-    first = trained(base, rollouts, lora=lora)
-    second = trained(first, rollouts, r=1, lora=lora, learning_rate=rate)
+    setting = {"rank": 2, "alpha": 8.0, "targets": []}
+    first = trained(base, rollouts, lora=setting)
+    second = trained(first, rollouts, r=1, lora=setting, learning_rate=rate)
     folders = [checkpoint.path / "model" for checkpoint in (first, second)]
-    old, new = (load_file(folder / adapters.WEIGHTS) for folder in folders)
+    old, new = (load_file(folder / lora.WEIGHTS) for folder in folders)
     sound, settings = LoRAModel.from_lora_tensors.__func__, {**SETTINGS, "name": "vllm", "dtype": dtype, "lora_rank": 2}
     with Session() as session:
         engine = session.engine("student", folders[0], settings)

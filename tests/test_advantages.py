@@ -5,8 +5,7 @@ import pytest
 import torch
 from column_fixtures import columns
 
-from tasks.opd import slots
-from tasks.opd.advantages import (
+from tasks.opd.objective.advantages import (
     ADVANTAGES,
     NEEDS,
     candidate_gap,
@@ -20,7 +19,8 @@ from tasks.opd.advantages import (
     shuffled_gap,
     teacher_gap,
 )
-from tasks.opd.columns import Candidates
+from tasks.opd.objective.columns import Candidates
+from tasks.opd.recipe import slots
 
 STUDENT = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 TEACHER = torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64)

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from tasks.opd import artifacts
-from tasks.opd.artifacts import Artifact, begin, find, retire, seal, sweep, verify
-from tasks.opd.errors import CorruptArtifact, DataError, DiskFull
+from tasks.opd.core.errors import CorruptArtifact, DataError, DiskFull
+from tasks.opd.store import artifacts
+from tasks.opd.store.artifacts import Artifact, begin, find, retire, seal, sweep, verify
 
 NAME = "0123456789abcdef" * 2
 

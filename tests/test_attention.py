@@ -4,9 +4,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tasks.opd import attention
-from tasks.opd.attention import group_heads, grouped
-from tasks.opd.engines import TorchEngine
+from tasks.opd.engines.torch_engine import TorchEngine
+from tasks.opd.models import attention
+from tasks.opd.models.attention import group_heads, grouped
 
 
 class Layer:

@@ -15,9 +15,9 @@ from prefect.testing.utilities import prefect_test_harness
 from safetensors.torch import load_file, save_file
 
 from flows import cli
-from tasks.opd import artifacts
-from tasks.opd.artifacts import Artifact, read_record
-from tasks.opd.records import Prompt, Quarantined, Rollout, read_rows
+from tasks.opd.core.records import Prompt, Quarantined, Rollout, read_rows
+from tasks.opd.store import artifacts
+from tasks.opd.store.artifacts import Artifact, read_record
 
 ROOT = Path(__file__).resolve().parents[1]
 NOISE = {

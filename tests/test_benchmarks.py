@@ -4,12 +4,12 @@ from itertools import combinations
 
 import pytest
 
-from tasks.opd.benchmarks import avg_at, evaluate, pass_at, summary
-from tasks.opd.errors import DataError
-from tasks.opd.models import make_model
-from tasks.opd.prompts import make_prompts
-from tasks.opd.records import Sample, read_rows
-from tasks.opd.session import Session
+from tasks.opd.core.errors import DataError
+from tasks.opd.core.records import Sample, read_rows
+from tasks.opd.data.sources import make_prompts
+from tasks.opd.engines.pool import Session
+from tasks.opd.evaluation.benchmarks import avg_at, evaluate, pass_at, summary
+from tasks.opd.makers.models import make_model
 
 ENGINE = {"name": "torch", "dtype": "float32", "batch_tokens": 4096}
 

@@ -5,13 +5,15 @@ import pytest
 import torch
 from tiny_models import random_rollouts, term, tiny_llama, train_spec, write_tokenizer
 
-from tasks.opd import training
-from tasks.opd.canary import check_canary, check_digests, digest, digests_of, elements, write_canary, write_digests
-from tasks.opd.engines import TorchEngine, Want
-from tasks.opd.errors import EngineError
-from tasks.opd.heads import load_model
-from tasks.opd.records import Rollout, write_rows
-from tasks.opd.session import Session
+from tasks.opd.core.errors import EngineError
+from tasks.opd.core.records import Rollout, write_rows
+from tasks.opd.engines.api import Want
+from tasks.opd.engines.canary import check_canary, write_canary
+from tasks.opd.engines.pool import Session
+from tasks.opd.engines.torch_engine import TorchEngine
+from tasks.opd.models.digests import check_digests, digest, digests_of, elements, write_digests
+from tasks.opd.models.heads import load_model
+from tasks.opd.training import round
 
 
 @pytest.fixture
@@ -53,14 +55,14 @@ def test_a_stale_tensor_is_named_and_a_name_the_engine_cannot_read_is_said(folde
 
 
 def test_a_canary_is_the_longest_completions_up_to_its_tokens_under_the_weights_saved(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CANARY_TOKENS", 20)
+    monkeypatch.setattr(round, "CANARY_TOKENS", 20)
     (tmp_path / "rollouts").mkdir()
     rows = random_rollouts([(3, 5), (2, 9), (4, 1), (3, 12), (1, 7)])
     write_rows(tmp_path / "rollouts" / "rollouts.parquet", rows, Rollout)
     (tmp_path / "out").mkdir()
     spec = train_spec([term(divergence="nll", rows="all")], train={"learning_rate": 1e-2})
     with Session() as session:
-        training.train_student({"student": folder.parent, "rollouts": tmp_path / "rollouts"}, spec, tmp_path / "out",
+        round.train_student({"student": folder.parent, "rollouts": tmp_path / "rollouts"}, spec, tmp_path / "out",
                                session)
     new = tmp_path / "out" / "model"
     known = json.loads((new / "canary.json").read_text())

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from flows import cli
-from tasks.opd import catalogue, loading
+from tasks.opd.recipe import catalogue, loading
 
 FOLDER = loading.CONFIGS / "variants"
 FILES = {file.stem: file.read_text() for file in sorted(FOLDER.glob("*.yaml"))}

@@ -1,8 +1,9 @@
 """Combinations that train silently wrong are refused, with the way out; teachers give no more than terms need."""
 import pytest
 
-from tasks.opd import checking, loading
-from tasks.opd.errors import RecipeError
+from tasks.opd.core.errors import RecipeError
+from tasks.opd.recipe import loading
+from tasks.opd.recipe.checks import recipes
 
 
 def errors(variant, *overrides) -> list[str]:
@@ -76,7 +77,7 @@ def test_wrong_combinations_are_refused_with_the_way_out(overrides, parts):
     ["benchmarks.0.first=0", "benchmarks.0.source.seed=1"],  # tiny hashes its seed: other questions
 ])
 def test_right_combinations_pass(overrides):
-    assert checking.problems(loading.load("opd_reverse_kl", overrides)) == []
+    assert recipes.problems(loading.load("opd_reverse_kl", overrides)) == []
 
 
 def test_reasoning_gym_splits_are_compared_by_index_plus_seed():
@@ -107,31 +108,31 @@ def test_what_an_engine_cannot_give_is_refused_with_the_way_out():
 def test_a_recipe_without_teacher_terms_asks_for_none():
     for variant in ("sft", "seqkd", "grpo"):
         recipe = loading.load(variant, ["teacher.model=nobody"])
-        assert checking.needs(recipe) == {}
+        assert recipes.needs(recipe) == {}
 
 
 def test_needs_are_the_union_over_the_terms():
     gap = "{advantage: teacher_gap, estimator: policy_gradient}"
     top = "{divergence: forward_kl, support: {name: teacher_top_k, k: %d}}"
     recipe = loading.load("opd_reverse_kl", [f"terms=[{gap}, {top % 8}, {top % 20}, {{divergence: nll}}]"])
-    assert checking.needs(recipe) == {"teacher": {"sampled": True, "top_k": 20, "entropy": False, "hidden": False}}
+    assert recipes.needs(recipe) == {"teacher": {"sampled": True, "top_k": 20, "entropy": False, "hidden": False}}
     student = loading.load("opd_jsd", ["terms.0.support=student_top_k"])
-    assert checking.needs(student) == {"teacher": {"sampled": True, "top_k": 0, "entropy": False, "hidden": True}}
-    assert list(checking.needs(loading.load("opsd"))) == ["self"]
+    assert recipes.needs(student) == {"teacher": {"sampled": True, "top_k": 0, "entropy": False, "hidden": True}}
+    assert list(recipes.needs(loading.load("opsd"))) == ["self"]
 
 
 def test_the_report_is_what_check_prints():
-    report = checking.report(loading.load("gkd"), loading.provenance("gkd", ["seed=1"]))
+    report = recipes.report(loading.load("gkd"), loading.provenance("gkd", ["seed=1"]))
     assert report["problems"] == report["notes"] == []
-    assert report["engine"] == {"name": "torch", "columns": list(checking.COLUMNS)}
+    assert report["engine"] == {"name": "torch", "columns": list(recipes.COLUMNS)}
     assert [f.rsplit("configs/", 1)[1] for f in report["files"]] == [
         "base.yaml", "benchmarks/tiny.yaml", "pairs/tiny.yaml", "prompts/tiny.yaml", "variants/gkd.yaml"]
 
 
 def test_what_a_schedule_says_of_rounds_that_never_come_is_noted():
     veto = loading.load("veto")
-    assert checking.notes(veto, 45) == [] == checking.notes(veto, 37)
-    note, = checking.notes(veto, 27)
+    assert recipes.notes(veto, 45) == [] == recipes.notes(veto, 37)
+    note, = recipes.notes(veto, 27)
     assert note.startswith("with 27 rounds, what the schedule says of round 27, 36 (counted from 0) never happens")
 
 
@@ -240,13 +241,13 @@ def test_each_refusal_names_a_way_out_that_passes(variant, wrong, parts, right):
     models = {line.partition("of model ")[2].partition(",")[0] for line in got}
     assert len(got) == max(1, len(models)), got
     assert all(part in got[0] for part in parts), got[0]
-    assert checking.problems(loading.load(variant, right)) == []
+    assert recipes.problems(loading.load(variant, right)) == []
 
 
 def test_a_placebo_without_a_teacher_asks_for_none_and_any_reference_may_be_a_version_of_the_student():
-    assert checking.problems(loading.load("fixed_negative_advantage", ["teacher.model=nobody"])) == []
+    assert recipes.problems(loading.load("fixed_negative_advantage", ["teacher.model=nobody"])) == []
     for name in ("start", "live", "self"):
-        assert checking.problems(loading.load("exopd", [f"terms.0.target.reference={name}"])) == []
+        assert recipes.problems(loading.load("exopd", [f"terms.0.target.reference={name}"])) == []
 
 
 def behind(**params) -> str:
@@ -292,4 +293,4 @@ def test_a_teacher_behind_a_server_is_asked_for_what_it_has_and_its_key_is_never
     got = errors(variant, *wrong)
     assert len(got) == 1 and all(part in got[0] for part in parts), got
     assert not any(secret in got[0] for secret in ("-secret", "SK123"))
-    assert checking.problems(loading.load(variant, right)) == []
+    assert recipes.problems(loading.load(variant, right)) == []

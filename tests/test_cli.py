@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from flows import cli
-from tasks.opd import loading
+from tasks.opd.recipe import loading
 from tests.test_flows import TINY
 
 ROOT = Path(__file__).resolve().parents[1]

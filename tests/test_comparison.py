@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from flows.compare import table_of
-from tasks.opd.artifacts import Artifact
-from tasks.opd.comparison import WIDTH, bootstrap, compare, made_by, spent_in
+from tasks.opd.evaluation.comparison import WIDTH, bootstrap, compare, made_by, spent_in
+from tasks.opd.store.artifacts import Artifact
 
 ASKED = ("a", "b", "c", "d")
 

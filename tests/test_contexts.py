@@ -5,10 +5,11 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from tasks.opd import slots, tiny
-from tasks.opd.contexts import AGAIN, CONTEXTS, CORRECT, FEEDBACK, WITH_DEMONSTRATION, WITH_SOLUTION, answer_of
-from tasks.opd.prompts import render
-from tasks.opd.records import Prompt
+from tasks.opd.core.records import Prompt
+from tasks.opd.data import tiny
+from tasks.opd.models.tokenizers import render
+from tasks.opd.recipe import slots
+from tasks.opd.scoring.contexts import AGAIN, CONTEXTS, CORRECT, FEEDBACK, WITH_DEMONSTRATION, WITH_SOLUTION, answer_of
 from tests.small_llama import save_llama
 from tests.test_filters import ROLLOUT
 

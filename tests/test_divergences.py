@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.autograd.functional import jacobian
 
-from tasks.opd.divergences import forward_kl, jsd, mixture, nll, reverse_kl, skew_kl, skew_reverse_kl
-from tasks.opd.supports import renormalised
+from tasks.opd.objective.divergences import forward_kl, jsd, mixture, nll, reverse_kl, skew_kl, skew_reverse_kl
+from tasks.opd.objective.supports import renormalised
 
 STUDENT_LOGITS = torch.tensor([1.0, 0.5, -0.5, -1.0], dtype=torch.float64)
 TEACHER_LOGITS = torch.tensor([2.0, -1.0, 0.3, 0.5], dtype=torch.float64)

@@ -4,10 +4,11 @@ import weakref
 import pytest
 import torch
 
-from tasks.opd.canary import digests_of
-from tasks.opd.decoding import draw, law, uniforms_of
-from tasks.opd.engines import TorchEngine, Want, batches_of
-from tasks.opd.heads import head_of, load_model
+from tasks.opd.engines.api import Want
+from tasks.opd.engines.sampling import draw, law, uniforms_of
+from tasks.opd.engines.torch_engine import TorchEngine, batches_of
+from tasks.opd.models.digests import digests_of
+from tasks.opd.models.heads import head_of, load_model
 from tests.small_llama import save_llama
 
 PROMPTS = [[5, 9, 11], [7], [20, 21, 22, 23, 24, 25, 26, 27], [5, 9, 11], [3, 4, 5, 6]]
@@ -171,7 +172,7 @@ def test_score_does_not_depend_on_padding_batching_or_chunks(engine, folder, mon
     want = Want(top_k=4, entropy=True, hidden=True)
     together = engine.score(PROMPTS, completions, want)
     alone = [engine.score([p], [c], want)[0] for p, c in zip(PROMPTS, completions)]
-    monkeypatch.setattr("tasks.opd.engines.CHUNK_LOGITS", 3 * 60)  # three tokens at a time
+    monkeypatch.setattr("tasks.opd.engines.torch_engine.CHUNK_LOGITS", 3 * 60)  # three tokens at a time
     chunked = TorchEngine(folder, "float64", batch_tokens=40).score(PROMPTS, completions, want)
     for other in (alone, chunked):
         for one, two in zip(together, other):

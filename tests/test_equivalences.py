@@ -15,15 +15,18 @@ from tiny_models import rollout, train_spec
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.opd import asking, engines, loading, slots
-from tasks.opd.heads import head_of, hidden_states
-from tasks.opd.losses import Stats, coefficients
-from tasks.opd.recipe import Recipe
-from tasks.opd.records import DATASET, STUDENT, TEACHER, Rollout, derive_seed
-from tasks.opd.refreshes import REFRESHES
-from tasks.opd.scored import ScoredSet, make_scored
-from tasks.opd.terms import bind_terms
-from tasks.opd.training import accumulate, start_round
+from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Rollout
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.engines import torch_engine
+from tasks.opd.engines.api import Want
+from tasks.opd.models.heads import head_of, hidden_states
+from tasks.opd.objective.loss import Stats, coefficients
+from tasks.opd.objective.terms import bind_terms
+from tasks.opd.recipe import loading, requirements, slots
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.scoring.self_teachers import REFRESHES
+from tasks.opd.training.round import accumulate, start_round
+from tasks.opd.training.scored_set import ScoredSet, make_scored
 
 VARIANTS = sorted(file.stem for file in (loading.CONFIGS / "variants").glob("*.yaml"))
 V = 40
@@ -89,7 +92,7 @@ def written(recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:
         writer = recipe.rollout.writers[int((ends <= i + 0.01).sum())].name
         hidden = hidden_of("live", (*r.prompt_token_ids, *r.token_ids), len(r.token_ids))
         tokens = torch.tensor(r.token_ids)
-        own = engines.columns(head_of(MODELS["live"]), hidden, tokens, engines.Want(), 1.0)["sampled"]
+        own = torch_engine.columns(head_of(MODELS["live"]), hidden, tokens, torch_engine.Want(), 1.0)["sampled"]
         logprobs = own if writer == "student" else torch.full_like(own, torch.nan)
         out.append(replace(r, author=[AUTHORS[writer]] * len(r.token_ids), logprobs=logprobs.tolist()))
     return out
@@ -112,8 +115,9 @@ def scored_for(recipe: Recipe, rollouts: list[Rollout]) -> ScoredSet:
     signals, heads = {}, {}
     refresh = recipe.teacher.refresh
     versions = {"self": VERSIONS[REFRESHES[refresh.name](**slots.bind(refresh, "refresh"))]}
-    for name, want in asking.needs(recipe).items():
-        model, domains, want = versions.get(name, name), asking.domains_of(recipe, name), engines.Want(**want)
+    for name, want in requirements.needs(recipe).items():
+        model, domains = versions.get(name, name), requirements.domains_of(recipe, name)
+        want = Want(**want)
         heads[name], signals[name] = head_of(MODELS[model]), []
         for r in rollouts:
             prompt = r.teacher_prompt_ids or shown(recipe.teacher.context, r, rollouts)
@@ -122,8 +126,9 @@ def scored_for(recipe: Recipe, rollouts: list[Rollout]) -> ScoredSet:
                 continue
             hidden = hidden_of(model, (*prompt, *r.token_ids), len(r.token_ids))
             with torch.no_grad():
-                columns = engines.columns(heads[name], hidden, torch.tensor(r.token_ids), want, recipe.loss.temperature)
-            signals[name].append(engines.Signal(**columns, hidden=hidden if want.hidden else None))
+                ids = torch.tensor(r.token_ids)
+                columns = torch_engine.columns(heads[name], hidden, ids, want, recipe.loss.temperature)
+            signals[name].append(torch_engine.Signal(**columns, hidden=hidden if want.hidden else None))
     return make_scored(rollouts, signals, heads, recipe.loss.temperature)
 
 
@@ -145,7 +150,7 @@ def taken(variant: str, settings: tuple[str, ...], world: str) -> tuple[Tensor, 
 
 def gradients_of(recipe: Recipe, rollouts: list[Rollout], special=frozenset({EOS})):
     """What `taken` gives, of rollouts as they lie before the teacher."""
-    scored, specs = scored_for(recipe, rollouts), asking.terms_of(recipe)
+    scored, specs = scored_for(recipe, rollouts), requirements.terms_of(recipe)
     spec = train_spec(specs, vocabulary=V, loss=recipe.loss.model_dump(mode="json"), completion_limit=16)
     terms, student, gradients = bind_terms(specs), deepcopy(MODELS["live"]), []
     forward, took = start_round(student, scored, terms, spec, special)

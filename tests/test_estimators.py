@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from tasks.opd.estimators import candidate_policy_gradient, clipped, exact, k2, k3, policy_gradient
+from tasks.opd.objective.estimators import candidate_policy_gradient, clipped, exact, k2, k3, policy_gradient
 
 STUDENT_LOGITS = torch.tensor([1.0, 0.5, -0.5, -1.0], dtype=torch.float64)
 TEACHER = torch.tensor([2.0, -1.0, 0.3, 0.5], dtype=torch.float64).log_softmax(-1)

@@ -3,8 +3,8 @@ import dataclasses
 
 import pytest
 
-from tasks.opd.filters import apply_filters, duplicate, graded, malformed, too_long
-from tasks.opd.records import Quarantined, Rollout
+from tasks.opd.core.records import Quarantined, Rollout
+from tasks.opd.rollouts.filters import apply_filters, duplicate, graded, malformed, too_long
 
 ROLLOUT = Rollout(rollout_id="0:a:student:0", prompt_id="a", group_id="0:a", domain="d", prompt_token_ids=[1],
                   token_ids=[5, 6, 2], logprobs=[-1.0, -1.0, -1.0], author=[0, 0, 0], teacher_prompt_ids=None,

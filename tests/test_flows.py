@@ -19,9 +19,10 @@ from flows.crews import crew_of, lend_keys, shared_crew
 from flows.distill import distill
 from flows.evaluate import evaluate
 from tasks import progress, tracking, workers
-from tasks.opd import artifacts, loading
-from tasks.opd.artifacts import Artifact, read_record
-from tasks.opd.errors import OpdError
+from tasks.opd.core.errors import OpdError
+from tasks.opd.recipe import loading
+from tasks.opd.store import artifacts
+from tasks.opd.store.artifacts import Artifact, read_record
 from tasks.score import teacher_of
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=3",

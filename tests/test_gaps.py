@@ -3,8 +3,8 @@ import pytest
 import torch
 from tiny_models import random_rollouts, tiny_llama, write_tokenizer
 
-from tasks.opd.engines import TorchEngine
-from tasks.opd.gaps import token_gaps
+from tasks.opd.engines.torch_engine import TorchEngine
+from tasks.opd.evaluation.teacher_divergence import token_gaps
 
 
 @pytest.fixture

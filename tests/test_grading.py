@@ -4,11 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tasks.opd import tiny
-from tasks.opd.grading import GRADERS, final_answer, grade_rollouts, last_number
-from tasks.opd.prompts import SOURCES
-from tasks.opd.records import STUDENT, Prompt, Quarantined, Rollout, read_rows, write_rows
-from tasks.opd.session import Session
+from tasks.opd.core.records import STUDENT, Prompt, Quarantined, Rollout, read_rows, write_rows
+from tasks.opd.data import tiny
+from tasks.opd.data.graders import GRADERS, final_answer, last_number
+from tasks.opd.data.sources import SOURCES
+from tasks.opd.engines.pool import Session
+from tasks.opd.rollouts.grading import grade_rollouts
 
 
 def asked(answer: str, entry: dict | None = None) -> Prompt:

@@ -9,16 +9,18 @@ import torch
 from tiny_models import rollout
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tasks.opd import likeliest, progress, slots, turns
-from tasks.opd.decoding import law, nucleus, uniforms_of
-from tasks.opd.errors import DataError
-from tasks.opd.heads import Head
-from tasks.opd.interleaving import relay, skd
-from tasks.opd.likeliest import among
-from tasks.opd.records import DATASET, STUDENT, TEACHER, derive_seed
-from tasks.opd.refiners import REFINERS
-from tasks.opd.session import Session
-from tasks.opd.writers import Engines
+from tasks.opd.core import progress
+from tasks.opd.core.errors import DataError
+from tasks.opd.core.records import DATASET, STUDENT, TEACHER
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.engines.in_top_k import among
+from tasks.opd.engines.pool import Session
+from tasks.opd.engines.sampling import law, nucleus, uniforms_of
+from tasks.opd.recipe import slots
+from tasks.opd.rollouts import turns
+from tasks.opd.rollouts.interleaving import relay, skd
+from tasks.opd.rollouts.refiners import REFINERS
+from tasks.opd.rollouts.writers import Engines
 from tests.small_llama import save_llama
 
 V, EOS, NEW = 60, 2, 24
@@ -247,24 +249,6 @@ def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
         assert among(rounded, rounded, V, hidden, first_out, every).sum() > 4
         assert all(engine.head.weight.dtype == torch.bfloat16 for engine in table.engines.values())
         assert table.ranking.weight.dtype == torch.float32
-
-
-def test_the_exact_head_is_asked_for_few_and_the_answer_is_exact(monkeypatch):
-    """Over 5,000 ids, tokens at every rank near the k-th; logits are NaN after one state."""
-    generator, asked = torch.Generator().manual_seed(0), []
-    draw = lambda *shape: torch.randn(*shape, generator=generator).bfloat16()  # noqa: E731
-    head = Head(weight=draw(5000, 64), bias=None, scale=1.0, softcap=None, num_valid=5000)
-    exact, hidden = head.to(torch.float32), draw(600, 64)
-    order = exact.logits(hidden).argsort(-1, descending=True)
-    places = torch.arange(600) % 60
-    tokens, k = order[torch.arange(600), places], torch.full((600,), 25)
-    hidden[7] = math.nan
-    sound = likeliest.likelier
-    monkeypatch.setattr(likeliest, "likelier", lambda head, size, hidden, *rest: (
-        asked.append((head is exact, len(hidden))), sound(head, size, hidden, *rest))[1])
-    inside = among(head, exact, 5000, hidden, tokens, k)
-    assert inside.tolist() == [int(place) < 25 and i != 7 for i, place in enumerate(places)]
-    assert sum(count for precise, count in asked if precise) < 200 and len(asked) == 4
 
 
 def test_drafts_are_as_long_as_is_cheapest(engines):

@@ -11,20 +11,21 @@ from pathlib import Path
 
 import pytest
 
+from tasks.opd.recipe import slots
+
 ROOT = Path(__file__).resolve().parents[1]
-TORCH_FREE = ("errors", "recipe", "loading", "slots", "artifacts", "records", "comparison", "metrics")
+ORDER = ("core", "store", "recipe", "models", "engines", "data", "makers", "rollouts", "scoring", "objective",
+         "training", "evaluation", "runtime")  # packages of tasks/opd: each imports itself and those before it
+TORCH_FREE = ("core.errors", "core.records", "core.metrics", "store.artifacts", "store.fingerprints", "recipe.schema",
+              "recipe.slots", "recipe.loading", "recipe.requirements", "recipe.checks.recipes", "evaluation.comparison")
 HEAVY = {"torch", "transformers", "vllm", "mlflow", "datasets"}
-ONLY_IN = {"mlflow": "tasks/tracking.py", "vllm": "tasks/opd/vllm_engine.py", "omegaconf": "tasks/opd/loading.py"}
+ONLY_IN = {"mlflow": "tasks/tracking.py", "vllm": "tasks/opd/engines/vllm_engine.py",
+           "omegaconf": "tasks/opd/recipe/loading.py"}
 AT_IMPORT = {"torch", "transformers", "safetensors", "pyarrow", "numpy", "pydantic"}  # all that a bare GPU machine has
 COMMANDS = {"flows/cli.py", "flows/doctor.py", "flows/__init__.py"}  # the console, a report: no flows themselves
 MACHINERY = {"tasks/stage.py", "tasks/workers.py", "tasks/tracking.py", "tasks/server.py",
              "tasks/__init__.py"}  # behind the doors
-TABLES = {  # table -> module in tasks/opd
-    "WRITERS": "writers", "FILTERS": "filters", "REFINERS": "refiners", "CONTEXTS": "contexts", "ROWS": "rows",
-    "REFRESHES": "refreshes", "TARGETS": "targets", "SUPPORTS": "supports", "WEIGHTS": "weights", "MAKERS": "models",
-    "ADVANTAGES": "advantages", "DIVERGENCES": "divergences", "ESTIMATORS": "estimators", "GRADERS": "grading",
-    "SOURCES": "prompts",
-}
+TABLES = {table: module for module, table in slots.TABLES.values()}  # table -> module in tasks/opd
 WORDS = {  # what design calls by another name: as a whole identifier or as part of one
     "log_prob", "log_probs", "logp", "logps", "actor", "expert", "ref_model", "behaviour_model", "behavior_model",
     "cfg", "response", "responses", "trajectory", "trajectories", "judge", "iteration", "iterations",
@@ -34,7 +35,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def name_of(path: Path) -> str:
-    """`tasks/opd/heads.py`."""
+    """`tasks/opd/models/heads.py`."""
     return path.relative_to(ROOT).as_posix()
 
 
@@ -80,7 +81,7 @@ def packages(name: str, *, at_import: bool = False) -> set[str]:
 
 
 def file_of(dotted: str) -> str | None:
-    """The source file of `tasks.opd.heads` or of `tasks.opd.heads.Head`, or None."""
+    """The source file of `tasks.opd.models.heads` or of `tasks.opd.models.heads.Head`, or None."""
     parts = dotted.split(".")
     for length in (len(parts), len(parts) - 1):
         stem = "/".join(parts[:length])
@@ -157,6 +158,50 @@ def test_layers_only_point_down():
                    if (target := file_of(dotted)) and room(target) > room(name))
 
 
+def package_of(name: str) -> str:
+    """The package of tasks/opd that a file lies in: `recipe` of tasks/opd/recipe/checks/terms.py; "" outside all."""
+    parts = name.split("/")
+    return parts[2] if name.startswith("tasks/opd/") and len(parts) > 3 else ""
+
+
+def imported_files(name: str) -> set[str]:
+    """The source files that a file names in its imports, at the top or inside functions."""
+    return {target for dotted in imports(name) if (target := file_of(dotted))} - {name}
+
+
+def test_every_module_of_the_library_lies_in_a_package_of_the_order():
+    modules = [name for name in SOURCES if name.startswith("tasks/opd/") and name != "tasks/opd/__init__.py"]
+    assert modules and none_of(name for name in modules if package_of(name) not in ORDER)
+    assert {package_of(name) for name in modules} == set(ORDER)
+
+
+def test_packages_import_only_those_before_them():
+    assert none_of(f"{name} imports {target}" for name in SOURCES if package_of(name)
+                   for target in imported_files(name) if package_of(target)
+                   and ORDER.index(package_of(target)) > ORDER.index(package_of(name)))
+
+
+def test_no_module_imports_itself_by_a_detour():
+    reached = {name: imported_files(name) for name in SOURCES}
+    for name in SOURCES:
+        seen, waiting = set(), [*reached[name]]
+        while waiting:
+            current = waiting.pop()
+            waiting += reached[current] - seen
+            seen |= {current, *reached[current]}
+        assert name not in seen, f"{name} reaches itself"
+
+
+def test_a_package_lists_its_modules():
+    for file in (name for name in SOURCES if name.endswith("/__init__.py") and package_of(name)):
+        told, folder = ast.get_docstring(tree_of(file)) or "", (ROOT / file).parent
+        assert len(tree_of(file).body) == 1, f"{file} holds more than its docstring"
+        parts = {path.stem for path in folder.glob("*.py")}
+        parts |= {path.parent.name for path in folder.glob("*/__init__.py")}
+        listed = {line.split()[0] for line in told.splitlines()[2:] if line.strip()}
+        assert listed == parts - {"__init__"}, f"{file} lists {sorted(listed)}, holds {sorted(parts)}"
+
+
 def test_prefect_stops_at_the_doors():
     assert none_of(name for name in SOURCES if "prefect" in packages(name) and room(name) == 0)
 
@@ -167,7 +212,7 @@ def test_a_library_with_one_home_is_imported_nowhere_else(library):
 
 
 def test_omegaconf_is_imported_where_it_is_used():
-    assert "omegaconf" not in packages("tasks/opd/loading.py", at_import=True)
+    assert "omegaconf" not in packages("tasks/opd/recipe/loading.py", at_import=True)
 
 
 def test_flows_name_no_torch():
@@ -182,7 +227,7 @@ def test_rooms_need_six_libraries_at_import():
 
 @pytest.mark.parametrize("module", TORCH_FREE)
 def test_a_torch_free_module_reaches_no_torch(module):
-    reached = closure(f"tasks/opd/{module}.py")
+    reached = closure(f"tasks/opd/{module.replace('.', '/')}.py")
     assert none_of(f"{name} imports {heavy}" for name in reached if (heavy := packages(name, at_import=True) & HEAVY))
 
 
@@ -261,7 +306,7 @@ def test_no_code_asks_for_a_recipes_name():
 
 def table_functions(table: str) -> list[tuple[str, ast.FunctionDef | None]]:
     """The entries of a slot's table: (name in YAML, its function in that file or None)."""
-    stem = f"tasks/opd/{TABLES[table]}"
+    stem = f"tasks/opd/{TABLES[table].replace('.', '/')}"
     name = next((name for name in (f"{stem}.py", f"{stem}/__init__.py") if name in SOURCES), None)
     assert name, f"{stem}.py is missing"
     body = tree_of(name).body

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_models import prepared, rollout, taught, term
 
-from tasks.opd.losses import Stats, chunk_loss, coefficients
-from tasks.opd.supports import StudentTokens, TeacherTokens
-from tasks.opd.terms import bind_terms
+from tasks.opd.objective.loss import Stats, chunk_loss, coefficients
+from tasks.opd.objective.supports import StudentTokens, TeacherTokens
+from tasks.opd.objective.terms import bind_terms
 
 V, T = 3, 3
 PREFIXES = [p for n in range(T) for p in itertools.product(range(V), repeat=n)]
@@ -190,21 +190,21 @@ def test_return_to_go_by_hand():
     columns = taught([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4, dtype=torch.float64),
                          teacher=[torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64),
                                   torch.tensor([9.0], dtype=torch.float64)])
-    from tasks.opd.advantages import return_to_go
+    from tasks.opd.objective.advantages import return_to_go
     assert return_to_go(columns, discount=0.0).tolist() == [1, -2, 0.5, 9]
     assert return_to_go(columns, discount=0.5).tolist() == [0.125, -1.75, 0.5, 9]
     assert return_to_go(columns, discount=1.0).tolist() == [-0.5, -1.5, 0.5, 9]
 
 
 def test_the_shifted_control_rotates_the_teacher_within_each_completion():
-    from tasks.opd.advantages import shifted_gap
+    from tasks.opd.objective.advantages import shifted_gap
     columns = taught([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4),
                          teacher=[torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0])])
     assert shifted_gap(columns).tolist() == [3, 1, 2, 9]
 
 
 def test_grpo_by_hand():
-    from tasks.opd.advantages import grpo
+    from tasks.opd.objective.advantages import grpo
     rewards = [1, 0, 0, 1, 0, 0, 0, 0]                       # mean .25, standard deviation (ddof 1) .4629100499
     rows = [rollout(i, [5], [2], group="g", reward=float(r)) for i, r in enumerate(rewards)]
     rows += [rollout(8, [5], [2], group="alone", reward=3.0), rollout(9, [5], [2], group="same", reward=1.0),

@@ -9,9 +9,11 @@ from test_training import LENGTHS, checkpoint_inputs, rounds, scored_set, signal
 from tiny_models import random_rollouts, tiny_llama
 
 from tasks import workers
-from tasks.opd import artifacts, training, worker
-from tasks.opd.session import Session
-from tasks.opd.trainer import resume
+from tasks.opd.engines.pool import Session
+from tasks.opd.runtime import worker
+from tasks.opd.store import artifacts
+from tasks.opd.training import round
+from tasks.opd.training.trainer import resume
 from tasks.stage import run_stage
 from tests.stages_for_tests import HERE, run_with
 
@@ -39,7 +41,7 @@ def test_a_resident_trainer_is_gone_before_another_is_loaded(tmp_path, monkeypat
     def load(*arguments, **options):
         left.append(sum(ref() is not None for ref in held))
         return resume(*arguments, **options)
-    monkeypatch.setattr(training, "resume", load)
+    monkeypatch.setattr(round, "resume", load)
     rounds(tmp_path, "second", inputs, lambda r: session, count=1, ema_decay=0.9)
     assert left == [0]
 

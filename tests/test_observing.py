@@ -5,13 +5,13 @@ import pytest
 import torch
 from tiny_models import random_rollouts, term, tiny_llama, train_spec
 
-from tasks.opd.columns import columns_of
-from tasks.opd.engines import Signal
-from tasks.opd.forward import Forward
-from tasks.opd.heads import head_of, hidden_states
-from tasks.opd.observing import observed
-from tasks.opd.scored import make_scored
-from tasks.opd.terms import bind_terms, prepare
+from tasks.opd.engines.api import Signal
+from tasks.opd.models.heads import head_of, hidden_states
+from tasks.opd.objective.columns import columns_of
+from tasks.opd.objective.terms import bind_terms, prepare
+from tasks.opd.training.forward import Forward
+from tasks.opd.training.prepass import observed
+from tasks.opd.training.scored_set import make_scored
 
 LENGTHS = [(3, 5), (2, 9), (4, 1), (3, 2), (1, 7)]                  # rewards 0, 1, 0, 1, 0
 STUDENT, TEACHER, START = tiny_llama(1), tiny_llama(2), tiny_llama(3)

@@ -14,11 +14,11 @@ import torch
 from column_fixtures import columns
 from tiny_models import term
 
-from tasks.opd.heads import Head
-from tasks.opd.losses import Stats, chunk_loss, coefficients
-from tasks.opd.supports import StudentTokens, TeacherTokens
-from tasks.opd.terms import bind_terms, prepare
-from tasks.opd.trainer import update_average
+from tasks.opd.models.heads import Head
+from tasks.opd.objective.loss import Stats, chunk_loss, coefficients
+from tasks.opd.objective.supports import StudentTokens, TeacherTokens
+from tasks.opd.objective.terms import bind_terms, prepare
+from tasks.opd.training.trainer import update_average
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny_models import random_rollouts, term, tiny_llama, train_spec, write_tokenizer
 
-from tasks.opd import preflight as rooms
-from tasks.opd.errors import OpdError, TokenizerMismatch
-from tasks.opd.records import Prompt, write_rows
-from tasks.opd.session import Session
+from tasks.opd.core.errors import OpdError, TokenizerMismatch
+from tasks.opd.core.records import Prompt, write_rows
+from tasks.opd.engines.pool import Session
+from tasks.opd.objective import divergences
+from tasks.opd.training import preflight as rooms
 
 SAMPLED = term(advantage="teacher_gap", estimator="policy_gradient")
 ENGINE = {"name": "torch", "dtype": "float32", "batch_tokens": 4096}
@@ -70,7 +71,7 @@ def test_terms_without_a_teacher_need_none(tmp_path):
 def test_a_divergence_that_is_not_zero_at_equality_is_red(tmp_path, monkeypatch):
     def cross_entropy(teacher, student, fold):
         return -(teacher.exp() * student).sum(-1) - student.sum(-1) * 0.01
-    monkeypatch.setitem(__import__("tasks.opd.divergences", fromlist=["x"]).DIVERGENCES, "forward_kl", cross_entropy)
+    monkeypatch.setitem(divergences.DIVERGENCES, "forward_kl", cross_entropy)
     with pytest.raises(OpdError, match="identity"):
         run(tmp_path, artifacts(tmp_path), [FULL])
 
@@ -92,8 +93,8 @@ def test_another_vocabulary_is_named_by_its_first_differing_id(tmp_path):
 
 def test_a_teacher_off_by_one_is_red(tmp_path, monkeypatch):
     """The mistake itself: an engine that takes the hidden state at the token written, not the one before it."""
-    from tasks.opd import engines
-    sound = engines.TorchEngine.score
+    from tasks.opd.engines import torch_engine
+    sound = torch_engine.TorchEngine.score
 
     def off_by_one(engine, prompts, completions, want, **ask):
         found = sound(engine, prompts, [c + c[-1:] for c in completions], want, **ask)
@@ -104,7 +105,7 @@ def test_a_teacher_off_by_one_is_red(tmp_path, monkeypatch):
             signal.hidden = signal.hidden[1:]
             signal.sampled = head.logprobs(signal.hidden).gather(1, torch.tensor(completion)[:, None])[:, 0].detach()
         return found
-    monkeypatch.setattr(engines.TorchEngine, "score", off_by_one)
+    monkeypatch.setattr(torch_engine.TorchEngine, "score", off_by_one)
     with pytest.raises(OpdError, match="shift: asked one token too early"):
         run(tmp_path, artifacts(tmp_path), [SAMPLED])
 

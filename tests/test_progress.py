@@ -5,8 +5,8 @@ import pytest
 
 from flows import crews
 from tasks import progress as page
-from tasks.opd import loading
-from tasks.opd.progress import Progress, described, percent_of
+from tasks.opd.core.progress import Progress, described, percent_of
+from tasks.opd.recipe import loading
 
 HALF = {"label": "score", "done": 128, "total": 512, "unit": "rollouts", "seconds": 64.0, "tokens": 12800}
 

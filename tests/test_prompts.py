@@ -3,11 +3,12 @@ import json
 
 import pytest
 
-from tasks.opd.errors import DataError
-from tasks.opd.models import make_model
-from tasks.opd.prompts import SOURCES, make_prompts, render, split_answer, tokenizer_of
-from tasks.opd.records import Prompt, Quarantined, read_rows
-from tasks.opd.session import Session
+from tasks.opd.core.errors import DataError
+from tasks.opd.core.records import Prompt, Quarantined, read_rows
+from tasks.opd.data.sources import SOURCES, make_prompts, split_answer
+from tasks.opd.engines.pool import Session
+from tasks.opd.makers.models import make_model
+from tasks.opd.models.tokenizers import render, tokenizer_of
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_a_text_that_is_trained_on_is_refused_whatever_its_index(student, tmp_pa
 
 
 def test_without_a_template_the_text_is_encoded_as_it_stands(student):
-    from tasks.opd import tiny
+    from tasks.opd.data import tiny
     tokenizer = tiny.build_tokenizer()
     tokenizer.chat_template = None
     assert render(tokenizer, "How many figs?") == tokenizer.encode("How many figs?")

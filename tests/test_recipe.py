@@ -6,10 +6,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from tasks.opd import loading
-from tasks.opd.errors import RecipeError
-from tasks.opd.recipe import Recipe, Slot, Suite, Writer
-from tasks.opd.validating import models_in
+from tasks.opd.core.errors import RecipeError
+from tasks.opd.recipe import loading
+from tasks.opd.recipe.schema import Recipe, Slot, Suite, Writer
+from tasks.opd.recipe.validation import models_in
 
 CONFIGS = loading.CONFIGS
 VARIANTS = sorted(p.stem for p in (CONFIGS / "variants").glob("*.yaml"))

@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from tasks.opd.engines import Want
-from tasks.opd.errors import EngineError, EngineLost, NonFinite
-from tasks.opd.replicas import Declined, Replicas, seconds_of
-from tasks.opd.server_engine import ServerEngine
+from tasks.opd.core.errors import EngineError, EngineLost, NonFinite
+from tasks.opd.engines.api import Want
+from tasks.opd.engines.http.replicas import Declined, Replicas, seconds_of
+from tasks.opd.engines.http.server_engine import ServerEngine
 from tests.fault_proxy import QUICK, FakeServer, FaultProxy, listening, make
 from tests.small_llama import save_llama
 

@@ -8,15 +8,16 @@ import json
 import pytest
 import torch
 
-from tasks.opd import loading, tiny
-from tasks.opd.decoding import Completion
-from tasks.opd.engines import Capabilities, Signal
-from tasks.opd.errors import DataError
-from tasks.opd.prompts import control_tokens, render
-from tasks.opd.records import DATASET, STUDENT, TEACHER, Prompt, Rollout, derive_seed, write_rows
-from tasks.opd.rewriting import DRAFT, MEASURED, REFERENCE, REWRITE, gaps, refinement_prompt, rewritten, trd
-from tasks.opd.session import Session
-from tasks.opd.writers import Engines
+from tasks.opd.core.errors import DataError
+from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Rollout, write_rows
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.data import tiny
+from tasks.opd.engines.api import Capabilities, Completion, Signal
+from tasks.opd.engines.pool import Session
+from tasks.opd.models.tokenizers import control_tokens, render
+from tasks.opd.recipe import loading
+from tasks.opd.rollouts.trd import DRAFT, MEASURED, REFERENCE, REWRITE, gaps, refinement_prompt, rewritten, trd
+from tasks.opd.rollouts.writers import Engines
 from tests.test_equivalences import FORWARD, gradients_of, recipe_of, self_teacher, world_of, written
 from tests.test_filters import ROLLOUT
 
@@ -48,7 +49,7 @@ class Scripted:
                 zip(prompts, completions)]
 
     def capabilities(self):
-        return Capabilities(columns=frozenset({"sampled"} if self.surprise else ()), max_top_k=None, generates=True)
+        return Capabilities(columns=frozenset({"sampled"} if self.surprise else ()))
 
 
 @pytest.fixture

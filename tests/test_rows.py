@@ -5,10 +5,10 @@ import pytest
 import torch
 from column_fixtures import columns
 
-from tasks.opd import slots
-from tasks.opd.recipe import Slot
-from tasks.opd.records import ENVIRONMENT, STUDENT, TEACHER
-from tasks.opd.rows import NEEDS, ROWS
+from tasks.opd.core.records import ENVIRONMENT, STUDENT, TEACHER
+from tasks.opd.objective.rows import NEEDS, ROWS
+from tasks.opd.recipe import slots
+from tasks.opd.recipe.schema import Slot
 
 NAN = math.nan
 

@@ -5,11 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.opd.engines import Signal, TorchEngine, Want
-from tasks.opd.errors import CorruptArtifact, NonFinite, TokenizerMismatch
-from tasks.opd.records import Prompt, Rollout, write_rows
-from tasks.opd.scoring import read_signal, score_rollouts, write_signal
-from tasks.opd.session import Session
+from tasks.opd.core.errors import CorruptArtifact, NonFinite, TokenizerMismatch
+from tasks.opd.core.records import Prompt, Rollout, write_rows
+from tasks.opd.engines.api import Signal, Want
+from tasks.opd.engines.pool import Session
+from tasks.opd.engines.torch_engine import TorchEngine
+from tasks.opd.scoring.score import read_signal, score_rollouts, write_signal
 from tests.small_llama import save_llama
 from tests.test_contexts import PROMPT
 from tests.test_filters import ROLLOUT

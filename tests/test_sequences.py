@@ -2,8 +2,9 @@
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from tasks.opd.engines import TorchEngine, Want
-from tasks.opd.sequences import Sequences
+from tasks.opd.engines.api import Want
+from tasks.opd.engines.rollback_cache import Sequences
+from tasks.opd.engines.torch_engine import TorchEngine
 from tests.small_llama import save_llama
 
 PROMPTS = [[5, 9, 11], [7], [20, 21, 22, 23, 24, 25, 26, 27], [5, 9, 11], [3, 4, 5, 6], [30, 31]]

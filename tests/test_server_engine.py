@@ -14,9 +14,10 @@ import urllib.request
 import pytest
 import torch
 
-from tasks.opd.engines import TorchEngine, Want
-from tasks.opd.errors import DataError, EngineError, TokenizerMismatch
-from tasks.opd.server_engine import ServerEngine
+from tasks.opd.core.errors import DataError, EngineError, TokenizerMismatch
+from tasks.opd.engines.api import Want
+from tasks.opd.engines.http.server_engine import ServerEngine
+from tasks.opd.engines.torch_engine import TorchEngine
 from tests.fault_proxy import QUICK, FakeServer, FaultProxy, listening, make, send
 from tests.small_llama import save_llama
 

@@ -1,12 +1,13 @@
 """Names and parameters of slots are checked against source that is read, not imported."""
+import importlib
 import subprocess
 import sys
 
 import pytest
 
-from tasks.opd import slots
-from tasks.opd.errors import RecipeError
-from tasks.opd.recipe import Slot
+from tasks.opd.core.errors import RecipeError
+from tasks.opd.recipe import slots
+from tasks.opd.recipe.schema import Slot
 
 SOURCE = '''
 from typing import Annotated, Literal
@@ -29,7 +30,8 @@ DEFAULTS = frozenset({"uniform"})
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    (tmp_path / "weights.py").write_text(SOURCE)
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective/weights.py").write_text(SOURCE)
     monkeypatch.setattr(slots, "ROOT", tmp_path)
 
 
@@ -67,16 +69,17 @@ def test_an_unknown_name_gets_the_nearest_known_one(weights):
 
 
 def test_a_table_may_name_functions_of_another_module_or_lie_in_a_package(tmp_path, monkeypatch):
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "__init__.py").write_text(
-        "from tasks.opd.weights.tokens import first as begin\nWEIGHTS = {'first': begin}\n")
-    (tmp_path / "weights" / "tokens.py").write_text("def first(columns, *, n: int = 7):\n    pass\n")
+    (tmp_path / "objective/weights").mkdir(parents=True)
+    (tmp_path / "objective/weights/__init__.py").write_text(
+        "from tasks.opd.objective.weights.tokens import first as begin\nWEIGHTS = {'first': begin}\n")
+    (tmp_path / "objective/weights/tokens.py").write_text("def first(columns, *, n: int = 7):\n    pass\n")
     monkeypatch.setattr(slots, "ROOT", tmp_path)
     assert slots.bind(Slot(name="first"), "weight") == {"n": 7}
 
 
 def test_annotations_cannot_call_anything(tmp_path, monkeypatch):
-    (tmp_path / "weights.py").write_text(
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective/weights.py").write_text(
         "def f(columns, *, n: __import__('os').getpid() = 1):\n    pass\n\nWEIGHTS = {'f': f}\n")
     monkeypatch.setattr(slots, "ROOT", tmp_path)
     with pytest.raises(KeyError, match="__import__"):
@@ -92,7 +95,8 @@ def test_every_entry_of_every_table_can_be_read(kind):
 
 @pytest.mark.parametrize("kind", slots.TABLES)
 def test_the_table_read_is_the_table_imported(kind):
-    table = slots.load_table(kind)
+    module, name = slots.TABLES[kind]
+    table = getattr(importlib.import_module(f"tasks.opd.{module}"), name)
     assert list(table) == slots.names(kind)
     for name, function in table.items():
         assert list(function.__kwdefaults__ or {}) == [
@@ -100,6 +104,6 @@ def test_the_table_read_is_the_table_imported(kind):
 
 
 def test_checking_a_recipe_imports_no_torch():
-    code = ("import sys; from tasks.opd import loading; loading.load('gkd'); "
+    code = ("import sys; from tasks.opd.recipe import loading; loading.load('gkd'); "
             "sys.exit(bool({'torch', 'transformers', 'mlflow', 'datasets', 'prefect'} & set(sys.modules)))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from tasks import workers
-from tasks.opd import artifacts
-from tasks.opd.errors import CorruptArtifact, DiskFull, NonFinite
+from tasks.opd.core.errors import CorruptArtifact, DiskFull, NonFinite
+from tasks.opd.store import artifacts
 from tasks.stage import prune, run_stage
 from tests.stages_for_tests import HERE, chain, run_with
 

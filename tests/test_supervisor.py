@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.opd.supervisor import descendants
+from tasks.opd.runtime.supervisor import descendants
 from tests.small_llama import save_llama
 from tests.stages_for_tests import WHOLE_BATCH
 
@@ -42,7 +42,7 @@ def within(seconds: float, condition):
 def supervised(script: str, tmp_path) -> subprocess.Popen:
     """A shell script under a supervisor of its own."""
     environment = {**os.environ, "OPD_WORKER_LOG": str(tmp_path / "log")}
-    return subprocess.Popen([sys.executable, "-m", "tasks.opd.supervisor", "sh", "-c", script], cwd=ROOT,
+    return subprocess.Popen([sys.executable, "-m", "tasks.opd.runtime.supervisor", "sh", "-c", script], cwd=ROOT,
                             stdin=subprocess.PIPE, env=environment, start_new_session=True)
 
 

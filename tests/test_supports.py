@@ -3,12 +3,12 @@ import pytest
 import torch
 from tiny_models import term
 
-from tasks.opd.advantages import candidate_gap
-from tasks.opd.columns import Candidates
-from tasks.opd.divergences import forward_kl, reverse_kl
-from tasks.opd.estimators import candidate_policy_gradient
-from tasks.opd.losses import Stats, compared
-from tasks.opd.supports import (
+from tasks.opd.objective.advantages import candidate_gap
+from tasks.opd.objective.columns import Candidates
+from tasks.opd.objective.divergences import forward_kl, reverse_kl
+from tasks.opd.objective.estimators import candidate_policy_gradient
+from tasks.opd.objective.loss import Stats, compared
+from tasks.opd.objective.supports import (
     StudentTokens,
     TeacherTokens,
     gathered,
@@ -18,7 +18,7 @@ from tasks.opd.supports import (
     student_top_k,
     union,
 )
-from tasks.opd.terms import bind_term
+from tasks.opd.objective.terms import bind_term
 from tests.column_fixtures import columns
 
 STUDENT = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()     # the specification's toy

@@ -3,10 +3,10 @@ import pytest
 import torch
 from tiny_models import term
 
-from tasks.opd.losses import aimed_at
-from tasks.opd.supports import StudentTokens
-from tasks.opd.targets import extrapolated, geometric, reference, teacher, trust_region, veto
-from tasks.opd.terms import bind_term
+from tasks.opd.objective.loss import aimed_at
+from tasks.opd.objective.supports import StudentTokens
+from tasks.opd.objective.targets import extrapolated, geometric, reference, teacher, trust_region, veto
+from tasks.opd.objective.terms import bind_term
 from tests.test_supports import teacher_of
 
 

@@ -5,8 +5,8 @@ import statistics
 
 import pytest
 
-from tasks.opd import tiny
-from tasks.opd.records import Prompt
+from tasks.opd.core.records import Prompt
+from tasks.opd.data import tiny
 
 MANY = [tiny.problem(i) for i in range(300)]
 
@@ -82,7 +82,7 @@ def test_decode_inverts_encode_and_no_word_is_unknown(tokenizer):
 
 
 def test_the_teachers_words_are_known(tokenizer):
-    from tasks.opd.contexts import WITH_SOLUTION
+    from tasks.opd.scoring.contexts import WITH_SOLUTION
     text = WITH_SOLUTION.format(text=HAND.text, solution=HAND.solution)
     assert tokenizer.unk_token_id not in tokenizer.encode(text)
 

@@ -7,8 +7,10 @@ import sqlite3
 import pytest
 
 from tasks import tracking
-from tasks.opd import artifacts, loading, metrics
-from tasks.opd.artifacts import home
+from tasks.opd.core import metrics
+from tasks.opd.recipe import loading
+from tasks.opd.store import artifacts
+from tasks.opd.store.artifacts import home
 from tasks.stage import run_stage
 
 NUMBERS = "tests.stages_for_tests:numbers"

@@ -6,19 +6,19 @@ import pytest
 import torch
 from tiny_models import prepared, random_rollouts, rollout, taught, term, tiny_llama, train_spec, write_tokenizer
 
-from tasks.opd import asking, loading
-from tasks.opd.artifacts import fingerprint_of
-from tasks.opd.batches import micro_batches, optimizer_batches, pack
-from tasks.opd.columns import columns_of
-from tasks.opd.engines import Signal
-from tasks.opd.errors import DataError, NonFinite
-from tasks.opd.heads import head_of, hidden_states
-from tasks.opd.losses import Stats, coefficients
-from tasks.opd.records import Rollout, write_rows
-from tasks.opd.scored import make_scored
-from tasks.opd.session import Session
-from tasks.opd.terms import bind_terms
-from tasks.opd.training import accumulate, check_domains, cut, start_round, train_student
+from tasks.opd.core.errors import DataError, NonFinite
+from tasks.opd.core.records import Rollout, write_rows
+from tasks.opd.engines.api import Signal
+from tasks.opd.engines.pool import Session
+from tasks.opd.models.heads import head_of, hidden_states
+from tasks.opd.objective.columns import columns_of
+from tasks.opd.objective.loss import Stats, coefficients
+from tasks.opd.objective.terms import bind_terms
+from tasks.opd.recipe import loading, requirements
+from tasks.opd.store.artifacts import fingerprint_of
+from tasks.opd.training.batching import micro_batches, optimizer_batches, pack
+from tasks.opd.training.round import accumulate, check_domains, cut, start_round, train_student
+from tasks.opd.training.scored_set import make_scored
 
 LENGTHS = [(3, 5), (2, 9), (4, 1), (3, 2), (1, 7)]
 TERMS = {"full": [term(divergence="reverse_kl", support="full")],
@@ -137,7 +137,7 @@ def test_the_mask_covers_the_completion_with_its_eos_and_nothing_else():
 
 
 def test_only_the_policys_tokens_train_unless_a_term_says_all():
-    from tasks.opd.records import DATASET, ENVIRONMENT, STUDENT, TEACHER
+    from tasks.opd.core.records import DATASET, ENVIRONMENT, STUDENT, TEACHER
     columns = taught([rollout(0, [5], [7, 8, 9, 1], author=[STUDENT, TEACHER, ENVIRONMENT, STUDENT]),
                       rollout(1, [5], [7, 1], author=DATASET)])
     def mask(rows):
@@ -264,7 +264,7 @@ def coefficients_of(specs, columns=None, left=None):
 
 
 def specs_of(variant, *overrides):
-    return asking.terms_of(loading.load(variant, overrides))
+    return requirements.terms_of(loading.load(variant, overrides))
 
 
 REDUCTIONS = {"token": [1 / 7] * 7, "sequence": [1 / 6, 1 / 6, 1 / 3, *[1 / 12] * 4],

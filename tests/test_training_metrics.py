@@ -5,12 +5,12 @@ import pytest
 import torch
 from tiny_models import random_rollouts, term, tiny_llama, train_spec
 
-from tasks.opd.losses import Stats, note_ratio
-from tasks.opd.session import Session
-from tasks.opd.terms import bind_terms
-from tasks.opd.trainer import Trainer, new_optimizer
-from tasks.opd.training import start_round, train_round
-from tasks.opd.weights import WEIGHTS
+from tasks.opd.engines.pool import Session
+from tasks.opd.objective.loss import Stats, note_ratio
+from tasks.opd.objective.terms import bind_terms
+from tasks.opd.objective.weights import WEIGHTS
+from tasks.opd.training.round import start_round, train_round
+from tasks.opd.training.trainer import Trainer, new_optimizer
 from tests.test_training import LENGTHS, scored_by, scored_set, signal_of, specs_of
 
 

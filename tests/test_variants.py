@@ -16,9 +16,10 @@ from safetensors.torch import load_file
 from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.grade import grade_rollouts
-from tasks.opd import asking, grading, loading, tiny
-from tasks.opd.records import derive_seed
-from tasks.opd.terms import bind_terms
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.data import graders, tiny
+from tasks.opd.objective.terms import bind_terms
+from tasks.opd.recipe import loading, requirements
 from tasks.preflight import preflight
 from tasks.prompts import make_prompts
 from tasks.refine import refine_rollouts
@@ -66,7 +67,7 @@ def place(tmp_path_factory):
     """One home for the module, so that variants share what they may; and the grader that knows nothing."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPD_HOME", str(tmp_path_factory.mktemp("home")))
-        patch.setitem(grading.GRADERS, "tiny", judged)
+        patch.setitem(graders.GRADERS, "tiny", judged)
         yield
 
 
@@ -145,7 +146,7 @@ def test_its_parts_fire_in_every_round(trained, variant):
     recipe, _, metrics, counts, _ = trained(variant)
     for r in range(recipe.rounds):
         now = recipe.at(r)
-        for part, bound in zip(asking.terms_of(now), bind_terms(asking.terms_of(now))):
+        for part, bound in zip(requirements.terms_of(now), bind_terms(requirements.terms_of(now))):
             fired(now, now.terms[int(part["group"])], bound.label, metrics[r], counts)
     for count in counts["refined"] if recipe.refine else []:
         assert count["refined"] > 0

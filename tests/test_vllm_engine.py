@@ -10,13 +10,15 @@ import pytest
 import torch
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from tasks.opd.canary import check_digests, write_canary, write_digests
-from tasks.opd.engines import TorchEngine, Want
-from tasks.opd.errors import DataError, EngineError, EngineLost
-from tasks.opd.heads import load_model
-from tasks.opd.session import Session
-from tasks.opd.vllm_engine import VllmEngine, lost, watch
-from tasks.opd.vllm_worker import adapter_elements
+from tasks.opd.core.errors import DataError, EngineError, EngineLost
+from tasks.opd.engines.api import Want
+from tasks.opd.engines.canary import write_canary
+from tasks.opd.engines.pool import Session
+from tasks.opd.engines.torch_engine import TorchEngine
+from tasks.opd.engines.vllm_engine import VllmEngine, lost, watch
+from tasks.opd.engines.vllm_extension import adapter_elements
+from tasks.opd.models.digests import check_digests, write_digests
+from tasks.opd.models.heads import load_model
 from tests.small_llama import save_llama
 from tests.test_engines import check_sleep
 

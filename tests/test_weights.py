@@ -7,9 +7,9 @@ import pytest
 import torch
 from column_fixtures import columns
 
-from tasks.opd import slots
-from tasks.opd.recipe import Slot
-from tasks.opd.weights import NEEDS, WEIGHTS
+from tasks.opd.objective.weights import NEEDS, WEIGHTS
+from tasks.opd.recipe import slots
+from tasks.opd.recipe.schema import Slot
 
 NAN = math.nan
 READ = ("sampler", "old", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")

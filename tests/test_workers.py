@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from tasks import workers
-from tasks.opd import artifacts
-from tasks.opd.errors import EngineError, EngineLost, NonFinite
-from tasks.opd.session import Session
-from tasks.opd.worker import STAGES, entry_of
+from tasks.opd.core.errors import EngineError, EngineLost, NonFinite
+from tasks.opd.engines.pool import Session
+from tasks.opd.runtime.stages import STAGES, entry_of
+from tasks.opd.store import artifacts
 from tasks.stage import fingerprint_of, halved, run_stage
 from tests.stages_for_tests import HERE, WHOLE_BATCH, chain, run_with
 
@@ -72,8 +72,8 @@ def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_pa
         many = 3 + (trouble == "leave")  # sh and two sleeps
         return found if sum("sleep 600" in command for command in found.values()) >= many else None
     found = wait_for(all_are_there)
-    assert sum("tasks.opd.worker" in command for command in found.values()) == 2  # the supervisor names it too
-    pid = flow.pid if victim == "flow" else next(p for p, c in found.items() if "tasks.opd.supervisor" in c)
+    assert sum("tasks.opd.runtime.worker" in command for command in found.values()) == 2  # the supervisor names it too
+    pid = flow.pid if victim == "flow" else next(p for p, c in found.items() if "tasks.opd.runtime.supervisor" in c)
     os.kill(pid, signal.SIGKILL)
 
     def nothing_survives():
@@ -220,7 +220,7 @@ def test_once_runs_one_command_and_exits_with_the_errors_code(tmp_path):
         (tmp_path / "out").mkdir(exist_ok=True)
         command = {"stage": f"{HERE}:{stage}", "spec": spec, "inputs": {}, "out": str(tmp_path / "out")}
         (tmp_path / "command.json").write_text(json.dumps(command))
-        result = subprocess.run([sys.executable, "-m", "tasks.opd.worker", "--once", tmp_path / "command.json"],
+        result = subprocess.run([sys.executable, "-m", "tasks.opd.runtime.worker", "--once", tmp_path / "command.json"],
                                 cwd=ROOT, capture_output=True, text=True, timeout=60)
         return result.returncode, json.loads(result.stdout)
     code, reply = once("numbers", {"count": 3})
@@ -232,7 +232,7 @@ def test_once_runs_one_command_and_exits_with_the_errors_code(tmp_path):
 
 
 def test_nothing_here_imports_torch_before_a_stage_needs_it():
-    code = ("import sys, tasks.stage, tasks.workers, tasks.opd.worker; "
+    code = ("import sys, tasks.stage, tasks.workers, tasks.opd.runtime.worker; "
             "heavy = ('torch', 'transformers', 'vllm', 'mlflow', 'datasets', 'prefect'); "
             "print([module for module in heavy if module in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
@@ -250,7 +250,7 @@ def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_ot
 
 
 def test_a_stage_is_a_name_of_the_table_or_given_in_full(crew):
-    assert entry_of("scores") == ("tasks.opd.scoring", "score_rollouts")
+    assert entry_of("scores") == ("tasks.opd.scoring.score", "score_rollouts")
     assert entry_of("some.where:make") == ("some.where", "make")
     with pytest.raises(ValueError, match="stage is 'score'; allowed: model, prompts,"):
         run_stage("score", {}, {}, crew)
@@ -276,7 +276,7 @@ def test_an_engine_is_kept_until_something_changes_that_it_is_bound_to(tmp_path,
     def fake(folder, kind, settings):
         opened.append(kind)
         return SimpleNamespace(rest=lambda: None, close=lambda: closed.append(kind), load=lambda folder: {})
-    monkeypatch.setattr("tasks.opd.session.open_engine", fake)
+    monkeypatch.setattr("tasks.opd.engines.pool.open_engine", fake)
     told = {"name": "vllm", "dtype": "float32", "batch_tokens": 64, "longest_tokens": 129, "patience_seconds": 9}
     (tmp_path / "served").mkdir()
     (tmp_path / "served/server.json").touch()
@@ -303,7 +303,7 @@ def test_one_engine_a_role_whose_weights_are_swapped_in_place(tmp_path):
     for seed in (0, 1):
         torch.manual_seed(seed)
         transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / str(seed))
-    from tasks.opd.engines import Want
+    from tasks.opd.engines.api import Want
     settings = {"name": "torch", "dtype": "float32", "batch_tokens": 256}
     with Session() as session:
         def score(folder, **changed):

@@ -4,12 +4,13 @@ from collections import Counter
 
 import pytest
 
-from tasks.opd import metrics
-from tasks.opd.errors import DataError
-from tasks.opd.records import DATASET, TEACHER, Prompt, Quarantined, Rollout, derive_seed, read_rows, write_rows
-from tasks.opd.refiners import refine_rollouts
-from tasks.opd.session import Session
-from tasks.opd.writers import deal, labels, round_prompts, write_rollouts
+from tasks.opd.core import metrics
+from tasks.opd.core.errors import DataError
+from tasks.opd.core.records import DATASET, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.engines.pool import Session
+from tasks.opd.rollouts.refiners import refine_rollouts
+from tasks.opd.rollouts.writers import deal, labels, round_prompts, write_rollouts
 from tests.small_llama import save_llama
 
 IDS = [f"tiny:{i}" for i in range(10)]

@@ -4,7 +4,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tasks.opd.records import STUDENT, Rollout, derive_seed
+from tasks.opd.core.records import STUDENT, Rollout
+from tasks.opd.core.seeds import derive_seed
 
 
 def tiny_llama(seed: int = 0, *, vocabulary: int = 20, dtype: torch.dtype = torch.float64, layers: int = 2,
@@ -40,7 +41,7 @@ def taught(rollouts: list[Rollout], *, teacher: list | None = None, old=None, sp
     """Columns of rollouts with a teacher's log-probabilities [T] for each, or None, and the student's old ones [N]."""
     from dataclasses import replace
 
-    from tasks.opd.columns import columns_of
+    from tasks.opd.objective.columns import columns_of
     columns = columns_of(rollouts, special_ids=special_ids)
     signals = teacher or [None] * len(rollouts)
     blank = [torch.full((len(r.token_ids),), torch.nan) for r in rollouts]
@@ -53,20 +54,20 @@ def prepared(term, columns):
     """What a term takes from columns, after its mask."""
     from dataclasses import replace
 
-    from tasks.opd.terms import prepare, taking_part
+    from tasks.opd.objective.terms import prepare, taking_part
     return prepare(term, replace(columns, mask=taking_part(term, columns)))
 
 
 def term(**changes) -> dict:
     """A term's part of a spec, with the schema's defaults."""
-    from tasks.opd import asking
-    from tasks.opd.recipe import Term
-    return asking.part_of(Term(**changes))
+    from tasks.opd.recipe import requirements
+    from tasks.opd.recipe.schema import Term
+    return requirements.part_of(Term(**changes))
 
 
 def train_spec(terms: list[dict], **changes) -> dict:
     """A checkpoint stage's spec with the schema's defaults."""
-    from tasks.opd.recipe import Train
+    from tasks.opd.recipe.schema import Train
     train = {**Train().model_dump(mode="json"), "autocast": "off", **changes.pop("train", {})}
     return {"terms": terms, "train": train, "loss": {"temperature": 1.0}, "seed": 0, "round": 0, "rounds": 1,
             "scored": {}, "vocabulary": 20, "completion_limit": 16, "ema_decay": None, "canary_autocast": "off",

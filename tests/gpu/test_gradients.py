@@ -4,8 +4,8 @@ import torch
 from test_training import LENGTHS, TERMS, gradient, scored_by, signal_of
 from tiny_models import random_rollouts, tiny_llama
 
-from tasks.opd.heads import head_of
-from tasks.opd.scored import make_scored
+from tasks.opd.models.heads import head_of
+from tasks.opd.training.scored_set import make_scored
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
 

@@ -3,8 +3,8 @@ import pytest
 import torch
 from test_engines import PROMPTS, SEEDS, answers, check_sleep
 
-from tasks.opd.engines import TorchEngine
-from tasks.opd.session import Session
+from tasks.opd.engines.pool import Session
+from tasks.opd.engines.torch_engine import TorchEngine
 from tests.small_llama import save_llama
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]

@@ -1,0 +1,9 @@
+"""What everything stands on: errors, records, files, seeds, metrics. No torch.
+
+errors    what can go wrong, each with its exit code
+files     writing durably to a disk that may be full; hashes, locks, folder versions
+metrics   a stage's metrics.jsonl
+progress  how far a stage is
+records   Prompt, Rollout, Sample and their Parquet files
+seeds     seeds derived by hashing
+"""

@@ -1,0 +1,108 @@
+"""Writing to a disk that may be full, read-only or shared: what an OSError means, fsync, SHA-256, flock. No torch."""
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from tasks.opd.core.errors import DiskFull
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+FULL_BYTES = 1 << 20  # with less than this free, a worker that died without a word found the disk full
+
+
+@contextlib.contextmanager
+def room_to_write(path: Path):
+    """Turn "no space" and "not permitted" below `path` into DiskFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise disk_full(path, error) from error
+        raise
+
+
+def try_writing(folder: Path) -> None:
+    """Make a folder, where there is none, and write into it. Raises DiskFull for whatever the system says to that."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+        raise disk_full(folder, error) from error
+
+
+def disk_full(path: Path, error: BaseException) -> DiskFull:
+    """What is wrong, where, how many bytes are free, and the way out."""
+    return DiskFull(f"cannot write {path}: {error}; {free_bytes(path):,} bytes are free there. "
+                    "Free space or point OPD_HOME to a writable directory, then run again: finished stages are kept")
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free for us on the file system of `path` or, where it is not there, of its nearest parent."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def disk_error(error: BaseException | None, out: Path) -> DiskFull | None:
+    """The DiskFull that lies behind any error of a stage writing to `out`; None when it has another cause.
+
+    Libraries say it in their own ways: an OSError with ENOSPC, its text (safetensors), or a failed write and no reason
+    (torch's zip writer, which fails for nothing else).
+    """
+    if isinstance(error, DiskFull) or error is None:
+        return error
+    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+    silent = "PytorchStreamWriter failed writing" in str(error) or "inline_container.cc" in str(error)
+    if full or silent or "No space left on device" in str(error):
+        return disk_full(out, error)
+    return disk_error(error.__cause__ or error.__context__, out)
+
+
+def hash_file(path: Path) -> str | None:
+    """SHA-256 of a file, in hex; None when it is missing."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def sync(path: Path) -> None:
+    """fsync a file or directory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def flock(path: Path, *, wait: bool = True):
+    """Hold a lock that the kernel frees when this process ends; yields whether it was obtained (always, if waiting)."""
+    with room_to_write(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "ab")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield False
+                return
+            print(f"opd: another run holds {path.stem}; waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield True
+
+
+def folder_version(folder: Path) -> tuple:
+    """Tells a folder from another, and from one that was remade at the same path."""
+    stat = os.stat(folder)
+    return str(Path(folder).resolve()), stat.st_ino, stat.st_mtime_ns

@@ -1,0 +1,104 @@
+"""The records that flow through the house, and their Parquet files. No torch.
+
+Rows are frozen dataclasses; a file's schema is read off the dataclass, never inferred from data, and pages carry
+checksums. Seeds are hashed from what they belong to, never added.
+"""
+import dataclasses
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.opd.core.errors import CorruptArtifact
+
+STUDENT, TEACHER, ENVIRONMENT, DATASET = range(4)  # who wrote a token
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One question, as the student sees it, and what is needed to grade an answer and to inform a teacher."""
+    prompt_id: str                      # "<source>:<index>"
+    index: int                          # in its source
+    text: str                           # the question, before the chat template
+    token_ids: list[int]                # [P] rendered by the student's chat template
+    answer: str                         # the truth the grader compares with
+    solution: str | None                # a worked solution, where the source has one
+    entry: str                          # JSON: what else the grader needs
+    domain: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quarantined:
+    """A prompt or rollout that is not used, and why."""
+    item_id: str
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """One completion of one prompt, as it was written."""
+    rollout_id: str
+    prompt_id: str
+    group_id: str                       # the prompt's group in this round
+    domain: str
+    prompt_token_ids: list[int]         # [P]
+    token_ids: list[int]                # [T] completion only, its EOS included
+    logprobs: list[float]               # [T] nats, of the law sampled from; NaN where the writer gives none
+    author: list[int]                   # [T] STUDENT, TEACHER, ENVIRONMENT or DATASET
+    teacher_prompt_ids: list[int] | None  # what the teacher sees instead of the prompt; None: the same
+    origin: str                         # name of the writer
+    parent: str | None                  # rollout_id it was refined from
+    policy: str                         # fingerprint of the model version that wrote it
+    finish_reason: str                  # "stop" (EOS) or "length"
+    reward: float | None                # None until graded
+    feedback: str | None                # what the grader had to say
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One graded answer of an evaluation."""
+    benchmark: str
+    prompt_id: str
+    sample_index: int
+    token_ids: list[int]                # [T]
+    text: str
+    reward: float
+    feedback: str | None
+    finish_reason: str
+
+
+ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
+               list[int]: pa.list_(pa.int64()), list[float]: pa.list_(pa.float64())}
+
+
+def schema_of(row_type: type) -> pa.Schema:
+    """The Arrow schema of a record: `X | None` is nullable, everything else is not."""
+    fields = []
+    for name, hint in typing.get_type_hints(row_type).items():
+        options = [a for a in typing.get_args(hint) if a is not type(None)]
+        nullable = type(None) in typing.get_args(hint)
+        fields.append(pa.field(name, ARROW_TYPES[options[0] if nullable else hint], nullable=nullable))
+    return pa.schema(fields)
+
+
+def write_rows(path: Path, rows: list, row_type: type) -> None:
+    """Write records as Parquet with page checksums."""
+    columns = {f.name: [getattr(row, f.name) for row in rows] for f in dataclasses.fields(row_type)}
+    table = pa.Table.from_pydict(columns, schema=schema_of(row_type))
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+
+
+def read_rows(path: Path, row_type: type) -> list:
+    """Read records written by `write_rows`. Raises CorruptArtifact when the file is damaged or of another schema."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise CorruptArtifact(f"{path} cannot be read as Parquet: {error}") from error
+    if table.schema.names != schema_of(row_type).names:
+        raise CorruptArtifact(f"{path} has columns {table.schema.names}, expected {schema_of(row_type).names}")
+    return [row_type(**row) for row in table.to_pylist()]
+
+

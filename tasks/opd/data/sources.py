@@ -1,0 +1,195 @@
+"""Where questions come from, and how they become token ids.
+
+A source gives item i of an endless or fixed list, always the same one; a slice of it, rendered by the student's chat
+template, becomes the prompts. Ids are taken straight from the template and never from text that was rendered before.
+What cannot be used is quarantined with its reason and counted. A held-out slice that repeats a training text is
+refused.
+"""
+import json
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tasks.opd.core.errors import DataError
+from tasks.opd.core.records import Prompt, Quarantined, read_rows, write_rows
+from tasks.opd.data import tiny as tiny_task
+from tasks.opd.models.tokenizers import control_tokens, render
+from tasks.opd.store.artifacts import model_folder
+
+ITEM = ("text", "answer", "solution", "entry", "domain")
+NUMBER_ONLY = re.compile(r"\s*Give the result as your final answer\.(?: Do not include units\.)?\s*$")
+CLOSING = re.compile(r"\s*####.*\Z", re.S)  # GSM8K's way to close a worked solution
+WORKING = " Show your working step by step, then give the final number on a last line that starts with 'Answer:'."
+
+
+def tiny(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0) -> Iterator[dict]:
+    """Word problems made on the spot (see `tiny`), with worked solutions; endless."""
+    for index in indices:
+        made = tiny_task.problem(index, seed)
+        yield {"text": made.text, "answer": made.answer, "solution": made.solution, "entry": made.entry,
+               "domain": made.domain}
+
+
+def reasoning_gym(indices: range, *, dataset: str = "gsm_symbolic", seed: Annotated[int, Field(ge=0)] = 0,
+                  ask_for_working: bool = True) -> Iterator[dict]:
+    """Items of a reasoning-gym dataset made with `seed`: item i is the dataset's own item i, drawn from seed + i.
+
+    Item 1 of seed 0 and item 0 of seed 1 therefore share their random numbers: keep one seed and take disjoint index
+    ranges. `ask_for_working` replaces gsm_symbolic's closing sentence ("Give the result as your final answer. Do not
+    include units.") by one that asks for the working; other questions stay as they are.
+    """
+    data = gym_dataset(dataset, seed, indices.stop)
+    for index in indices:
+        item = data[index]
+        text = item["question"]
+        if ask_for_working and NUMBER_ONLY.search(text):
+            text = NUMBER_ONLY.sub("", text) + WORKING
+        entry = {"dataset": dataset, "seed": seed, "index": index, "answer": item["answer"],
+                 "metadata": plain(item["metadata"])}
+        yield {"text": text, "answer": str(item["answer"]), "solution": worked(item), "entry": entry, "domain": dataset}
+
+
+def worked(item: dict) -> str | None:
+    """The worked solution that a reasoning-gym item carries in its metadata; None without one."""
+    told = item["metadata"].get("answer_cot")
+    return None if not told else CLOSING.sub(f"\nThe answer is {item['answer']}.", told)
+
+
+def gym_dataset(name: str, seed: int, size: int):
+    """A reasoning-gym dataset of `size` items. Raises DataError when there is none of that name."""
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+    if name not in DATASETS:
+        raise DataError(f"reasoning-gym has no dataset {name!r}; it has {', '.join(sorted(DATASETS))}")
+    return reasoning_gym.create_dataset(name, seed=seed, size=size)
+
+
+def jsonl(indices: range, *, path: str, question: str = "question", answer: str = "answer",
+          solution: str = "") -> Iterator[dict]:
+    """Lines of a JSON Lines file; `question`, `answer` and `solution` (empty: none) name its fields."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise DataError(f"prompts.source.path {file} is not a file; give the path of a .jsonl file")
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            if number >= indices.stop:
+                return
+            if number >= indices.start:
+                yield item_of(parsed(line, f"{file}:{number + 1}"), f"{file}:{number + 1}", question, answer, solution)
+
+
+def hub(indices: range, *, dataset: str, config: str = "", split: str = "train", question: str = "question",
+        answer: str = "answer", solution: str = "", revision: str = "") -> Iterator[dict]:
+    """Rows of a Hugging Face dataset. In GSM8K's answers "####" stands between solution and truth."""
+    import datasets
+    try:
+        rows = datasets.load_dataset(dataset, config or None, split=split, revision=revision or None)
+    except (OSError, ValueError) as error:
+        raise DataError(f"dataset {dataset} ({config or 'no config'}, split {split}) cannot be had: {error}") from error
+    for index in range(indices.start, min(indices.stop, len(rows))):
+        yield item_of(rows[index], f"{dataset}[{index}]", question, answer, solution)
+
+
+def parsed(line: str, where: str) -> dict:
+    """One JSON object, or one that holds only the reason why it is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        return {"invalid": f"{where} is not JSON: {error}"}
+    return row if isinstance(row, dict) else {"invalid": f"{where} is not a JSON object"}
+
+
+def item_of(row: dict, where: str, question: str, answer: str, solution: str) -> dict:
+    """A row with named fields as an item; one that lacks a field says so under `invalid`."""
+    missing = [name for name in (question, answer, solution) if name and row.get(name) is None]
+    if missing or "invalid" in row:
+        reason = row.get("invalid") or f"{where} has no {', '.join(map(repr, missing))}; it has {sorted(row)}"
+        return {"invalid": reason, "text": ""}
+    truth, worked = split_answer(str(row[answer]))
+    worked = str(row[solution]) if solution else worked
+    return {"text": str(row[question]), "answer": truth, "solution": worked, "entry": {}, "domain": "default"}
+
+
+def split_answer(text: str) -> tuple[str, str | None]:
+    """("42", "the working") of GSM8K's "the working\n#### 42"; (text, None) of anything else. Commas in numbers go."""
+    working, mark, truth = text.rpartition("####")
+    if not mark:
+        return text.strip(), None
+    working = re.sub(r"<<.*?>>", "", working)  # GSM8K's calculator notes
+    return truth.strip().replace(",", ""), working.strip() or None
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON holds it: tuples become lists, what JSON lacks becomes text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+SOURCES = {"tiny": tiny, "reasoning_gym": reasoning_gym, "jsonl": jsonl, "hub": hub}
+
+
+def unfit(item: dict, tokenizer, special: list[str], limit: int) -> tuple[str | None, list[int]]:
+    """Why an item cannot be a prompt (None: it can), and its token ids."""
+    if "invalid" in item:
+        return f"invalid: {item['invalid']}", []
+    if not item["text"].strip():
+        return "empty", []
+    injected = [token for token in special if token in item["text"]]
+    if injected:
+        return f"special_token: the text holds {', '.join(injected)}", []
+    token_ids = render(tokenizer, item["text"])
+    if len(token_ids) > limit:
+        return f"too_long: {len(token_ids)} tokens, at most {limit}", []
+    return None, token_ids
+
+
+def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """Stage: prompts `first` .. `first + count` of a source, rendered for the student, with its tokenizer beside them.
+
+    Raises: DataError when none is fit, or when a text also stands in the `train` prompts.
+    """
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(model_folder(inputs["student"]), local_files_only=True)
+    limit = min(spec["max_prompt_tokens"], spec["context_tokens"] - 1)
+    source, special = spec["source"], control_tokens(tokenizer)
+    indices = range(spec["first"], spec["first"] + spec["count"])
+    prompts, quarantined = [], []
+    with session.progress(spec["count"], f"prompts {spec['name']}", "prompts") as bar:
+        for index, item in zip(indices, SOURCES[source["name"]](indices, **source["params"])):
+            reason, token_ids = unfit(item, tokenizer, special, limit)
+            prompt_id = f"{spec['name']}:{index}"
+            if reason:
+                quarantined.append(Quarantined(item_id=prompt_id, reason=reason, text=item["text"][:1000]))
+            else:
+                prompts.append(Prompt(prompt_id=prompt_id, index=index, token_ids=token_ids,
+                                      **{**{k: item[k] for k in ITEM}, "entry": json.dumps(item["entry"])}))
+            bar.update(1)
+    reasons = Counter(row.reason.split(":")[0] for row in quarantined)
+    write_rows(out / "quarantined.parquet", quarantined, Quarantined)
+    if not prompts:
+        told = " ".join(filter(None, [source["name"], *map(source["params"].get, ("path", "dataset"))]))
+        raise DataError(f"prompts {spec['name']}: none of items {indices.start} to {indices.stop - 1} of {told} can be "
+                        f"used ({dict(reasons) or 'the source has no such items'}); "
+                        f"{'for example ' + quarantined[0].reason + '; ' if quarantined else ''}"
+                        "look at first, count and max_prompt_tokens")
+    if "train" in inputs:
+        refuse_overlap(prompts, read_rows(inputs["train"] / "prompts.parquet", Prompt), spec["name"])
+    write_rows(out / "prompts.parquet", prompts, Prompt)
+    tokenizer.save_pretrained(out / "tokenizer")
+    lengths = [len(p.token_ids) for p in prompts]
+    return {"prompts": len(prompts), "quarantined": len(quarantined),
+            "length_median_tokens": statistics.median(lengths), "length_max_tokens": max(lengths),
+            **{f"quarantined_{name}": n for name, n in sorted(reasons.items())}}
+
+
+def refuse_overlap(prompts: list[Prompt], train: list[Prompt], name: str) -> None:
+    """Raise DataError when a text of `prompts` is also trained on (compared without case and surplus spaces)."""
+    seen = {" ".join(p.text.lower().split()): p.prompt_id for p in train}
+    both = [(p.prompt_id, seen[text]) for p in prompts if (text := " ".join(p.text.lower().split())) in seen]
+    if both:
+        raise DataError(f"{len(both)} of {len(prompts)} prompts of {name} are also trained on, for example "
+                        f"{both[0][0]} = {both[0][1]}; take disjoint index ranges (first, count)")

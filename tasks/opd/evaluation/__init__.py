@@ -1,0 +1,6 @@
+"""How good a student is, and which variant is better.
+
+benchmarks          answers, graded; the stage `report`
+teacher_divergence  exact divergence to the teacher on the student's own answers
+comparison          variants paired over prompts
+"""

@@ -1,0 +1,280 @@
+"""The product: variants against a baseline, paired over prompts, in a table that says what its numbers cover. No torch.
+
+Each cell (variant, seed) is a mean reward a prompt. A variant's difference to the baseline is taken prompt by prompt,
+averaged over its seeds, and its interval comes from resampling prompts. So the interval covers which prompts were
+asked, not which seeds were run: with few seeds, look at the seeds' own columns. The difference to a variant's placebo
+is made the same way. Beside the rewards stands what they cost in tokens. A cell that failed is shown as failed.
+"""
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from tasks.opd.core.seeds import derive_seed
+
+RESAMPLES = 10_000
+CHUNK = 500                       # resamples drawn at once
+LEVEL = 0.95
+EQUAL = 0.01                      # trained tokens are called equal when no two cells differ by more, of the largest
+WIDTH = 160                       # a wider text table has the tokens in a table of their own
+START = "start"                   # the untrained student: one cell, the same for every seed
+VERDICTS = ("worse", "not distinguishable", "better")
+BEATEN = ("not above its placebo", "above its placebo")
+TOKENS = {"sampled_tokens": "sampled_tokens", "teacher_tokens": "teacher_tokens",
+          "trained_tokens": "tokens_seen"}  # what a cell spent: under which name a checkpoint counts it
+
+Rewards = dict[str, float]                      # prompt_id -> mean reward over its samples
+Cells = dict[int, np.ndarray]                   # seed -> mean rewards, prompts in one order
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One variant."""
+    variant: str
+    mean: float | None                          # mean reward over prompts and the seeds that finished
+    by_seed: dict[int, float | None]            # mean reward of each seed; None: failed
+    difference: float | None                    # mean paired difference to the baseline
+    interval: Interval | None                   # of the difference, over prompts
+    difference_by_seed: dict[int, float]        # of the seeds that both sides finished
+    verdict: str                                # better, worse, not distinguishable, baseline, failed
+    placebo: str                                # the variant this one must beat; empty: none
+    placebo_difference: float | None            # mean paired difference to the placebo; None: not to be had
+    placebo_interval: Interval | None
+    placebo_difference_by_seed: dict[int, float]
+    placebo_verdict: str                        # one of BEATEN; empty: not compared
+    spent: dict[str, float | None]              # TOKENS: mean over the seeds that finished; None: not known
+    trained_by_seed: dict[int, int]             # trained tokens of each seed, where known
+    errors: dict[int, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Variants compared with a baseline."""
+    baseline: str
+    num_prompts: int
+    seeds: list[int]
+    resamples: int
+    trained_difference: float | None            # (largest - smallest) / largest trained tokens over cells; None: < 2
+    trained_equal: bool | None                  # whether that is at most EQUAL
+    rows: list[Row]
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+
+    def to_markdown(self, facts: dict[str, str] | None = None) -> str:
+        """A Markdown table with its note; failures below, and above, when given, a line of facts (see `made_by`)."""
+        header, *body = self.cells()
+        seeds = ", ".join(map(str, self.seeds))
+        above = ["; ".join(f"{name}: {fact}" for name, fact in {**facts, "seeds": seeds}.items()), ""] if facts else []
+        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header),
+                 *("| " + " | ".join(row) + " |" for row in body), "", " ".join(self.note())]
+        listed = [f"- {line}" for line in [*self.placebos(), *self.failures()]]
+        return "\n".join([*above, *lines, *([""] if listed else []), *listed])
+
+    def to_text(self) -> str:
+        """The same, aligned for a terminal of WIDTH columns."""
+        table, below = aligned(self.cells()), []
+        if self.knows_tokens() and max(map(len, table)) > WIDTH:
+            header = ["variant", *map(short, TOKENS), ""]
+            table = aligned(self.cells(tokens=False))
+            below = ["", *aligned([header, *([row.variant, *spent_cells(row), ""] for row in self.rows)])]
+        return "\n".join([*table, *below, "", *self.note(), *self.placebos(), *self.failures()])
+
+    def knows_tokens(self) -> bool:
+        return any(value is not None for row in self.rows for value in row.spent.values())
+
+    def cells(self, tokens: bool = True) -> list[list[str]]:
+        """Header and rows as text, in percent, points and thousands of tokens; columns nobody fills are left out."""
+        tokens, placebos = tokens and self.knows_tokens(), self.has_placebos()
+        header = ["variant", "mean", *(f"seed {s}" for s in self.seeds), *(map(short, TOKENS) if tokens else ()),
+                  f"vs {self.baseline}", *(["vs placebo"] if placebos else ()), "verdict"]
+        return [header, *(self.line(row, tokens, placebos) for row in self.rows)]
+
+    def line(self, row: Row, tokens: bool, placebos: bool) -> list[str]:
+        """One variant's cells."""
+        shown = {} if row.variant == START else row.by_seed
+        seeds = ["failed" if s in row.errors else percent(shown.get(s)) for s in self.seeds]
+        mark = f", {row.placebo_verdict}" if row.placebo_verdict == BEATEN[0] else ""
+        missing = "-" if row.placebo else ""
+        placebo = [points(row.placebo_difference, row.placebo_interval) or missing] if placebos else []
+        return [row.variant, percent(row.mean), *seeds, *(spent_cells(row) if tokens else ()),
+                points(row.difference, row.interval), *placebo, row.verdict + mark]
+
+    def note(self) -> list[str]:
+        """What the numbers are and what the intervals cover, by sentences."""
+        count = len(self.seeds)
+        said = [f"Mean reward in percent and paired differences in points with their {LEVEL:.0%} intervals, over "
+                f"{self.num_prompts} prompts and {count} seed{'s' if count != 1 else ''}.",
+                f"An interval is a bootstrap over prompts ({self.resamples:,} resamples): it covers the choice of "
+                "prompts, not of seeds, so also see the seeds' own columns."]
+        if self.knows_tokens():
+            said += ["Sampled (written by the student), teacher (scored or written by teachers) and trained (with a "
+                     "non-zero coefficient): thousands of tokens, mean over seeds; -: not known.", *self.trained_note()]
+        if self.has_placebos():
+            said.append(f"A variant marked `{BEATEN[0]}` was not shown to do more than its control: the interval of "
+                        "its paired difference to its placebo starts at or below 0; -: could not be compared.")
+        return said
+
+    def trained_note(self) -> list[str]:
+        """Whether the cells trained on as many tokens; nothing of fewer than two cells."""
+        known = sorted((tokens, f"{row.variant}, seed {s}") for row in self.rows
+                       for s, tokens in row.trained_by_seed.items())
+        if self.trained_difference is None:
+            return []
+        finished = sum(mean is not None for row in self.rows if row.variant != START for mean in row.by_seed.values())
+        missing = f" Not known of {finished - len(known)} more." if finished > len(known) else ""
+        by = f"largest relative difference {self.trained_difference:.1%}"
+        if self.trained_equal:
+            within = f" within {EQUAL:.0%}" if self.trained_difference else ""
+            return [f"Trained tokens are equal{within} in {len(known)} cells ({by}).{missing}"]
+        (low, least), (high, most) = known[0], known[-1]
+        return [f"Trained tokens are NOT equal ({by}): from {low:,} ({least}) to {high:,} ({most}).{missing}"]
+
+    def has_placebos(self) -> bool:
+        """Whether a variant's placebo is among what is compared; a suite without any says nothing of them."""
+        there = {row.variant for row in self.rows}
+        return any(row.placebo in there for row in self.rows)
+
+    def placebos(self) -> list[str]:
+        """One line a placebo: whose it is."""
+        if not self.has_placebos():
+            return []
+        states = {row.variant: "" if row.mean is not None else ", but failed" for row in self.rows}
+        return [f"{name} is the placebo of {', '.join(r.variant for r in self.rows if r.placebo == name)}"
+                f"{states.get(name, ', but is not compared here')}"
+                for name in dict.fromkeys(row.placebo for row in self.rows if row.placebo)]
+
+    def failures(self) -> list[str]:
+        """One line a failed cell."""
+        return [f"{row.variant}, seed {seed}: failed: {(error.strip().splitlines() or ['no message'])[-1]}"
+                for row in self.rows for seed, error in row.errors.items()]
+
+
+def aligned(table: list[list[str]]) -> list[str]:
+    """Lines of a table whose first and last columns are words, a rule under the header."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    ends = (0, len(widths) - 1)
+    lines = ["  ".join(cell.ljust(width) if i in ends else cell.rjust(width)
+                       for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in table]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
+
+
+def points(difference: float | None, interval: Interval | None) -> str:
+    """`+1.2 [-0.3 +2.7]`; empty when there is none."""
+    return "" if difference is None else f"{100 * difference:+.1f} [{100 * interval[0]:+.1f} {100 * interval[1]:+.1f}]"
+
+
+def short(name: str) -> str:
+    """A column's header: `sampled` of sampled_tokens."""
+    return name.removesuffix("_tokens")
+
+
+def spent_cells(row: Row) -> list[str]:
+    """Thousands of tokens; `-` where not known."""
+    return ["-" if row.spent[name] is None else f"{row.spent[name] / 1000:,.1f}" for name in TOKENS]
+
+
+def made_by(suite: str, overrides: list[str], benchmark: str, environment: dict) -> dict[str, str]:
+    """Facts of a table made now by `opd compare`; `environment` is {"device": kind, "versions": {name: version}}."""
+    command = ["opd", "compare", suite, *overrides]
+    versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)
+    return {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "command": f"`{shlex.join(command)}`",
+            "benchmark": benchmark, "device": environment["device"], "versions": versions}
+
+
+def spent_in(counts: dict) -> dict[str, int]:
+    """What a cell spent, from its last checkpoint's counts; what was not counted is left out."""
+    return {name: counts[counted] for name, counted in TOKENS.items() if counted in counts}
+
+
+def compare(cells: dict[tuple[str, int], Rewards | str], baseline: str, *,
+            spent: dict[tuple[str, int], dict[str, int]] | None = None, placebos: dict[str, str] | None = None,
+            seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
+    """Compare every variant with `baseline`. A cell is {prompt_id: mean reward}, or the text of its error.
+
+    `spent` has the TOKENS of cells, `placebos` the variant that a variant must beat; both may be incomplete.
+    `start` has one cell of any seed, which stands for every seed. A difference uses the seeds that both sides finished.
+    Raises: ValueError when the baseline has no cell, or when cells were asked different prompts.
+    """
+    variants = list(dict.fromkeys(variant for variant, _ in cells))
+    if baseline not in variants:
+        raise ValueError(f"the baseline is {baseline!r}, but there are only {variants}")
+    finished = {key: cell for key, cell in cells.items() if not isinstance(cell, str)}
+    prompts = sorted(next(iter(finished.values()), {}))
+    for key, cell in finished.items():
+        if sorted(cell) != prompts:
+            raise ValueError(f"{key} was asked other prompts ({len(cell)}) than {next(iter(finished))} "
+                             f"({len(prompts)}); compare on one benchmark")
+    rewards = {key: np.array([cell[p] for p in prompts]) for key, cell in finished.items()}
+    errors = {key: cell for key, cell in cells.items() if isinstance(cell, str)}
+    grouped = {variant: seeds_of(variant, rewards) for variant in variants}
+    rows = [row_of(variant, baseline, (placebos or {}).get(variant, ""), grouped, seeds_of(variant, errors),
+                   seeds_of(variant, spent or {}),
+                   partial(bootstrap, seed=derive_seed(seed, variant), resamples=resamples)) for variant in variants]
+    trained = [tokens for row in rows for tokens in row.trained_by_seed.values()]
+    apart = (max(trained) - min(trained)) / max(*trained, 1) if len(trained) > 1 else None
+    seeds = sorted({s for variant, s in cells if variant != START} or {s for _, s in cells})
+    return Comparison(baseline=baseline, num_prompts=len(prompts), seeds=seeds, resamples=resamples, rows=rows,
+                      trained_difference=apart, trained_equal=None if apart is None else apart <= EQUAL)
+
+
+def seeds_of(variant: str, values: dict[tuple[str, int], Any]) -> dict[int, Any]:
+    """By seed what is given by (variant, seed)."""
+    return {s: value for (name, s), value in values.items() if name == variant}
+
+
+def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells], errors: dict[int, str],
+           spent: dict[int, dict[str, int]], interval_of: Callable[[np.ndarray], Interval]) -> Row:
+    """One variant against the baseline and its placebo; `rewards` are all variants', the rest is its own."""
+    own = rewards[variant]
+    difference, interval, by_seed = paired(variant, baseline, rewards, interval_of)
+    verdict = "baseline" if variant == baseline and own else "failed" if not own else "no baseline"
+    if interval:
+        verdict = VERDICTS[1 + int(interval[0] > 0) - int(interval[1] < 0)]
+    control, control_interval, control_by_seed = paired(variant, placebo, rewards, interval_of)
+    known = {name: [tokens[name] for tokens in spent.values() if name in tokens] for name in TOKENS}
+    return Row(variant=variant, mean=float(np.mean(list(own.values()))) if own else None,
+               by_seed={s: float(v.mean()) for s, v in sorted(own.items())} | dict.fromkeys(errors),
+               difference=difference, interval=interval, difference_by_seed=by_seed, verdict=verdict, errors=errors,
+               placebo=placebo, placebo_difference=control, placebo_interval=control_interval,
+               placebo_difference_by_seed=control_by_seed,
+               placebo_verdict=BEATEN[int(control_interval[0] > 0)] if control_interval else "",
+               spent={name: float(np.mean(values)) if values else None for name, values in known.items()},
+               trained_by_seed={s: t["trained_tokens"] for s, t in sorted(spent.items()) if "trained_tokens" in t})
+
+
+def paired(variant: str, other: str, rewards: dict[str, Cells], interval_of: Callable[[np.ndarray], Interval]
+           ) -> tuple[float | None, Interval | None, dict[int, float]]:
+    """Mean paired difference of a variant to another, its interval, and by seed; None where no seed has both."""
+    own, against = rewards[variant], rewards.get(other, {})
+    left, right = spread(own, variant, against), spread(against, other, own)
+    found = {s: left[s] - right[s] for s in sorted(left) if s in right and variant != other}
+    if not found:
+        return None, None, {}
+    per_prompt = np.mean(list(found.values()), axis=0)
+    return float(per_prompt.mean()), interval_of(per_prompt), {s: float(v.mean()) for s, v in found.items()}
+
+
+def spread(cells: Cells, name: str, other: Cells) -> Cells:
+    """The cells by seed; the one of `start` stands for every seed of the other side."""
+    return dict.fromkeys(other, next(iter(cells.values()))) if name == START and cells else cells
+
+
+def bootstrap(differences: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Interval:
+    """The percentile interval (LEVEL) of the mean of n paired differences, by resampling them with replacement."""
+    rng, count = np.random.default_rng(seed), len(differences)
+    means = np.concatenate([differences[rng.integers(0, count, (min(CHUNK, resamples - i), count))].mean(axis=1)
+                            for i in range(0, resamples, CHUNK)])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

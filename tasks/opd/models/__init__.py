@@ -1,0 +1,9 @@
+"""Models as folders and as tensors in memory.
+
+folders     architecture, ids that end, sizes, base model
+tokenizers  a question as ids, control tokens, text that may be shown
+heads       a model in two parts: body and head
+lora        adapters on a base
+attention   query heads that share keys, in one product
+digests     hashes of tensors, written by who saves and compared by who loads
+"""

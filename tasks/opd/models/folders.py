@@ -1,0 +1,52 @@
+"""What a model's folder says of the model, without its weights in memory: architecture, ids that end, sizes, base."""
+import json
+import math
+from pathlib import Path
+
+from tasks.opd.core.files import folder_version
+from tasks.opd.models import lora
+
+NOT_ARCHITECTURE = {"transformers_version", "dtype", "torch_dtype", "use_cache"}
+
+
+def eos_ids_of(folder: Path, model) -> set[int]:
+    """Every id that ends a completion: of the generation config, the config and the tokenizer."""
+    found: set[int] = set()
+    for config in (model.generation_config, model.config):
+        ids = getattr(config, "eos_token_id", None)
+        found |= set(ids) if isinstance(ids, (list, tuple)) else {ids}
+    if (folder / "tokenizer.json").exists():
+        from transformers import AutoTokenizer
+        found.add(AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id)
+    return found - {None}
+
+
+def architecture(folder: Path) -> dict:
+    """A model's configuration without what does not change the computation, however its file spells it."""
+    from transformers import AutoConfig
+    config = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+    return {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE and not key.startswith("_")}
+
+
+def base_version(folder: Path) -> tuple:
+    """Tells the base model of a folder, which is the folder itself without an adapter."""
+    return folder_version(lora.base_of(folder) or folder)
+
+
+def num_parameters(place: Path) -> int:
+    """Numbers in a folder's safetensors, its base's too, read off their headers; tied tensors are stored once."""
+    from safetensors import safe_open
+    base = lora.base_of(place)
+    total = num_parameters(base) if base else 0
+    for file in place.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    return total
+
+
+def vocabulary_size(folder: Path) -> int:
+    """Number of token ids that name a token: the highest id of tokenizer.json plus one."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    ids = list(data["model"]["vocab"].values()) if isinstance(data["model"]["vocab"], dict) else \
+        list(range(len(data["model"]["vocab"])))
+    return max(ids + [token["id"] for token in data.get("added_tokens", [])]) + 1

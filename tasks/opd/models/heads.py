@@ -1,0 +1,115 @@
+"""A causal language model in two parts: the body, which gives hidden states, and the head, which makes them logits.
+
+Training and scoring run the body over whole sequences and the head over chunks of tokens, so that full-vocabulary
+logits never live for more than one chunk. A teacher's hidden states with its head are its exact distribution in 2-10 KB
+a token. Ids at or above `num_valid` pad the embedding matrix and name no token: they are -inf on both sides.
+"""
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils import logging
+
+from tasks.opd.models import lora
+
+logging.disable_progress_bar()  # its bars for every load and save would drown the run's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """The last linear layer with what follows it."""
+    weight: Tensor                # [V, d]
+    bias: Tensor | None           # [V]
+    scale: float                  # multiplies the logits
+    softcap: float | None         # logits -> softcap * tanh(logits / softcap)
+    num_valid: int                # ids from here on are padding of the matrix
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 (float64 stays) logits [..., num_valid] of hidden states [..., d]."""
+        weight = self.weight[:self.num_valid]
+        out = hidden.to(weight.dtype) @ weight.T
+        out = out if out.dtype == torch.float64 else out.float()
+        if self.bias is not None:
+            out = out + self.bias[:self.num_valid]
+        out = out * self.scale if self.scale != 1.0 else out
+        return self.softcap * torch.tanh(out / self.softcap) if self.softcap else out
+
+    def logprobs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probabilities [..., num_valid] in nats, of logits / temperature."""
+        return torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
+
+    def to(self, where: torch.dtype | torch.device | str) -> "Head":
+        """The same head in another precision or on another device."""
+        return replace(self, weight=self.weight.to(where), bias=None if self.bias is None else self.bias.to(where))
+
+
+def head_of(model, num_valid: int | None = None) -> Head:
+    """The head of a transformers causal LM; its weight is the live parameter, so gradients reach it."""
+    layer, config = model.get_output_embeddings(), model.config
+    scale = getattr(config, "logit_scale", None) or 1.0
+    if getattr(config, "logits_scaling", None):  # Granite divides
+        scale = scale / config.logits_scaling
+    return Head(weight=layer.weight, bias=getattr(layer, "bias", None), scale=scale,
+                softcap=getattr(config, "final_logit_softcapping", None),
+                num_valid=min(num_valid or layer.weight.shape[0], layer.weight.shape[0]))
+
+
+def hidden_states(model, token_ids: Tensor, mask: Tensor) -> Tensor:
+    """Hidden states after the final norm [B, L, d]; `mask` [B, L] is 1 on tokens, 0 on padding at either side."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return model.base_model(input_ids=token_ids, attention_mask=mask, position_ids=positions,
+                            use_cache=False).last_hidden_state
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
+    """A causal LM from a local safetensors folder, in eval mode, without dropout; an adapter is put into its base.
+
+    Never runs code from the folder.
+    """
+    from transformers import AutoModelForCausalLM
+    base = lora.base_of(folder)
+    model = AutoModelForCausalLM.from_pretrained(base or folder, dtype=dtype, use_safetensors=True,
+                                                 local_files_only=True)
+    model = lora.load(model, folder) if base else model
+    return model.to(device).eval()
+
+
+def load_head(folder: Path, num_valid: int | None = None, dtype: torch.dtype = torch.float32) -> Head:
+    """Only the head of a model folder (an adapter's is its base's): of the body no number is read."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    folder = lora.base_of(folder) or folder
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    head, stored = head_of(model, num_valid), stored_in(folder)
+
+    def read(parameter: Tensor | None) -> Tensor | None:
+        if parameter is None:
+            return None
+        named = model.named_parameters(remove_duplicate=False)  # a tied matrix is stored under one of its names
+        name = next(name for name, other in named if other is parameter and name in stored)
+        with safe_open(stored[name], "pt") as file:
+            return file.get_tensor(name).to(dtype)
+    return replace(head, weight=read(head.weight), bias=read(head.bias))
+
+
+def stored_in(folder: Path) -> dict[str, Path]:
+    """Name of each tensor in a folder's safetensors -> its file."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), file)
+    return found
+
+
+def special_ids(folder: Path) -> frozenset[int]:
+    """Ids of the tokenizer's special tokens (end of turn, template), from tokenizer.json."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    return frozenset(token["id"] for token in data.get("added_tokens", []) if token.get("special"))
+
+
+def wide(head: Head) -> Head:
+    """A head in float32 at least."""
+    return head.to(torch.promote_types(head.weight.dtype, torch.float32))

@@ -1,0 +1,27 @@
+"""Tokenizers: a question as the model is asked it, the tokens that steer a conversation, text that may be shown."""
+from pathlib import Path
+
+
+def render(tokenizer, text: str) -> list[int]:
+    """Token ids of a question as the model is asked it: through its chat template, else (without one) as it stands."""
+    if not tokenizer.chat_template:
+        return tokenizer.encode(text)
+    return list(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
+                                              tokenize=True, return_dict=False))
+
+
+def control_tokens(tokenizer) -> list[str]:
+    """Tokens that steer a conversation; a question that holds one could end its own turn or start another's."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return sorted(added | set(tokenizer.all_special_tokens))
+
+
+def tokenizer_of(path: Path):
+    """The tokenizer that prompts were rendered with: kept beside them, so that reading completions needs no model."""
+    from transformers import AutoTokenizer
+    return AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+
+
+def showable(text: str, control: list[str]) -> str:
+    """The text without space around it; nothing at all when it spells a token that would end the user's turn."""
+    return "" if any(token in text for token in control) else text.strip()

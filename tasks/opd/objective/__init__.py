@@ -1,0 +1,13 @@
+"""The loss: what a paper changes lives here.
+
+columns      per-token columns of a scored set
+rows         which rollouts
+targets      which distribution is aimed at
+supports     where it is compared
+divergences  how far apart
+advantages   what a token is worth
+estimators   how that becomes a gradient
+weights      which tokens count
+terms        a term with its slots as functions
+loss         terms as coefficients, a chunk's part of the loss
+"""

@@ -1,0 +1,166 @@
+"""What a token is worth: columns -> [N] or [N, S], a detached function of the whole scored set (groups included).
+
+Statistics are over the term's tokens (`columns.mask`): what stands elsewhere may be NaN and reaches none of them. An
+advantage [N, S] values every candidate of the term's support and goes into candidate_policy_gradient.
+"""
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.objective.columns import Columns
+
+
+def teacher_gap(columns: Columns) -> Tensor:
+    """log teacher - log student of the token written, the student at the round's start. [N] nats.
+
+    With the policy gradient its mean is the reverse KL's gradient at the visited prefixes, the prefixes held fixed.
+    Source: On-Policy Distillation, Thinking Machines 2025.
+    """
+    return columns.teacher - columns.old
+
+
+def centred_gap(columns: Columns) -> Tensor:
+    """`teacher_gap` + reverse KL at the token's prefix: the gap less its own mean under the student. [N] nats.
+
+    The mean gradient is `teacher_gap`'s, for a baseline that does not know the token written cannot bias it; its mean
+    over the vocabulary is 0. The variance is usually, not always, smaller.
+    Source: vOPD, arXiv:2605.07865.
+    """
+    return teacher_gap(columns) + columns.reverse_kl
+
+
+def floored_gap(columns: Columns, *, share: Annotated[float, Field(gt=0, lt=1)] = 0.1) -> Tensor:
+    """max(`teacher_gap`, ln(share) / (1 - share)): no token is worth less than the floor, -2.558 at 0.1. [N] nats.
+
+    Source: REOPOLD, arXiv:2603.11137.
+    """
+    return teacher_gap(columns).clamp(min=math.log(share) / (1 - share))
+
+
+def shifted_gap(columns: Columns) -> Tensor:
+    """A control: `teacher_gap` with the teacher moved by one token in each completion, like an off-by-one. [N] nats.
+
+    Over the term's tokens of the completion; the first gets the last one's.
+    """
+    owner, moved = columns.rollout[columns.mask], columns.teacher[columns.mask].roll(1)
+    first, last = owner != owner.roll(1), owner != owner.roll(-1)  # both all False where there is one completion only
+    moved[first] = columns.teacher[columns.mask][last]
+    gap = teacher_gap(columns)
+    gap[columns.mask] = moved - columns.old[columns.mask]
+    return gap
+
+
+def shuffled_gap(columns: Columns, *, seed: Annotated[int, Field(ge=0)] = 0) -> Tensor:
+    """A placebo: `teacher_gap` permuted among all of the term's tokens: sizes stay, meaning goes. [N] nats."""
+    gap = teacher_gap(columns)
+    own = gap[columns.mask]
+    generator = torch.Generator().manual_seed(derive_seed("shuffled_gap", seed))
+    gap[columns.mask] = own[torch.randperm(own.numel(), generator=generator)]
+    return gap
+
+
+def fixed(columns: Columns, *, value: float = -1.0) -> Tensor:
+    """A placebo: the same for every token. [N]. Its gradient's mean is 0 at the round's start, its noise is not."""
+    return torch.full_like(columns.old, value)
+
+
+def return_to_go(columns: Columns, *, discount: Annotated[float, Field(ge=0, le=1)] = 1.0) -> Tensor:
+    """G_t = gap_t + discount * G_{t+1} within each completion, gap as in `teacher_gap`. [N] nats.
+
+    Tokens that are not the term's (an environment's, say) add nothing. Discount 0 is `teacher_gap`; discount 1 is the
+    unbiased gradient of the sequence's reverse KL.
+    Source: arXiv:2603.25562; MiniLLM, arXiv:2306.08543.
+    """
+    gap = torch.where(columns.mask, teacher_gap(columns), 0.0)
+    padded, there = columns.by_rollout(gap)
+    returns = torch.zeros_like(padded)
+    running = torch.zeros(columns.num_rollouts, dtype=gap.dtype)
+    for t in range(padded.shape[1] - 1, -1, -1):
+        running = padded[:, t] + discount * running
+        returns[:, t] = running
+    return returns[there]
+
+
+def grpo(columns: Columns, *, scale: bool = True, epsilon: Annotated[float, Field(gt=0)] = 1e-4) -> Tensor:
+    """(reward - group mean) / (group standard deviation + epsilon), the same for every token of a rollout. [N].
+
+    The group is all its graded rollouts, whichever of them the term learns from. The deviation is the sample's
+    (ddof 1); a group of one, and a group of equal rewards, give 0. `scale: false` leaves the deviation out (Dr. GRPO,
+    arXiv:2503.20783).
+    Source: DeepSeekMath, arXiv:2402.03300.
+    Raises: ValueError when a rollout that the term learns from has no reward.
+    """
+    graded = ~torch.isnan(columns.reward)
+    if not graded[columns.rollout][columns.mask].all():
+        raise ValueError("grpo needs a reward on every rollout, but some are ungraded; give prompts.grader")
+    members = torch.zeros(int(columns.group.max()) + 1, dtype=torch.float64)
+    reward = torch.where(graded, columns.reward, 0.0).double()
+    count = members.index_add(0, columns.group, graded.double())
+    mean = members.index_add(0, columns.group, reward) / count.clamp(min=1)
+    centred = torch.where(graded, reward - mean[columns.group], 0.0)
+    variance = members.index_add(0, columns.group, centred ** 2) / (count - 1).clamp(min=1)
+    advantage = centred / (variance.sqrt()[columns.group] + epsilon) if scale else centred
+    return advantage[columns.rollout].to(columns.old.dtype)
+
+
+def direction(columns: Columns, *, beta: Annotated[float, Field(ge=0)] = 0.1,
+              share: Annotated[float, Field(gt=0, lt=1)] = 0.2, largest: Annotated[float, Field(gt=0)] = 5.0,
+              side: Literal["top", "bottom"] = "top") -> Tensor:
+    """`grpo` plus beta * pull * gate * g: towards the teacher where the student is sure, away from it elsewhere. [N].
+
+    pull = tanh((threshold - entropy) / spread), gate = sigmoid(|g| - 1), g = gap / (mean |gap| + 1e-8) cut at
+    +-largest, gap as in `teacher_gap`; mean, spread (mean absolute deviation of the entropy) and threshold are the
+    completion's. The threshold leaves `share` of the tokens above it (side top: these are pushed away) or below it
+    (side bottom: only these are pulled). Equal entropies give pull 0.
+    Source: DASD, arXiv:2605.22263; beta, the side and what g is divided by are reconstructed.
+    Raises: ValueError like `grpo`.
+    """
+    gap, there = within(columns, teacher_gap(columns))
+    entropy, _ = within(columns, columns.entropy)
+    g = (gap / (gap.abs().nanmean(1, keepdim=True) + 1e-8)).clamp(-largest, largest)
+    threshold = entropy.nanquantile(1 - share if side == "top" else share, dim=1, keepdim=True)
+    spread = (entropy - entropy.nanmean(1, keepdim=True)).abs().nanmean(1, keepdim=True)
+    pull = torch.where(spread == 0, 0.0, torch.tanh((threshold - entropy) / spread))
+    extra = (beta * pull * torch.sigmoid(g.abs() - 1) * g)[there]
+    return grpo(columns) + torch.where(columns.mask, extra, 0.0).to(columns.old.dtype)
+
+
+def within(columns: Columns, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Values [N] as (padded [R, Tmax] in float64, NaN at all but the term's tokens; there bool [R, Tmax])."""
+    padded, there = columns.by_rollout(torch.where(columns.mask, values.double(), math.nan))
+    return padded.masked_fill(~there, math.nan), there
+
+
+def candidate_gap(columns: Columns, *, weigh_by: Literal["student", "teacher", "none"] = "student",
+                  normalise: bool = True) -> Tensor:
+    """(log target - log student) * weight of every candidate, the student at the round's start. [N, S] nats.
+
+    The weight is the candidate's probability under student or teacher, or 1, divided (`normalise`) by its sum over the
+    position's candidates; where there is no candidate the advantage is 0. Student's weights over the whole vocabulary
+    give the reverse KL's gradient without sampling noise.
+    Source: Rethinking OPD, arXiv:2604.13016 (normalised); not normalised: arXiv:2605.11182.
+    """
+    candidates = columns.candidates
+    if candidates is None:  # no token takes part, so that nobody looked for any
+        assert not columns.mask.any()
+        return torch.zeros(columns.num_tokens, 0)
+    weigher = {"student": candidates.student, "teacher": candidates.target,
+               "none": torch.zeros_like(candidates.student)}[weigh_by]
+    logs = torch.where(candidates.there, weigher, -math.inf)
+    weight = logs.softmax(-1) if normalise else logs.exp()
+    return torch.where(candidates.there, (candidates.target - candidates.student) * weight, 0.0)
+
+
+ADVANTAGES = {"teacher_gap": teacher_gap, "centred_gap": centred_gap, "floored_gap": floored_gap,
+              "shifted_gap": shifted_gap, "shuffled_gap": shuffled_gap, "fixed": fixed, "return_to_go": return_to_go,
+              "grpo": grpo, "direction": direction, "candidate_gap": candidate_gap}
+NEEDS = {"teacher_gap": ("old", "teacher"), "centred_gap": ("old", "teacher", "reverse_kl"),
+         "floored_gap": ("old", "teacher"), "shifted_gap": ("old", "teacher"), "shuffled_gap": ("old", "teacher"),
+         "return_to_go": ("old", "teacher"), "direction": ("old", "teacher", "entropy"),
+         "candidate_gap": ("candidates",)}
+WITHOUT_TEACHER = frozenset({"grpo", "fixed"})
+GROUPED = frozenset({"grpo", "direction"})

@@ -1,0 +1,237 @@
+"""Which tokens count, and how much: columns -> [N] >= 0, a detached function of the whole scored set.
+
+Statistics (quantiles, min-max, means, prefix sums, positions) are over the term's tokens, `columns.mask`: the n of them
+are taken out, weighed in float64, and laid back among the N with zeros elsewhere. So what stands outside the mask, NaN
+included, cannot matter. A NaN inside it is an error, never a weight. Quantiles are values of the set, not interpolated.
+"""
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tasks.opd.objective.columns import Columns
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Scope = Literal["rollout", "batch"]
+ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996, and means 29
+
+
+def uniform(columns: Columns) -> Tensor:
+    """One for every token. [N]."""
+    return torch.ones(columns.num_tokens)
+
+
+def skip_first(columns: Columns, *, tokens: Annotated[int, Field(ge=0)] = 3) -> Tensor:
+    """Zero on the first `tokens` tokens of every completion, one elsewhere. [N]. Source: SDFT, arXiv:2601.19897."""
+    return (columns.position >= tokens).float()
+
+
+def special_token_mask(columns: Columns) -> Tensor:
+    """Zero where the token written is a special token (end of turn, template), one elsewhere. [N].
+
+    For pairs that end their turns with different tokens: otherwise the student unlearns to stop.
+    Source: Revisiting On-Policy Distillation, arXiv:2603.25562.
+    """
+    return (~columns.special).float()
+
+
+def keep_soft_or(columns: Columns, *, share: Share = 0.5, scope: Scope = "rollout") -> Tensor:
+    """One on the `share` of tokens where the student is unsure or far from the teacher, zero elsewhere. [N].
+
+    h is the student's entropy, cut off at its 98th percentile and scaled to [0, 1] by minimum and maximum; d the term's
+    divergence, scaled likewise; the score is h + d - h * d. See `keep_top` for the share.
+    Source: TIP, arXiv:2604.14084.
+    """
+    unsure, apart = scaled_entropy(columns), min_max(own(columns, "divergence"))
+    return keep_top(columns, unsure + apart - unsure * apart, share, scope)
+
+
+def keep_entropy(columns: Columns, *, share: Share = 0.5, scope: Scope = "rollout") -> Tensor:
+    """One on the `share` of tokens of highest student entropy, zero elsewhere. [N]. See `keep_top`.
+
+    Source: TIP, arXiv:2604.14084, the entropy-only rule.
+    """
+    return keep_top(columns, own(columns, "entropy"), share, scope)
+
+
+def keep_confidently_wrong(columns: Columns, *, share: Share = 0.5, scope: Scope = "rollout") -> Tensor:
+    """One on the `share` of tokens where the student is sure and wrong, zero elsewhere. [N]. See `keep_top`.
+
+    The score is forward_kl * (1 - h), with h the entropy scaled as in `keep_soft_or`.
+    Source: TIP, arXiv:2604.14084, third quadrant.
+    """
+    return keep_top(columns, own(columns, "forward_kl") * (1 - scaled_entropy(columns)), share, scope)
+
+
+def teacher_entropy_above(columns: Columns, *, nats: float = 0.8) -> Tensor:
+    """One where the teacher's entropy is above `nats`, zero elsewhere. [N]. Source: EOPD, arXiv:2603.07079."""
+    return laid_back(columns, own(columns, "teacher_entropy") > nats)
+
+
+def importance_prefix(columns: Columns, *, largest: Annotated[float, Field(ge=1)] = 1.5) -> Tensor:
+    """From `largest` at a rollout's first token down to 1, as the gap to the teacher is used up. [N].
+
+    1 + (largest - 1) * (1 - F); F is the share of the rollout's sum of |teacher - old| that lies before the token, and
+    0 in a rollout without any gap.
+    Source: IW-OPD, arXiv:2606.22600.
+    """
+    gap = (own(columns, "teacher") - own(columns, "old")).abs()
+    before = gap.cumsum(0) - gap
+    index, first, _ = places(columns)
+    used = (before - before[index - first]) / per_rollout(columns, gap).clamp(min=1e-8)
+    return laid_back(columns, 1 + (largest - 1) * (1 - used.clamp(0, 1)))
+
+
+def position(columns: Columns, *, lowest: Share = 0.25, centre: float = 0.30,
+             width: Annotated[float, Field(gt=0)] = 0.10) -> Tensor:
+    """From `lowest` early in a rollout to 1 late: lowest + (1 - lowest) * sigmoid((f - centre) / width). [N].
+
+    f = (t + 0.5) / T for the t-th (from 0) of the rollout's T tokens in the term.
+    Source: PW-OPSD, arXiv:2605.21606.
+    """
+    _, t, size = places(columns)
+    fraction = (t.double() + 0.5) / size
+    return laid_back(columns, lowest + (1 - lowest) * torch.sigmoid((fraction - centre) / width))
+
+
+def dash(columns: Columns, *, kappa: Annotated[float, Field(ge=0)] = 5.0) -> Tensor:
+    """How often a token's divergence r counts when small ones hand on what follows them. [N].
+
+    c_t = 1 + l_{t-1} * c_{t-1} and c_1 = 1, with l = sigmoid(-kappa * (r - the rollout's mean r)). The mean of
+    c_t * r_t is that of A_t = r_t + l_t * A_{t+1}, DASH's return.
+    Source: DASH, arXiv:2608.06243.
+    """
+    r = own(columns, "divergence")
+    _, t, size = places(columns)
+    handed_on = torch.sigmoid(-kappa * (r - per_rollout(columns, r) / size))
+    total, factor, reach = torch.ones_like(r), torch.where(t > 0, handed_on.roll(1), 0.0), 1
+    # `total` is the sum over the last `reach` tokens, and `factor` is by how much the one before them still counts
+    while bool((factor > 0).any()):
+        total = total + factor * total.roll(reach)
+        factor = factor * factor.roll(reach)
+        reach *= 2
+    return laid_back(columns, total)
+
+
+def fire(columns: Columns, *, student: Annotated[float, Field(ge=0)] = 1.0,
+         teacher: Annotated[float, Field(ge=0)] = 1.0) -> Tensor:
+    """High where the teacher is sure and the student is not, with mean 1. [N].
+
+    (1 + teacher * (1 - H_teacher / max)) * (1 + student * H_student / max), over its mean; each max is that entropy's
+    largest among the term's tokens (not ln V).
+    Source: FiRe-OPD, arXiv:2606.02684.
+    """
+    sure = 1 - of_largest(own(columns, "teacher_entropy"))
+    weight = (1 + teacher * sure) * (1 + student * of_largest(own(columns, "entropy")))
+    return laid_back(columns, weight / weight.mean())
+
+
+def gap_above_floor(columns: Columns, *, share: Annotated[float, Field(gt=0, lt=1)] = 0.1) -> Tensor:
+    """One where teacher - old >= ln(share) / (1 - share), zero where the teacher finds the token hopeless. [N].
+
+    Source: REOPOLD, arXiv:2603.11137, exploration phase.
+    """
+    gap = own(columns, "teacher", infinite=True) - own(columns, "old")
+    return laid_back(columns, gap >= math.log(share) / (1 - share))
+
+
+def high_entropy(columns: Columns, *, share: Share = 0.2) -> Tensor:
+    """One where the student's entropy is at least its (1 - share)-quantile, ties included; zero elsewhere. [N].
+
+    Source: REOPOLD, arXiv:2603.11137, refinement phase.
+    """
+    entropy = own(columns, "entropy")
+    return laid_back(columns, entropy >= quantile(entropy, 1 - share))
+
+
+def sampler_ratio(columns: Columns, *, cap: Annotated[float, Field(gt=0)] = 2.0) -> Tensor:
+    """min(exp(old - sampler), cap): corrects for the law sampled from; one where the writer gave none. [N].
+
+    Source: truncated importance weights, as in SDPO, arXiv:2601.20802.
+    """
+    sampler = columns.sampler[columns.mask].double()
+    ratio = (own(columns, "old") - sampler).exp().clamp(max=cap)
+    return laid_back(columns, torch.where(sampler.isnan(), 1.0, ratio))
+
+
+def own(columns: Columns, name: str, *, infinite: bool = False) -> Tensor:
+    """A column at the term's tokens: [n] float64. Raises ValueError on NaN and, unless `infinite`, on infinities."""
+    values = getattr(columns, name)[columns.mask].double()
+    bad = values.isnan() if infinite else ~values.isfinite()
+    if bad.any():
+        raise ValueError(f"a weight reads {name}, but it is not finite at {int(bad.sum())} of the term's {bad.numel()} "
+                         f"tokens; name {name} in the weight's NEEDS, and use models of one vocabulary")
+    return values
+
+
+def laid_back(columns: Columns, values: Tensor) -> Tensor:
+    """Values of the term's tokens [n] among all tokens: [N] float64, zero outside the mask."""
+    return torch.zeros(columns.num_tokens, dtype=torch.float64).masked_scatter(columns.mask, values.double())
+
+
+def places(columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the term's tokens: index from 0, place in the rollout from 0, and how many the rollout has. [n] each."""
+    rollout = columns.rollout[columns.mask]
+    size = rollout.bincount(minlength=columns.num_rollouts)
+    index = torch.arange(rollout.numel())
+    return index, index - (size.cumsum(0) - size)[rollout], size[rollout]
+
+
+def per_rollout(columns: Columns, values: Tensor) -> Tensor:
+    """The sum of values [n] over the rollout of each of the term's tokens: [n]."""
+    rollout = columns.rollout[columns.mask]
+    return torch.zeros(columns.num_rollouts, dtype=values.dtype).index_add_(0, rollout, values)[rollout]
+
+
+def keep_top(columns: Columns, score: Tensor, share: float, scope: str) -> Tensor:
+    """One on the floor(share * n) tokens of highest score [n] of each rollout, or of the batch; zero elsewhere. [N].
+
+    At least one of each unless `share` is 0; of equal scores the earlier token stays.
+    """
+    unit = columns.rollout[columns.mask] if scope == "rollout" else torch.zeros(score.numel(), dtype=torch.long)
+    order = score.argsort(descending=True, stable=True)
+    order = order[unit[order].argsort(stable=True)]                 # by unit, then by score
+    size = unit.bincount(minlength=1)
+    rank = torch.arange(score.numel()) - (size.cumsum(0) - size)[unit]  # units lie in order, before and after sorting
+    room = (share * size.double() + ROUNDING).floor().clamp(min=1 if share > 0 else 0)
+    return laid_back(columns, torch.zeros_like(score).index_put_((order,), (rank < room[unit]).double()))
+
+
+def scaled_entropy(columns: Columns) -> Tensor:
+    """The student's entropy cut off at its 98th percentile, by `min_max`: [n]. Dividing by ln V would cancel."""
+    entropy = own(columns, "entropy")
+    return min_max(entropy.clamp(max=quantile(entropy, 0.98)))
+
+
+def min_max(values: Tensor) -> Tensor:
+    """(values - minimum) / (maximum - minimum), and 0 where all are equal. [n] in [0, 1]."""
+    if values.numel() == 0:
+        return values
+    low, high = values.aminmax()
+    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+
+
+def of_largest(values: Tensor) -> Tensor:
+    """Values >= 0 over their maximum: [n] in [0, 1], and 0 where the maximum is."""
+    largest = float(values.max()) if values.numel() else 0.0
+    return (values / largest).clamp(0, 1) if largest > 0 else torch.zeros_like(values)
+
+
+def quantile(values: Tensor, q: float) -> float:
+    """The smallest of the values [n] not below their q-quantile; 0 without values."""
+    if values.numel() == 0:
+        return 0.0
+    return float(values.sort().values[math.ceil(q * (values.numel() - 1) - ROUNDING)])
+
+
+WEIGHTS = {"uniform": uniform, "skip_first": skip_first, "special_token_mask": special_token_mask,
+           "keep_soft_or": keep_soft_or, "keep_entropy": keep_entropy, "keep_confidently_wrong": keep_confidently_wrong,
+           "teacher_entropy_above": teacher_entropy_above, "importance_prefix": importance_prefix, "position": position,
+           "dash": dash, "fire": fire, "gap_above_floor": gap_above_floor, "high_entropy": high_entropy,
+           "sampler_ratio": sampler_ratio}
+NEEDS = {"keep_soft_or": ("entropy", "divergence"), "keep_entropy": ("entropy",),
+         "keep_confidently_wrong": ("entropy", "forward_kl"), "teacher_entropy_above": ("teacher_entropy",),
+         "importance_prefix": ("old", "teacher"), "dash": ("divergence",), "fire": ("entropy", "teacher_entropy"),
+         "gap_above_floor": ("old", "teacher"), "high_entropy": ("entropy",), "sampler_ratio": ("old",)}

@@ -1,0 +1,11 @@
+"""What a run is to do: YAML, schema, slots, static checks. No torch.
+
+schema        every setting with title, unit and bounds
+slots         which module and table serve a slot; parameters held against signatures
+layers        settings with who set each key
+loading       recipes and suites from YAML and key=value
+validation    plain data held against schema, slots and checks
+requirements  what the terms ask of which models
+catalogue     the variants as tables
+checks        what can be said of a recipe without models
+"""

@@ -1,0 +1,241 @@
+"""What can be said of a recipe without models: combinations that are silently wrong, what teachers must give, and
+whether the engine can. No torch. Everything is data or a small rule; a rule names what is wrong and the way out.
+"""
+from collections.abc import Callable
+from typing import Any
+
+from tasks.opd.recipe import slots
+from tasks.opd.recipe.checks.servers import served, servers_are_named, servers_can
+from tasks.opd.recipe.checks.terms import TERM_RULES, Found
+from tasks.opd.recipe.requirements import (
+    COLUMNS,
+    OF_EXPERTS,
+    OF_STUDENT,
+    asks,
+    completed,
+    main_models,
+    models_named,
+    needs,
+    needs_teacher,
+)
+from tasks.opd.recipe.schema import Recipe, Source
+from tasks.opd.recipe.slots import Problem
+
+ENGINES = {  # engine -> what it can score
+    "torch": frozenset({"sampled", "top_k", "entropy", "hidden"}),
+    "vllm": frozenset({"sampled", "top_k"}),
+}
+WAY_OUT = {"hidden": "use engine.scores=torch, or support teacher_top_k, which needs only the teacher's k likeliest"}
+IDENTITY = {  # source -> the parameters that say which items these are; a template or a seed does not make others
+    "tiny": ("seed",), "reasoning_gym": ("dataset",), "jsonl": ("path",), "hub": ("dataset", "config", "split"),
+}
+SEED_SHIFTS = frozenset({"reasoning_gym"})  # item i of seed s is item i + s of seed 0
+SOLVED = {  # source -> whether its items carry worked solutions; by the dataset, or by a parameter that names the field
+    "tiny": lambda params: True,
+    "reasoning_gym": lambda params: params.get("dataset") in {"gsm_symbolic"},
+    "jsonl": lambda params: bool(params.get("solution")),
+    "hub": lambda params: bool(params.get("solution")) or params.get("dataset") == "openai/gsm8k",
+}
+
+
+def problems(recipe: Recipe) -> list[Problem]:
+    """All that is wrong with how the recipe's settings go together."""
+    found = [problem for rule in RULES for problem in rule(recipe)]
+    for index, term in enumerate(recipe.terms):
+        found += [problem for rule in TERM_RULES for problem in rule(recipe, term, f"terms.{index}")]
+    return found
+
+
+def notes(recipe: Recipe, num_rounds: int) -> list[str]:
+    """What is sound and yet may not be meant, in a run of so many rounds: fewer where its tokens are granted."""
+    late = ", ".join(str(patch.round) for patch in recipe.schedule if patch.round >= num_rounds)
+    return [f"with {num_rounds} rounds, what the schedule says of round {late} (counted from 0) never happens; set its "
+            "rounds in proportion"] if late else []
+
+
+def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str, Any]:
+    """What `opd check` shows, JSON-able: problems, notes, what teachers must give, what the engine can, files read."""
+    read = {source.rsplit(":", 1)[0] for source in (provenance or {}).values() if not source.startswith("override ")}
+    columns = [column for column in COLUMNS if column in ENGINES[recipe.engine_for("score")["name"]]]
+    return {"name": recipe.name, "problems": [str(problem) for problem in problems(recipe)],
+            "notes": notes(recipe, recipe.rounds), "needs": needs(recipe),
+            "engine": {"name": recipe.engine.name, "columns": columns}, "files": sorted(read)}
+
+
+def refiners_fit(recipe: Recipe) -> Found:
+    """Who asks a teacher has one; a rewrite can be kept, reads rewards that are there, and some term learns from it."""
+    asking = slots.constant("refiner", "BY_TEACHER", frozenset())
+    for index, slot in enumerate(recipe.refine):
+        key, params = f"refine.{index}", completed(slot, "refiner")
+        if slot.name in asking and recipe.teacher.model in OF_EXPERTS:
+            yield Problem("teacher.model", f"stands for several, but {key} {slot.name} asks one; use a model of the "
+                          "pair by its name, or self", recipe.teacher.model)
+        if slot.name == "trd":
+            yield from rewriting_fits(recipe, index, params)
+        if slot.name in slots.constant("refiner", "INTERLEAVED", frozenset()):
+            yield from interleaving_fits(recipe, index)
+
+
+def rewriting_fits(recipe: Recipe, index: int, params: dict[str, Any]) -> Found:
+    """What `refiners_fit` says of the refiner trd."""
+    key, any_author = f"refine.{index}", slots.constant("rows", "ANY_AUTHOR", frozenset())
+    if index:
+        yield Problem(key, f"reads rewards, which {recipe.refine[index - 1].name} before it takes from what it "
+                      "changes; put trd first", "trd")
+    if params.get("which") == "succeeded" and params.get("keep") == "repaired":
+        yield Problem(f"{key}.keep", "a success cannot be repaired; use keep: all, or which: failed", "repaired")
+    if all(term.rows.name not in any_author for term in recipe.terms):
+        yield Problem("terms.0.rows", f"takes only the student's rollouts, but {key} trd has the teacher write them; "
+                      "use rows: all", recipe.terms[0].rows.name)
+
+
+def interleaving_fits(recipe: Recipe, index: int) -> Found:
+    """What `refiners_fit` says of refiners that let student and teacher take turns."""
+    key, name = f"refine.{index}", recipe.refine[index].name
+    authors = sorted({writer.name for writer in recipe.rollout.writers})
+    for params in (completed(slot, "refiner") for slot in recipe.refine[:index] if slot.name == "trd"):
+        if params.get("others") == "drop" or params.get("which") == params.get("keep") == "all":
+            yield Problem(key, "works on the student's rollouts, and trd before it leaves none; let trd keep others "
+                          f"and rewrite or keep fewer (others: keep, which: failed), or take {name} out", name)
+    if "student" not in authors:
+        yield Problem(key, f"works on the student's rollouts, but the writers are {', '.join(authors)}; add the writer "
+                      "student, or take `refine` out", name)
+    if recipe.teacher.model in served(recipe):
+        yield Problem("teacher.model", f"{key} {name} needs the teacher's caches, and a teacher behind a server lends "
+                      "none; give teacher.model a model of the pair that lies in a folder, or take `refine` out",
+                      recipe.teacher.model)
+
+
+def teacher_is_there(recipe: Recipe) -> Found:
+    """Models that terms look at are models of the pair; only the student's own weights refresh."""
+    teacher, pair = recipe.teacher, recipe.pair
+    known = ["teacher", *pair.others, *sorted(OF_STUDENT)]
+    teaching = [*known, *sorted(OF_EXPERTS)]
+    refining = {slot.name for slot in recipe.refine} & slots.constant("refiner", "BY_TEACHER", frozenset())
+    if refining or any(needs_teacher(term) and "teacher" in main_models(term) for term in recipe.terms):
+        if teacher.model not in teaching:
+            message = f"unknown model of pair {pair.name}; {slots.nearest(teacher.model, teaching)}"
+            yield Problem("teacher.model", message, teacher.model)
+        if teacher.model in OF_EXPERTS and not pair.experts:
+            yield Problem("teacher.model", f"pair {pair.name} has no experts; name a model for each domain: "
+                          "pair.experts: {domain: model}", teacher.model)
+    for domain, model in pair.experts.items():
+        if model not in ("teacher", *pair.others):
+            message = f"unknown model of pair {pair.name}; {slots.nearest(model, ['teacher', *pair.others])}"
+            yield Problem(f"pair.experts.{domain}", message, model)
+    for index, term in enumerate(recipe.terms):
+        if "teacher" in models_named(term) and teacher.model != "teacher":
+            message = f"`teacher` means the recipe's teacher, which is {teacher.model}; give the pair's another name " \
+                      "too, in pair.others"
+            yield Problem(f"terms.{index}.target", message, "teacher")
+        for name in (name for name in models_named(term) if name not in known):
+            message = f"unknown model of pair {pair.name}; {slots.nearest(name, known)}; name it in pair.others"
+            yield Problem(f"terms.{index}.target", message, name)
+    if teacher.refresh.name != "frozen" and teacher.model != "self":
+        message = f"model {teacher.model} never changes; use refresh: frozen, or teacher.model: self"
+        yield Problem("teacher.refresh", message, teacher.refresh.name)
+    for name in ({"student", "teacher"} | OF_STUDENT | OF_EXPERTS) & set(pair.others):
+        yield Problem(f"pair.others.{name}", "is taken; name it otherwise")
+
+
+def average_is_kept(recipe: Recipe) -> Found:
+    """A moving average of the student is kept from the first round on, or never."""
+    kept = is_average(recipe.teacher.model, recipe.teacher.refresh.name)
+    for index, patch in enumerate(recipe.schedule):
+        refresh = patch.set.get("teacher.refresh", recipe.teacher.refresh.name)
+        name = refresh["name"] if isinstance(refresh, dict) else refresh
+        if is_average(patch.set.get("teacher.model", recipe.teacher.model), name) != kept:
+            yield Problem(f"schedule.{index}.set", "a moving average (teacher.model: self, refresh: ema) can neither "
+                          "begin nor end in a later round; keep it throughout, or use refresh: frozen or live")
+
+
+def is_average(model: str, refresh: str) -> bool:
+    """Whether a teacher is the student's moving average."""
+    return model == "self" and refresh == "ema"
+
+
+def solutions_exist(recipe: Recipe) -> Found:
+    """Worked solutions are there for who copies or shows them."""
+    source, context = recipe.prompts.source, recipe.teacher.context.name
+    if SOLVED.get(source.name, lambda params: True)(completed(source, "source")):
+        return
+    way = "use a source with worked solutions (tiny, reasoning_gym gsm_symbolic, or name the field: `solution`)"
+    showing = slots.constant("context", "NEEDS_SOLUTION", frozenset())
+    if context in showing and any(map(needs_teacher, recipe.terms)):
+        yield Problem("teacher.context", f"source {source.name} has no solutions; {way}", context)
+    for index, slot in enumerate(recipe.refine):
+        if completed(slot, "refiner").get("solution"):
+            message = f"source {source.name} has no solutions; {way}; or solution: false"
+            yield Problem(f"refine.{index}.solution", message, True)
+    for index, writer in enumerate(recipe.rollout.writers):
+        if writer.name == "dataset":
+            message = f"source {source.name} has no solutions to copy; {way}"
+            yield Problem(f"rollout.writers.{index}", message, "dataset")
+
+
+def prompts_fit(recipe: Recipe) -> Found:
+    """A prompt and its completion fill the context together; a round takes no more prompts than there are."""
+    context = recipe.pair.context_tokens
+    laws = {"prompts": (recipe.prompts, recipe.rollout.sampling)}
+    laws |= {f"benchmarks.{i}": (b, b.sampling) for i, b in enumerate(recipe.benchmarks)}
+    for key, (source, law) in laws.items():
+        if source.max_prompt_tokens + law.max_new_tokens > context:
+            message = f"with max_new_tokens {law.max_new_tokens} exceeds pair.context_tokens {context}; " \
+                      f"use at most {max(0, context - law.max_new_tokens)}"
+            yield Problem(f"{key}.max_prompt_tokens", message, source.max_prompt_tokens)
+    if recipe.rollout.prompts_per_round > recipe.prompts.count:
+        yield Problem("rollout.prompts_per_round", f"exceeds prompts.count {recipe.prompts.count}",
+                      recipe.rollout.prompts_per_round)
+
+
+def items(source: Source) -> tuple[tuple, range]:
+    """Which items of which data a source takes: (identity, indices shifted by the seed where it only shifts)."""
+    params, name = completed(source.source, "source"), source.source.name
+    shift = params.get("seed") if name in SEED_SHIFTS else 0
+    first = source.first + (shift if isinstance(shift, int) else 0)
+    keys = IDENTITY.get(name, sorted(params))
+    return (name, *(str(params.get(key)) for key in keys)), range(first, first + source.count)
+
+
+def splits_are_disjoint(recipe: Recipe) -> Found:
+    """No benchmark item is a training item."""
+    data, train = items(recipe.prompts)
+    for index, benchmark in enumerate(recipe.benchmarks):
+        other, held_out = items(benchmark)
+        if data == other and max(train.start, held_out.start) < min(train.stop, held_out.stop):
+            clear = max(0, benchmark.first + train.stop - held_out.start)
+            message = f"items {held_out.start} to {held_out.stop - 1} overlap the training prompts, items " \
+                      f"{train.start} to {train.stop - 1}; start at {clear}"
+            yield Problem(f"benchmarks.{index}.first", message, benchmark.first)
+
+
+def engine_can(recipe: Recipe) -> Found:
+    """The engine that scores gives every column the terms need, at their temperature."""
+    scoring = recipe.engine_for("score")["name"]
+    wants = {model: want for model, want in needs(recipe).items() if model not in served(recipe)}
+    for model, want in wants.items():
+        for column in (c for c in COLUMNS if want[c] and c not in ENGINES[scoring]):
+            asking = [f"terms.{i}" for i, term in enumerate(recipe.terms) if column in asks(term)]
+            yield Problem("engine.name", f"cannot give {column} of model {model}, which {', '.join(asking)} needs; "
+                          f"{WAY_OUT.get(column, 'use engine.scores=torch')}", recipe.engine.name)
+    if scoring == "vllm" and recipe.loss.temperature != 1 and wants:
+        yield Problem("loss.temperature", "vllm scores at temperature 1 only; use engine.scores=torch",
+                      recipe.loss.temperature)
+
+
+def vllm_can(recipe: Recipe) -> Found:
+    """What vLLM refuses when it starts or samples, said before it is started."""
+    if recipe.engine.name != "vllm":
+        return
+    if recipe.engine.dtype == "float64":
+        yield Problem("engine.dtype", "vllm computes in float32 or bfloat16", "float64")
+    laws = {"rollout.sampling": recipe.rollout.sampling}
+    laws |= {f"benchmarks.{i}.sampling": benchmark.sampling for i, benchmark in enumerate(recipe.benchmarks)}
+    for key, law in laws.items():
+        if law.temperature > 2:
+            yield Problem(f"{key}.temperature", "vllm samples at temperatures up to 2", law.temperature)
+
+
+RULES: list[Callable[[Recipe], Found]] = [
+    teacher_is_there, average_is_kept, refiners_fit, solutions_exist, prompts_fit, splits_are_disjoint, engine_can,
+    vllm_can, servers_can, servers_are_named]

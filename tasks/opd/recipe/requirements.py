@@ -1,0 +1,133 @@
+"""What the terms of a recipe ask of its models: which of them score, which columns, over which rollouts. No torch.
+
+Everything is read off the recipe and the constants beside the slots' tables (`NEEDS`, `WITHOUT_TEACHER` and the like),
+so that it is known before anything is loaded. A teacher that stands for several models is resolved here.
+"""
+from typing import Any
+
+from tasks.opd.recipe import slots
+from tasks.opd.recipe.schema import Recipe, Slot, Term
+
+COLUMNS = ("sampled", "top_k", "entropy", "hidden")
+SUPPORT_NEEDS = {  # support -> columns of the teacher's signal ("k": its own parameter)
+    "sampled": {"sampled": True}, "teacher_top_k": {"top_k": "k"},
+    "student_top_k": {"hidden": True}, "full": {"hidden": True},
+    "union": {"hidden": True, "top_k": "k"}, "intersection": {"hidden": True, "top_k": "k"},
+}
+COLUMN_NEEDS = {  # column that a slot reads -> columns of the teacher's signal
+    "teacher": {"sampled": True}, "teacher_entropy": {"entropy": True},
+    "forward_kl": {"hidden": True}, "reverse_kl": {"hidden": True},
+}
+OF_STUDENT = frozenset({"self", "start", "live"})   # models that are versions of the student
+OF_EXPERTS = frozenset({"routed", "mixed"})         # stand for the pair's experts
+
+
+def terms_of(recipe: Recipe) -> list[dict[str, Any]]:
+    """The recipe's terms as the trainer takes them (`part_of`).
+
+    A term of a routed or mixed teacher becomes one part for each expert, whose weights and statistics are its own. The
+    parts of one term (`group`) have its denominator in common, to which the parts of a mixed one, who look at the same
+    tokens, add a `share` each.
+    """
+    parts, experts = [], recipe.pair.experts
+    for index, term in enumerate(recipe.terms):
+        part, mixed = part_of(term, recipe.teacher.model) | {"group": str(index)}, recipe.teacher.model == "mixed"
+        if part["models"].get("teacher") not in OF_EXPERTS:
+            parts.append(part)
+            continue
+        chosen = [("", model) for model in dict.fromkeys(experts.values())] if mixed else list(experts.items())
+        share = 1 / max(1, len(chosen)) if mixed else 1.0
+        parts += [part | {"models": part["models"] | {"teacher": model}, "domain": domain, "share": share,
+                          "coefficient": term.coefficient * share} for domain, model in chosen]
+    return parts
+
+
+def part_of(term: Term, teacher: str = "teacher") -> dict[str, Any]:
+    """A term as plain data, with what is known of it before anything is loaded.
+
+    `models` maps what its target calls a model to the name under which it scores, the main one first; `needs` are the
+    columns that it reads, of the student or of models.
+    """
+    main = {"teacher": teacher} if "teacher" in main_models(term) else {}
+    models = main | {name: name for name in models_named(term)} if needs_teacher(term) else {}
+    return term.model_dump(mode="json") | {
+        "models": models, "domain": "", "group": "", "share": 1.0, "needs": sorted(columns_read(term)),
+        "compares": compares(term), "needs_teacher": needs_teacher(term)}
+
+
+def main_models(term: Term) -> tuple[str, ...]:
+    """What the term's target calls the model it is about: `teacher`, unless it does not look at the teacher."""
+    return () if term.target.name in slots.constant("target", "WITHOUT_TEACHER", frozenset()) else ("teacher",)
+
+
+def models_named(term: Term) -> list[str]:
+    """The further models that the term's target names, in its parameters or by itself."""
+    params, name = completed(term.target, "target"), term.target.name
+    return [*slots.constant("target", "ALWAYS_MODELS", {}).get(name, ()),
+            *(params[key] for key in slots.constant("target", "NAMES_MODELS", {}).get(name, ()) if key in params)]
+
+
+def columns_read(term: Term) -> set[str]:
+    """The columns that the term's rows, weights and advantage read (`NEEDS` beside their tables), and its ratio."""
+    chosen = [("rows", term.rows), *(("weight", weight) for weight in term.weights)]
+    chosen += [("advantage", term.advantage)] if term.advantage else []
+    ratio = term.advantage or completed(term.estimator, "estimator").get("ratio_cap") is not None
+    return ({"old"} if ratio else set()).union(
+        *(slots.constant(kind, "NEEDS", {}).get(slot.name, ()) for kind, slot in chosen))
+
+
+def asks(term: Term) -> dict[str, Any]:
+    """What the term asks of each of its models: {sampled, top_k, entropy, hidden}, absent ones not."""
+    read, support, want = columns_read(term), term.support.name, {}
+    unnormalised = term.target.name in slots.constant("target", "UNNORMALISED", frozenset())
+    asked = [COLUMN_NEEDS[column] for column in read if column in COLUMN_NEEDS]
+    if compares(term) or "candidates" in read or (term.advantage and support == "sampled" and "teacher" not in read):
+        whole = {"hidden": True} if unnormalised and support != "sampled" else {}
+        asked.append(SUPPORT_NEEDS.get(support, {}) | whole)
+    for column, amount in (item for need in asked for item in need.items()):
+        amount = completed(term.support, "support").get("k") if amount == "k" else amount
+        want[column] = max(want.get(column, 0), amount or 0) if column == "top_k" else True
+    return want
+
+
+def needs(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """What each model must give, the union over the terms: its name -> {sampled, top_k, entropy, hidden}.
+
+    What it thinks of the tokens written is always among it: that costs nothing and is reported.
+    """
+    wants: dict[str, dict[str, Any]] = {}
+    for part in terms_of(recipe):
+        asked = asks(recipe.terms[int(part["group"])]) if part["models"] else {}
+        for name in part["models"].values():
+            want = wants.setdefault(name, {"sampled": True, "top_k": 0, "entropy": False, "hidden": False})
+            want |= {column: max(want[column], amount) for column, amount in asked.items()}
+    return wants
+
+
+def domains_of(recipe: Recipe, model: str) -> list[str] | None:
+    """The domains of the rollouts that a model has to score; None: all."""
+    asked = [part["domain"] for part in terms_of(recipe) if model in part["models"].values()]
+    return sorted(set(asked)) if all(asked) else None
+
+
+def completed(slot: Slot, kind: str) -> dict[str, Any]:
+    """A slot's parameters with defaults; what is wrong with them is reported elsewhere."""
+    return slots.check(slot, kind)[0]
+
+
+def needs_teacher(term: Term) -> bool:
+    """Whether the term reads a teacher's signal: in its divergence or advantage, or in rows and weights."""
+    kind, slot = ("divergence", term.divergence) if term.divergence else ("advantage", term.advantage)
+    own = slot.name not in slots.constant(kind, "WITHOUT_TEACHER", frozenset())
+    return own or bool(columns_read(term) & {*COLUMN_NEEDS, "candidates"})
+
+
+def on_tokens_written(term: Term) -> bool:
+    """Whether the term judges only the tokens written, so that the law they were drawn from matters."""
+    return term.support.name == "sampled" and (term.advantage is not None or compares(term))
+
+
+def compares(term: Term) -> bool:
+    """Whether the term's divergence looks at a target."""
+    return term.divergence is not None and \
+        term.divergence.name not in slots.constant("divergence", "WITHOUT_TEACHER", frozenset())

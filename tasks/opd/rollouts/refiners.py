@@ -1,0 +1,69 @@
+"""Whether trajectories are repaired before learning: rollouts in, rollouts out, in the same order.
+
+`refiner(rollouts, engines, *, ..) -> rollouts`, None in the place of one that goes. A changed rollout has a new id, its
+parent's id in `parent`, the writer's name still in `origin`, and no reward until it is graded again. What a refiner has
+to tell it puts into `engines.report`; among several refiners each one's numbers bear its name.
+"""
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tasks.opd.core.errors import DataError
+from tasks.opd.core.records import Quarantined, Rollout, read_rows, write_rows
+from tasks.opd.rollouts.interleaving import relay, skd
+from tasks.opd.rollouts.trd import trd
+from tasks.opd.rollouts.writers import Engines, labels
+
+
+def truncate(rollouts: list[Rollout], engines: Engines, *,
+             tokens: Annotated[int, Field(ge=1)]) -> list[Rollout | None]:
+    """Completions end after `tokens` tokens: most of what a teacher has to say, it says early.
+
+    Source: early-stopped rollouts, arXiv:2605.27028 (100 tokens there; 50 to 200 do as well).
+    """
+    return [cut(rollout, tokens) if len(rollout.token_ids) > tokens else rollout for rollout in rollouts]
+
+
+def cut(rollout: Rollout, tokens: int) -> Rollout:
+    """The rollout with its first tokens only."""
+    return dataclasses.replace(
+        rollout, rollout_id=f"{rollout.rollout_id}:truncate", parent=rollout.rollout_id, finish_reason="length",
+        token_ids=rollout.token_ids[:tokens], logprobs=rollout.logprobs[:tokens], author=rollout.author[:tokens],
+        reward=None, feedback=None)
+
+
+REFINERS = {"truncate": truncate, "trd": trd, "skd": skd, "relay": relay}
+BY_TEACHER = frozenset({"trd", "skd", "relay"})  # these ask the teacher
+INTERLEAVED = frozenset({"skd", "relay"})        # of the student's tokens these keep what the teacher finds likely
+
+
+def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """The stage `refined`: the refiners in their order; rollouts.parquet, and what goes in quarantined.parquet.
+
+    Raises: DataError when nothing is left.
+    """
+    before = read_rows(inputs["rollouts"] / "rollouts.parquet", Rollout)
+    engines, rollouts, gone, told = Engines(inputs, spec, session), before, [], {}
+    for slot, label in zip(spec["refiners"], labels([slot["name"] for slot in spec["refiners"]])):
+        engines.report = {}
+        refined = REFINERS[slot["name"]](rollouts, engines, **slot["params"])
+        gone += [Quarantined(item_id=old.rollout_id, reason=slot["name"], text="not kept")
+                 for old, new in zip(rollouts, refined, strict=True) if new is None]
+        rollouts = [rollout for rollout in refined if rollout is not None]
+        prefix = f"{label}_" if len(spec["refiners"]) > 1 else ""
+        told |= {f"{prefix}{name}": value for name, value in engines.report.items() if value is not None}
+    if not rollouts:
+        names = ", ".join(slot["name"] for slot in spec["refiners"])
+        raise DataError(f"refine {names} kept none of {len(before)} rollouts in round {spec['round']}: nothing is left "
+                        "to learn from; keep more (others: keep, keep: all), or sample more prompts a round")
+    write_rows(out / "rollouts.parquet", rollouts, Rollout)
+    write_rows(out / "quarantined.parquet", gone, Quarantined)
+    earlier = {rollout.rollout_id for rollout in before}
+    changed = sum(rollout.rollout_id not in earlier for rollout in rollouts)
+    tokens = sum(len(r.token_ids) for r in rollouts)
+    session.log(out, spec["round"], {"refine/changed_share": changed / len(rollouts),
+                                     "refine/length_mean_tokens": tokens / len(rollouts),
+                                     **{f"refine/{name}": float(value) for name, value in told.items()}})
+    return {"rollouts": len(rollouts), "refined": changed, "dropped": len(gone), "tokens": tokens, **told}

@@ -1,0 +1,227 @@
+"""Who writes completions, and the stage that has them written.
+
+`writer(prompts, seeds, engines, *, ..) -> drafts`: one draft (or None) for each prompt, a function of its seed; a
+prompt that gets n completions stands n times. Fractions are exact shares of a round's prompts, dealt by hash.
+"""
+import functools
+import math
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from tasks.opd.core.errors import DataError
+from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.store.artifacts import fingerprint_of, model_folder
+
+AUTHORS = {"student": STUDENT, "teacher": TEACHER}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A completion before it is a rollout."""
+    token_ids: list[int]        # [T]
+    logprobs: list[float]       # [T] nats, of the law sampled from; NaN where there is none
+    author: list[int]           # [T]
+    finish_reason: str
+    policy: str                 # fingerprint of the model that wrote it; empty for a dataset
+
+
+class Engines:
+    """The models a stage may use, started when first asked for, and the law completions are drawn from."""
+
+    def __init__(self, inputs: dict[str, Path], spec: dict, session):
+        self.inputs, self.spec, self.session = inputs, spec, session
+        self.sampling = spec.get("sampling")
+        self.report: dict[str, float | None] = {}  # what a refiner tells of its work: counts and metrics
+
+    @functools.cached_property
+    def student(self):
+        """The student's engine."""
+        return self.engine("student")
+
+    @functools.cached_property
+    def teacher(self):
+        """The teacher's engine. Raises DataError when the stage was given no teacher."""
+        return self.engine("teacher")
+
+    def engine(self, name: str, /, **changed):
+        """The engine of `student` or `teacher`, with other settings than the stage's where `changed` says so."""
+        if name not in self.inputs:
+            raise DataError(f"the {name} is asked for, but the stage was given none; give it the input `{name}`")
+        path, settings = self.inputs[name], {**self.spec["engine"], **changed}
+        if name == "student":
+            return self.session.engine("student", model_folder(path), settings)
+        return self.session.engine(teacher_role(path), model_folder(path, self.spec.get("folder", "model")), settings)
+
+    @functools.cached_property
+    def tokenizer(self):
+        """The student's tokenizer."""
+        from transformers import AutoTokenizer
+        return AutoTokenizer.from_pretrained(model_folder(self.inputs["student"]), local_files_only=True)
+
+
+def teacher_role(path: Path) -> str:
+    """The role under which a teacher's engine is kept: one a fixed model, one for all checkpoints (loaded in place)."""
+    return f"teacher:{fingerprint_of(path) if path.parent.name == 'model' else path.parent.name}"
+
+
+def drafts_of(engines: Engines, name: str, prompts: list[Prompt], seeds: list[int], sampling: dict) -> list[Draft]:
+    """Have the student or the teacher continue prompts."""
+    engine, author, policy = getattr(engines, name), AUTHORS[name], fingerprint_of(engines.inputs[name])
+    with engines.session.progress(len(prompts), f"{name} writes", "rollouts") as bar:
+        written = engine.generate([p.token_ids for p in prompts], sampling, seeds, progress=bar)
+    return [Draft(token_ids=c.token_ids, logprobs=c.logprobs, author=[author] * len(c.token_ids),
+                  finish_reason=c.finish_reason, policy=policy) for c in written]
+
+
+def student(prompts: list[Prompt], seeds: list[int], engines: Engines) -> list[Draft | None]:
+    """The student, under the recipe's sampling."""
+    return drafts_of(engines, "student", prompts, seeds, engines.sampling)
+
+
+def teacher(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
+            temperature: Annotated[float, Field(ge=0, le=10)] = 1.0) -> list[Draft | None]:
+    """The teacher, at its own temperature, from the same prompts; top_p, top_k and the limit are the recipe's."""
+    sampling = {**engines.sampling, "temperature": temperature}
+    return drafts_of(engines, "teacher", prompts, seeds, sampling)
+
+
+def dataset(prompts: list[Prompt], seeds: list[int], engines: Engines) -> list[Draft | None]:
+    """The source's worked solutions with the tokenizer's EOS; None where there is none. Only the context limits them.
+
+    Raises: DataError when the tokenizer has no EOS, without which the student would never learn to stop.
+    """
+    tokenizer, drafts = engines.tokenizer, []
+    if tokenizer.eos_token_id is None:
+        raise DataError("the student's tokenizer has no eos_token; writer dataset needs one to end solutions with")
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt.solution, add_special_tokens=False) if prompt.solution else []
+        ids = [*ids, tokenizer.eos_token_id]
+        drafts.append(Draft(token_ids=ids, logprobs=[math.nan] * len(ids), author=[DATASET] * len(ids),
+                            finish_reason="stop", policy="") if len(ids) > 1 else None)
+    return drafts
+
+
+WRITERS = {"student": student, "teacher": teacher, "dataset": dataset}
+
+
+def round_prompts(ids: list[str], per_round: int, round_index: int, seed: int) -> list[str]:
+    """The prompts of a round: a window of a stream of permutations of `ids`, one an epoch; no prompt twice in a round.
+
+    A window that runs over the end of an epoch holds back, in the next permutation, the prompts it already has.
+    """
+    size, stream, epoch = min(per_round, len(ids)), [], 0
+    while len(stream) < (round_index + 1) * size:
+        order = sorted(ids, key=lambda i: derive_seed(seed, "order", epoch, i))
+        begun = set(stream[len(stream) - len(stream) % size:])
+        stream += sorted(order, key=lambda i: i in begun)  # stable: the permutation, those begun last
+        epoch += 1
+    return stream[round_index * size:(round_index + 1) * size]
+
+
+def deal(ids: list[str], fractions: list[float], seed: int, round_index: int) -> list[list[str]]:
+    """Each writer's prompts, in the order of `ids`; shares are exact to rounding.
+
+    The prompts lie on a circle in hashed order and each writer takes the next arc, so fractions that sum to 1 partition
+    the prompts, and a fraction of 1 takes all.
+    """
+    circle = sorted(ids, key=lambda i: derive_seed(seed, round_index, "writers", i))
+    arcs, start = [], 0.0
+    for fraction in fractions:
+        first, last = round(start * len(ids)), round((start + fraction) * len(ids))
+        taken = {circle[i % len(ids)] for i in range(first, last)}
+        arcs.append([i for i in ids if i in taken])
+        start = (start + fraction) % 1.0
+    return arcs
+
+
+def split_fitting(prompts: list[Prompt], room: int) -> tuple[list[Prompt], list[Quarantined]]:
+    """Prompts of at most `room` tokens, and the others."""
+    long = [p for p in prompts if len(p.token_ids) > room]
+    reason = "prompt and completion limit exceed the context"
+    quarantined = [Quarantined(item_id=p.prompt_id, reason=reason, text=f"{len(p.token_ids)} tokens, room for {room}")
+                   for p in long]
+    return [p for p in prompts if len(p.token_ids) <= room], quarantined
+
+
+def write_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """The stage `rollouts`: rollouts.parquet, quarantined.parquet. Raises DataError when nothing is left to write."""
+    prompts = read_rows(inputs["prompts"] / "prompts.parquet", Prompt)
+    fitting, quarantined = split_fitting(prompts, spec["context_tokens"] - spec["sampling"]["max_new_tokens"])
+    if not fitting:
+        raise DataError(f"none of {len(prompts)} prompts fits into context_tokens {spec['context_tokens']} with "
+                        f"max_new_tokens {spec['sampling']['max_new_tokens']}; raise the one or lower the other")
+    by_id = {p.prompt_id: p for p in fitting}
+    chosen = round_prompts(list(by_id), spec["prompts_per_round"], spec["round"], spec["seed"])
+    shares = deal(chosen, [w["fraction"] for w in spec["writers"]], spec["seed"], spec["round"])
+    engines, rollouts, started = Engines(inputs, spec, session), [], time.perf_counter()
+    for label, writer, ids in zip(labels([w["name"] for w in spec["writers"]]), spec["writers"], shares):
+        if writer["when"] == "always" or spec["round"] == 0:
+            written, unfit = write_share(label, writer, [by_id[i] for i in ids], engines)
+            rollouts, quarantined = rollouts + written, quarantined + unfit
+    if not rollouts:
+        names = ", ".join(w["name"] for w in spec["writers"])
+        raise DataError(f"writers {names} have nothing to write in round {spec['round']}: each has "
+                        "`when: first_round`, too small a fraction, or no solutions to copy")
+    write_rows(out / "rollouts.parquet", rollouts, Rollout)
+    write_rows(out / "quarantined.parquet", quarantined, Quarantined)
+    log_rollouts(rollouts, time.perf_counter() - started, out, spec["round"], session)
+    return counts_of(rollouts) | {"prompts": len(chosen), "quarantined": len(quarantined)}
+
+
+def labels(names: list[str]) -> list[str]:
+    """Names made distinct: the second student is student.1."""
+    seen: Counter = Counter()
+    out = []
+    for name in names:
+        out.append(f"{name}.{seen[name]}" if seen[name] else name)
+        seen[name] += 1
+    return out
+
+
+def write_share(label: str, writer: dict, prompts: list[Prompt],
+                engines: Engines) -> tuple[list[Rollout], list[Quarantined]]:
+    """One writer's rollouts of its prompts, and what it could not write."""
+    spec, rollouts, quarantined = engines.spec, [], []
+    places = [(prompt, sample) for prompt in prompts for sample in range(writer["n"])]
+    seeds = [derive_seed(spec["seed"], spec["round"], prompt.prompt_id, sample, label) for prompt, sample in places]
+    drafts = WRITERS[writer["name"]]([p for p, _ in places], seeds, engines, **writer["params"]) if places else []
+    for (prompt, sample), draft in zip(places, drafts, strict=True):
+        rollout_id = f"{spec['round']}:{prompt.prompt_id}:{label}:{sample}"
+        length = len(prompt.token_ids) + (len(draft.token_ids) if draft else 0)
+        if draft is None or length > spec["context_tokens"]:
+            reason = "nothing to write" if draft is None else "prompt and completion exceed the context"
+            quarantined.append(Quarantined(item_id=rollout_id, reason=reason, text=f"{length} tokens"))
+            continue
+        rollouts.append(Rollout(
+            rollout_id=rollout_id, prompt_id=prompt.prompt_id, group_id=f"{spec['round']}:{prompt.prompt_id}",
+            domain=prompt.domain, prompt_token_ids=prompt.token_ids, token_ids=draft.token_ids, logprobs=draft.logprobs,
+            author=draft.author, teacher_prompt_ids=None, origin=writer["name"], parent=None, policy=draft.policy,
+            finish_reason=draft.finish_reason, reward=None, feedback=None))
+    return rollouts, quarantined
+
+
+def counts_of(rollouts: list[Rollout]) -> dict:
+    """How many, how long, how many cut off."""
+    tokens = sum(len(r.token_ids) for r in rollouts)
+    by_origin = Counter(r.origin for r in rollouts)
+    return {"rollouts": len(rollouts), "tokens": tokens, "length_mean_tokens": tokens / len(rollouts),
+            "truncated_share": sum(r.finish_reason == "length" for r in rollouts) / len(rollouts),
+            **{f"rollouts_{name}": n for name, n in sorted(by_origin.items())}}
+
+
+def log_rollouts(rollouts: list[Rollout], seconds: float, out: Path, step: int, session) -> None:
+    """Metrics; `sampled_surprise`, minus the mean log-probability of what was drawn, estimates the law's entropy."""
+    counts = counts_of(rollouts)
+    values = {"rollout/length_mean_tokens": counts["length_mean_tokens"],
+              "rollout/truncated_share": counts["truncated_share"],
+              "rollout/tokens_per_second": counts["tokens"] / max(seconds, 1e-9)}
+    drawn = [lp for r in rollouts for lp in r.logprobs if not math.isnan(lp)]
+    if drawn:
+        values["rollout/sampled_surprise_nats"] = -sum(drawn) / len(drawn)
+    session.log(out, step, values)

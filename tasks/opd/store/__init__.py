@@ -1,0 +1,5 @@
+"""Artifacts: finished directories named by what made them. No torch.
+
+artifacts     write, verify, retire and lock them
+fingerprints  the hash of all that can change one
+"""

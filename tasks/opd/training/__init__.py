@@ -1,0 +1,10 @@
+"""From a scored set to a checkpoint.
+
+batching    optimizer batches and micro-batches
+forward     body micro-batch by micro-batch, head chunk by chunk
+prepass     columns before the first optimizer step
+scored_set  rollouts and signals laid flat
+trainer     weights, AdamW, moving average; saved and resumed exactly
+round       the stage `checkpoint`
+preflight   red or green before a run
+"""

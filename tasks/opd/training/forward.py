@@ -1,0 +1,64 @@
+"""The student over chosen tokens of a scored set: the body micro-batch by micro-batch, the head chunk by chunk."""
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from tasks.opd.core.records import Rollout
+from tasks.opd.models.heads import head_of, hidden_states
+from tasks.opd.objective.columns import Columns
+from tasks.opd.objective.supports import StudentTokens
+from tasks.opd.training.batching import micro_batches, pack
+
+
+class Forward:
+    """The student over chosen tokens of the scored set, micro-batch by micro-batch, chunk by chunk."""
+
+    def __init__(self, model, rollouts: list[Rollout], columns: Columns, spec: dict,
+                 tick: Callable[[], None] = lambda: None):
+        self.model, self.rollouts, self.spec, self.tick = model, rollouts, spec, tick
+        self.starts = columns.lengths.cumsum(0) - columns.lengths
+        self.lengths = [len(r.prompt_token_ids) + len(r.token_ids) for r in rollouts]
+        self.device = next(model.parameters()).device
+        self.columns = columns
+
+    def autocast(self):
+        """bfloat16 compute over the master weights, where the recipe asks for it."""
+        on = self.spec["train"]["autocast"] == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16) if on else nullcontext()
+
+    def micro_batches(self, batch: list[int], wanted: Tensor):
+        """(hidden states [n, d] with a graph, indices [n] into the columns) of wanted tokens, by micro-batches."""
+        rows = torch.zeros(self.columns.num_rollouts, dtype=torch.bool)
+        rows[self.columns.rollout[wanted]] = True
+        limit = self.spec["effort"]["micro_batch_tokens"]
+        for micro in micro_batches([i for i in batch if rows[i]], self.lengths, limit):
+            packed = pack(self.rollouts, micro, self.starts, wanted)
+            with self.autocast():
+                hidden = hidden_states(self.model, packed.token_ids.to(self.device), packed.mask.to(self.device))
+            yield hidden.flatten(0, 1)[packed.take.to(self.device)], packed.flat
+            self.tick()  # a sign of life
+
+    def student(self, hidden: Tensor, flat: Tensor) -> StudentTokens:
+        """The student's distribution at a chunk of tokens."""
+        head = head_of(self.model, self.spec["vocabulary"])
+        logits = head.logits(hidden) / self.spec["loss"]["temperature"]
+        return StudentTokens(logits=logits, token_ids=self.columns.token_ids[flat].to(self.device))
+
+    def chunks(self, count: int):
+        """Slices of at most `chunk_tokens` tokens."""
+        size = self.spec["effort"]["chunk_tokens"]
+        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+@torch.no_grad()
+def old_logprobs(forward: Forward, wanted: Tensor) -> Tensor:
+    """The student's log-probabilities [N] of the wanted tokens written, at the loss temperature; NaN elsewhere."""
+    dtype = torch.float64 if next(forward.model.parameters()).dtype == torch.float64 else torch.float32
+    old = torch.full((forward.columns.num_tokens,), math.nan, dtype=dtype)
+    for hidden, flat in forward.micro_batches(list(range(forward.columns.num_rollouts)), wanted):
+        for part in forward.chunks(len(flat)):
+            old[flat[part]] = forward.student(hidden[part], flat[part]).sampled.cpu().to(dtype)
+    return old

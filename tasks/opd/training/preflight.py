@@ -1,0 +1,245 @@
+"""Red or green in seconds, before a run: the silent mistakes of on-policy distillation, looked for on four prompts.
+
+Most of what goes wrong in such trainers does not crash: masks are off by one, logits are not shifted, engine and
+trainer disagree, the teacher speaks another vocabulary. Each check measures something and compares it with a bound.
+"""
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tasks.opd.core.errors import EngineError, OpdError, TokenizerMismatch
+from tasks.opd.core.records import STUDENT, Prompt, Rollout, read_rows
+from tasks.opd.core.seeds import derive_seed
+from tasks.opd.engines.api import Signal, Want
+from tasks.opd.engines.canary import AGREEMENT
+from tasks.opd.models.folders import num_parameters
+from tasks.opd.models.heads import head_of, load_model, wide
+from tasks.opd.objective.columns import columns_of
+from tasks.opd.objective.loss import Stats, coefficients
+from tasks.opd.objective.terms import bind_terms
+from tasks.opd.rollouts.writers import teacher_role
+from tasks.opd.scoring.score import check_finite
+from tasks.opd.store.artifacts import model_folder
+from tasks.opd.training.batching import pack
+from tasks.opd.training.forward import Forward, old_logprobs
+from tasks.opd.training.round import accumulate, start_round
+from tasks.opd.training.scored_set import ScoredSet, make_scored
+
+DOUBLE_UP_TO = 20_000_000   # parameters of a model checked in float64
+ASKED_EARLY = 16            # tokens of a completion asked for too early, where each costs a sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One check: what was measured against what bound."""
+    check: str
+    status: str                    # green, yellow or red
+    measured: float | None
+    bound: float | None
+    message: str
+
+
+def verdict(check: str, ok: bool, measured: float | None, bound: float | None, message: str,
+            bad: str = "red") -> Finding:
+    """Green, or else `bad` with the message."""
+    return Finding(check=check, status="green" if ok else bad, measured=measured, bound=bound,
+                   message="" if ok else message)
+
+
+def check_vocabulary(student: Path, teacher: Path) -> Finding:
+    """Student and teacher name the same tokens by the same ids; TokenizerMismatch names the first that differs."""
+    from transformers import AutoTokenizer
+    ours, theirs = ({i: t for t, i in AutoTokenizer.from_pretrained(f, local_files_only=True).get_vocab().items()}
+                    for f in (student, teacher))
+    for i in sorted(ours.keys() | theirs.keys()):
+        if ours.get(i) != theirs.get(i):
+            raise TokenizerMismatch(
+                f"token id {i} is {ours.get(i)!r} to the student and {theirs.get(i)!r} to the teacher ({len(ours)} and "
+                f"{len(theirs)} tokens): choose a teacher with the student's tokenizer")
+    return verdict("vocabulary", True, len(ours), None, "")
+
+
+def check_template(student: Path, teacher: Path) -> Finding:
+    """The chat templates agree; a difference is yellow."""
+    def digest(folder: Path) -> str:
+        from transformers import AutoTokenizer
+        template = AutoTokenizer.from_pretrained(folder, local_files_only=True).chat_template
+        return hashlib.sha256(str(template).encode()).hexdigest()
+    return verdict("template", digest(student) == digest(teacher), None, None,
+                   "the chat templates of student and teacher differ: the teacher reads the student's rendering",
+                   "yellow")
+
+
+def check_stops(student_stops: set[int], teacher_stops: set[int], terms: list[dict]) -> Finding:
+    """Both end their turns with a common token, or special tokens are masked in every term that asks a teacher."""
+    masked = all(any(w["name"] == "special_token_mask" for w in t["weights"]) for t in terms)
+    return verdict("stop_tokens", bool(student_stops & teacher_stops) or masked, None, None,
+                   f"the student stops at {sorted(student_stops)}, the teacher at {sorted(teacher_stops)}: add "
+                   "the weight special_token_mask, or the student unlearns to stop")
+
+
+def check_masks(rollouts: list[Rollout]) -> Finding:
+    """The packed positions predict exactly the completions, their EOS included, and no prompt or padding."""
+    columns = columns_of(rollouts)
+    starts = columns.lengths.cumsum(0) - columns.lengths
+    packed = pack(rollouts, list(range(len(rollouts))), starts, torch.ones(columns.num_tokens, dtype=torch.bool))
+    wrong = int((packed.token_ids.flatten()[packed.take + 1] != columns.token_ids[packed.flat]).sum())
+    missing = columns.num_tokens - packed.flat.unique().numel()
+    return verdict("masks", wrong + missing == 0, wrong + missing, 0,
+                   "the loss mask does not cover exactly the completions")
+
+
+def check_agreement(engine_logprobs: torch.Tensor, trainer_logprobs: torch.Tensor, dtype: str) -> Finding:
+    """Engine and trainer give the sampled tokens the same log-probabilities, up to rounding."""
+    mean = float((engine_logprobs.double() - trainer_logprobs.double()).abs().mean())
+    return verdict("engine_agreement", mean <= AGREEMENT[dtype], mean, AGREEMENT[dtype],
+                   f"engine and trainer differ by {mean:.4f} nats a token: stale weights, another template or "
+                   "precision")
+
+
+def check_shift(teacher: list[torch.Tensor], moved: list[torch.Tensor], student: list[torch.Tensor]) -> Finding:
+    """Asked one token too early, the teacher is at least twice as far from the student: log-probabilities [T] each.
+
+    `moved` is the token's log-probability under the teacher's distribution of the token before. Where the signal is off
+    by one already, moving it makes nothing worse.
+    """
+    rows = [[x.double()[1:len(row[1])] for x in row] for row in zip(teacher, moved, student) if len(row[0]) > 1]
+    if not rows:
+        return verdict("shift", False, None, 2.0, "all completions have one token: nothing to move", "yellow")
+    aligned, off = (torch.cat([(x[i] - x[2]).abs() for x in rows]).mean() for i in (0, 1))
+    ratio = float(off / aligned.clamp(min=1e-9))
+    return verdict("shift", ratio >= 2, ratio, 2.0,
+                   f"asked one token too early, the teacher is only {ratio:.2f} times as far from the student: its "
+                   "signal is not aligned with the completions, or its prompt is not the student's")
+
+
+@torch.no_grad()
+def asked_early(engine, rollouts: list[Rollout], signals: list[Signal]) -> list[torch.Tensor]:
+    """Log-probabilities [T] of each token under the teacher's distribution of the token before (the first: its own).
+
+    From an engine without hidden states each is a sequence of its own, so only the first `ASKED_EARLY` tokens are.
+    """
+    if "hidden" not in engine.capabilities().columns:
+        asked = [(r.prompt_token_ids, r.token_ids[:max(t - 1, 0)] + [r.token_ids[t]])
+                 for r in rollouts for t in range(min(ASKED_EARLY, len(r.token_ids)))]
+        last = iter(s.sampled[-1:] for s in engine.score([p for p, _ in asked], [c for _, c in asked], Want()))
+        return [torch.cat([next(last) for _ in r.token_ids[:ASKED_EARLY]]) for r in rollouts]
+    head, out = wide(engine.head), []
+    for rollout, signal in zip(rollouts, signals):
+        full = head.logprobs(signal.hidden.to(head.weight)).roll(1, 0)
+        out.append(full.gather(1, torch.tensor(rollout.token_ids, device=full.device)[:, None])[:, 0].cpu())
+    return out
+
+
+@torch.no_grad()
+def own_signal(model, rollouts: list[Rollout], spec: dict) -> list[Signal]:
+    """What the student says of its own rollouts, in the trainer's own arithmetic, as a teacher's signal."""
+    columns = columns_of(rollouts)
+    forward = Forward(model, rollouts, columns, spec)
+    wanted = torch.ones(columns.num_tokens, dtype=torch.bool)
+    hidden = torch.zeros(columns.num_tokens, model.config.hidden_size, dtype=next(model.parameters()).dtype)
+    for states, flat in forward.micro_batches(list(range(len(rollouts))), wanted):
+        hidden[flat] = states.cpu().to(hidden.dtype)
+    sampled, signals = old_logprobs(forward, wanted), []
+    for states, tokens in zip(hidden.split(columns.lengths.tolist()), torch.arange(columns.num_tokens).split(
+            columns.lengths.tolist())):
+        student = forward.student(states.to(forward.device), tokens)
+        top = student.full.cpu().topk(min(max(spec["top_k"], 1), student.full.shape[-1]), -1)
+        signals.append(Signal(sampled=sampled[tokens], ids=top.indices, logprobs=top.values, hidden=states,
+                              entropy=student.entropy.cpu()))
+    return signals
+
+
+def taught_by(signals: list[Signal], model, rollouts: list[Rollout], spec: dict) -> ScoredSet:
+    """The scored set in which every model that a term looks at says the same."""
+    names = {name for term in bind_terms(spec["terms"]) for name in term.models.values()}
+    head = head_of(model, spec["vocabulary"])
+    return make_scored(rollouts, dict.fromkeys(names, signals), dict.fromkeys(names, head), spec["loss"]["temperature"])
+
+
+def gradient_norm(model, scored: ScoredSet, spec: dict) -> float:
+    """Norm of the gradient that training would take on a scored set."""
+    terms = bind_terms(spec["terms"])
+    model.zero_grad(set_to_none=True)
+    forward, prepared = start_round(model, scored, terms, spec, frozenset())
+    batch = list(range(len(scored.rollouts)))
+    coefficient = coefficients(terms, prepared, forward.columns, batch, spec["completion_limit"])
+    accumulate(forward, terms, prepared, coefficient, batch, scored, Stats())
+    return float(sum(p.grad.double().norm() ** 2 for p in model.parameters() if p.grad is not None) ** 0.5)
+
+
+def check_identity(model, rollouts: list[Rollout], spec: dict) -> Finding:
+    """With the teacher equal to the student the gradient vanishes; with that teacher moved by one token it does not."""
+    same = own_signal(model, rollouts, spec)
+    moved = [Signal(**{name: getattr(s, name).roll(1, 0) for name in
+                       ("sampled", "ids", "logprobs", "hidden", "entropy")}) for s in same]
+    norm, other = (gradient_norm(model, taught_by(signals, model, rollouts, spec), spec) for signals in (same, moved))
+    exact = next(model.parameters()).dtype == torch.float64
+    bound = 1e-6 if exact else 0.01 * other
+    return verdict("identity", norm <= bound < other, norm, bound,
+                   f"with teacher = student the gradient is {norm:.3g} (bound {bound:.3g}), with the teacher moved "
+                   f"{other:.3g}: the loss does not have its minimum where student and teacher agree")
+
+
+def first_rollouts(inputs: dict[str, Path], spec: dict, engine) -> list[Rollout]:
+    """Rollouts of the first prompts, with made-up rewards so that rows by success are all exercised."""
+    prompts = read_rows(inputs["prompts"] / "prompts.parquet", Prompt)[:spec["num_prompts"]]
+    seeds = [derive_seed(spec["seed"], "preflight", p.prompt_id) for p in prompts]
+    sampling = {**spec["sampling"], "temperature": spec["sampling"]["temperature"] or 1.0,
+                "max_new_tokens": min(64, spec["sampling"]["max_new_tokens"])}
+    done = engine.generate([p.token_ids for p in prompts], sampling, seeds)
+    return [Rollout(rollout_id=p.prompt_id, prompt_id=p.prompt_id, group_id=str(i // 2), domain=p.domain, parent=None,
+                    prompt_token_ids=p.token_ids, token_ids=c.token_ids, logprobs=c.logprobs,
+                    author=[STUDENT] * len(c.token_ids), teacher_prompt_ids=None, origin="student", policy="",
+                    finish_reason=c.finish_reason, reward=float(i % 2), feedback=None)
+            for i, (p, c) in enumerate(zip(prompts, done))]
+
+
+def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """Stage: all checks; preflight.json. Raises OpdError (TokenizerMismatch, EngineError, NonFinite) at a red one."""
+    folder = model_folder(inputs["student"])
+    engine = session.engine("student", folder, spec["engine"])
+    rollouts = first_rollouts(inputs, spec, engine)
+    terms = bind_terms(spec["terms"])
+    taught = [t for t, bound in zip(spec["terms"], terms) if bound.needs_teacher]
+    small = num_parameters(folder) <= DOUBLE_UP_TO
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(folder, torch.float64 if small else torch.float32, device)
+    spec = {**spec, "train": {"autocast": "off"}, "effort": {"micro_batch_tokens": 4096, "chunk_tokens": 1024}}
+    columns = columns_of(rollouts)
+    forward = Forward(model, rollouts, columns, {**spec, "loss": {"temperature": 1.0}})
+    trainer = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
+    own = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want())
+    findings = [check_masks(rollouts),
+                check_agreement(torch.cat([s.sampled for s in own]), trainer, spec["engine"]["dtype"])]
+    if taught:
+        findings += teacher_findings(inputs, spec, session, rollouts, trainer.split(columns.lengths.tolist()), taught)
+        for other in (inputs[name] for name in inputs if name.startswith("model:")):
+            check_vocabulary(folder, model_folder(other))
+        findings.append(check_identity(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
+    findings = [replace(f, status="yellow") if f.status == "red" and f.check in spec["accepts"] else f
+                for f in findings]
+    (out / "preflight.json").write_text(json.dumps([asdict(f) for f in findings], indent=1))
+    red = [f for f in findings if f.status == "red"]
+    if red:
+        error = EngineError if red[0].check == "engine_agreement" else OpdError
+        raise error("preflight is red, nothing was trained:\n" + "\n".join(f"  {f.check}: {f.message}" for f in red)
+                    + "\nWhat is meant can be declared in the recipe, by name: accepts: {name: why}")
+    return {f.check: f.status for f in findings}
+
+
+def teacher_findings(inputs: dict[str, Path], spec: dict, session, rollouts: list[Rollout], student: list[torch.Tensor],
+                     taught: list[dict]) -> list[Finding]:
+    """The checks that need the teacher's engine; a self-teacher shares the student's vocabulary by construction."""
+    ours, theirs = model_folder(inputs["student"]), model_folder(inputs["teacher"])
+    engine = session.engine(teacher_role(inputs["teacher"]), theirs, spec["scoring_engine"])
+    vocabulary, whole = check_vocabulary(ours, theirs), "hidden" in engine.capabilities().columns
+    scored = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want(hidden=whole))
+    for rollout, signal in zip(rollouts, scored):
+        check_finite(rollout.rollout_id, signal)
+    stops = session.engine("student", ours, spec["engine"]).eos_ids
+    return [vocabulary, check_template(ours, theirs), check_stops(stops, engine.eos_ids, taught),
+            check_shift([s.sampled for s in scored], asked_early(engine, rollouts, scored), list(student))]
