@@ -1,8 +1,7 @@
-"""What an answer is worth: graders compare a completion with the prompt's truth, filters say which rollouts are unfit.
+"""What an answer is worth: graders compare a completion with the prompt's truth.
 
 A grader gives (reward, feedback text or None). Extraction is half of grading: the last number, last `answer:` or last
-boxed expression counts, so that working shown before it does no harm. Everything kept and everything dropped is
-written, with the reason.
+boxed expression counts, so that working shown before it does no harm.
 """
 import json
 import logging

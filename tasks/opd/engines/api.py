@@ -60,7 +60,7 @@ class Engine(Protocol):
         """The model's distribution (logits / temperature) at each token of each completion after its prompt."""
 
     def load(self, folder: Path) -> dict[str, str]:
-        """Take other weights in place; the digests (see `canary`) of the tensors held then, by their saved names."""
+        """Take other weights in place; the digests (`models.digests`) of the tensors held then, by saved name."""
 
     def capabilities(self) -> Capabilities:
         """What can be asked of this engine."""

@@ -1,8 +1,8 @@
-"""Whether an engine holds the weights it was told to hold: digests of its tensors, and what it makes of known tokens.
+"""Whether an engine gives known tokens the log-probabilities that the trainer gave them.
 
-Whoever saves a model writes `digests.json` beside the weights: of every tensor, as it is and as bfloat16, a hash of
-fixed elements. A trainer adds `canary.json`: a few completions with its own log-probabilities. After every swap the
-engine's tensors and log-probabilities must agree with both. Left out: models from outside bring neither.
+A trainer writes `canary.json` beside the weights: a few completions with its own log-probabilities. After every swap
+the engine must agree with them, as its tensors must with the digests (`models.digests`). Left out: models from outside
+bring neither.
 """
 import json
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""Engines: token ids in, token ids and log-probabilities out. Text never passes here.
+"""A transformers model in this process as an engine (see `api`): it writes and scores.
 
-`Engine` is what the rest of the house needs of a model that writes or scores; `TorchEngine` does both with transformers
-in this process. Its batches are sorted by length and bounded by padded tokens; neither changes results beyond rounding.
+Its batches are sorted by length and bounded by padded tokens; neither changes results beyond rounding.
 """
 import copy
 import math

@@ -37,7 +37,7 @@ class Inspection:
                 module.quant_method.process_weights_after_loading(module)
 
     def weight_digests(self, adapter: tuple[int, int, float] | None = None) -> dict[str, str]:
-        """Name -> digest of every tensor whose place is known, an adapter's (id, rank, scale) too. See `canary`."""
+        """Name -> digest of every tensor whose place is known, an adapter's (id, rank, scale) too."""
         model = self.model_runner.get_model()
         found: dict[str, str] = {}
         for name, module in model.named_modules():

@@ -50,7 +50,7 @@ def summary(rewards: dict[str, list[float]], ks: list[int]) -> dict[str, float]:
 def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: samples.parquet with every graded answer, and report.json.
 
-    Given a teacher, the report also says how far the student is from it on these answers (see `gaps`).
+    Given a teacher, the report also says how far the student is from it on these answers (see `teacher_divergence`).
 
     Raises: DataError when a prompt leaves no room in the context for a completion.
     """

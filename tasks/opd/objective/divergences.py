@@ -1,7 +1,7 @@
 """How far apart teacher and student are at a token, in nats.
 
 Each function takes log-probabilities of both on one support, [..., S], and folds the entries of its sum over the last
-axis. `fold` is where a term cuts entries off (see `losses`); left alone, it is the plain sum. Everything is safe at
+axis. `fold` is where a term cuts entries off (see `loss`); left alone, it is the plain sum. Everything is safe at
 -inf on either side or both: an entry of probability zero contributes what the mathematics says (0 log 0 = 0), in value
 and in gradient. A KL's entry that is truly infinite stays so; it is a constant and passes no gradient on.
 """

@@ -70,7 +70,7 @@ def pick(table: dict, slot: dict) -> Callable:
 
 
 def bind_term(spec: dict, label: str) -> Term:
-    """A term from its part of the recipe (`asking.terms_of`)."""
+    """A term from its part of the recipe (`requirements.terms_of`)."""
     divergence, advantage, support = spec["divergence"], spec["advantage"], spec["support"]
     estimator, target, weights = spec["estimator"]["name"], spec["target"]["name"], {}
     if (TAKES[estimator] in ("advantage", "candidates")) != (advantage is not None):
@@ -113,7 +113,7 @@ def taking_part(term: Term, columns: Columns) -> Tensor:
 
 
 def prepare(term: Term, columns: Columns) -> Prepared:
-    """The term's weights and advantages over the whole scored set; `columns` are the term's own (`observing`)."""
+    """The term's weights and advantages over the whole scored set; `columns` are the term's own (`prepass`)."""
     mask, weight, report = columns.mask, torch.ones(columns.num_tokens, dtype=torch.float64), {}
     report["row_share"] = float((columns.per_rollout(mask.double()) > 0).double().mean())
     for name, function in term.weights.items():

@@ -4,7 +4,7 @@ The rollout is the first draft. The teacher reads a draft in one forward and kee
 not among its top k; there it writes itself, and the student drafts on from its words. What is kept of a draft is a
 function of its tokens (nothing is drawn to accept them), and each position has one uniform of the student's and one of
 the teacher's: how long drafts are changes nothing but rounding, so they are as long as is cheapest. Both models' caches
-live over all blocks (see `sequences`).
+live over all blocks (see `rollback_cache`).
 Left out: a token of the teacher's after a draft that it keeps whole (it would change the law of what is emitted).
 """
 import dataclasses

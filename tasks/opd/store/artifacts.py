@@ -193,7 +193,7 @@ def is_retired(artifact: Artifact) -> bool:
 
 
 def lock(kind: str, fingerprint: str, *, wait: bool = True):
-    """Hold the flock of a fingerprint (a context manager); see `disk.flock`."""
+    """Hold the flock of a fingerprint (a context manager); see `files.flock`."""
     return flock(home() / "locks" / f"{kind}-{fingerprint}.lock", wait=wait)
 
 

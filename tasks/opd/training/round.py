@@ -2,7 +2,7 @@
 
 A step forwards the body over micro-batches, then the head over chunks of the tokens that count; each chunk's loss is
 back-propagated at once into the hidden states, so that one chunk of full-vocabulary logits lives at a time.
-Coefficients carry the denominators of the whole optimizer batch (see `losses`), so gradients simply add up.
+Coefficients carry the denominators of the whole optimizer batch (see `objective.loss`), so gradients simply add up.
 """
 import gc
 import itertools
