@@ -279,6 +279,7 @@ TOP_K = "terms.0.support={name: teacher_top_k, k: 20}"
      [behind(key="OPD_TEACHER_KEY")]),
     ("opd_reverse_kl", [behind(key="SK123SECRET")], ["pair.teacher.key: ", "ends in _KEY, _TOKEN or _SECRET"],
      [behind(key="OPD_TEACHER_TOKEN")]),
+    ("opd_reverse_kl", [behind(key="HF_TOKEN")], ["pair.teacher.key: ", "begins with OPD_"], [behind(key="OPD_TOKEN")]),
     ("opd_reverse_kl", [behind(), "pair.teacher.key=sk-123-secret"], ["override 'pair.teacher.key=***'"], [behind()]),
     ("opd_reverse_kl", [behind(), "pair.teacher.keys='sk-123-secret'"],
      ["override 'pair.teacher.keys=***': pair.teacher.keys: unknown parameter of server"], [behind()]),

@@ -272,10 +272,11 @@ def test_progress_that_prefect_does_not_take_fails_no_run(monkeypatch):
 
 
 def test_a_servers_key_comes_from_a_prefect_secret_where_the_environment_has_none(monkeypatch):
-    Secret(value="sk-of-a-block").save("tests-only-key")
+    Secret(value="sk-of-a-block").save("opd-tests-only-key")
+    Secret(value="sk-of-another").save("tests-only-key")
     server = "pair.teacher={name: server, urls: ['http://127.0.0.1:9'], model: m, tokenizer: /t, key: %s}"
-    for name, there, found in (("TESTS_ONLY_KEY", None, "sk-of-a-block"), ("TESTS_ONLY_KEY", "sk-own", "sk-own"),
-                               ("TESTS_NOWHERE_KEY", None, None)):
+    for name, there, found in (("OPD_TESTS_ONLY_KEY", None, "sk-of-a-block"),
+                               ("OPD_TESTS_ONLY_KEY", "sk-own", "sk-own"), ("OPD_TESTS_NOWHERE_KEY", None, None)):
         with monkeypatch.context() as patch:
             patch.setenv(name, there or "")
             if there is None:
@@ -283,3 +284,7 @@ def test_a_servers_key_comes_from_a_prefect_secret_where_the_environment_has_non
             lend_keys(loading.load("opd_reverse_kl", [server % name]))
             assert os.environ.get(name) == found
             os.environ.pop(name, None)
+    recipe = loading.load("opd_reverse_kl", [server % "OPD_TESTS_ONLY_KEY"])  # whoever builds a recipe without checks
+    other = recipe.pair.teacher.model_copy(update={"params": {**recipe.pair.teacher.params, "key": "TESTS_ONLY_KEY"}})
+    lend_keys(recipe.model_copy(update={"pair": recipe.pair.model_copy(update={"teacher": other})}))
+    assert "TESTS_ONLY_KEY" not in os.environ

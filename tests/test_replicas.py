@@ -208,8 +208,18 @@ def test_no_key_is_ever_told(llama, opd_home, monkeypatch, capfd):
 
 
 def test_what_is_no_name_of_a_variable_is_not_told(monkeypatch):
-    with pytest.raises(EngineError, match="variable that `key` names is not set") as caught:
+    with pytest.raises(EngineError, match="must name an environment variable that begins with OPD_") as caught:
         Replicas(["http://127.0.0.1:1"], "SK7C1E9F")
     assert "SK7C1E9F" not in str(caught.value)
+    with pytest.raises(EngineError, match="variable that `key` names is not set") as caught:
+        Replicas(["http://127.0.0.1:1"], "OPD_7C1E9F")
+    assert "7C1E9F" not in str(caught.value)
     with pytest.raises(EngineError, match="variable OPD_NO_KEY is not set"):
         Replicas(["http://127.0.0.1:1"], "OPD_NO_KEY")
+
+
+def test_no_other_variable_than_ours_is_sent_to_a_server(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    with pytest.raises(EngineError, match="begins with OPD_") as caught:
+        Replicas(["http://127.0.0.1:1"], "HF_TOKEN")
+    assert SECRET not in str(caught.value)

@@ -28,7 +28,8 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # what a model folder may hold for us
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
              "generation_config.json", "config.json")  # the last two say what ends a completion
-VARIABLE = "([A-Z][A-Z0-9_]*_(KEY|TOKEN|SECRET))?"  # the name of an environment variable, which no key looks like
+# The name of an environment variable, which no key looks like; OPD_, so that no recipe sends other keys to its server.
+VARIABLE = "(OPD_([A-Z0-9]+_)*(KEY|TOKEN|SECRET))?"
 URL = "https?://[^/?#@ ]+(/[^?#@ ]*)?"      # neither a user nor a query, in which keys are hidden
 WEIGHTS_OF_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CHATML = ("{% for message in messages %}"
@@ -87,12 +88,13 @@ def server(out: Path, origin: Path | None, seed: int, session, *, urls: Annotate
            model: str, tokenizer: str, key: str = "") -> dict:
     """A model served by vLLM at `urls`, all the same, under the name `model`; `tokenizer` is a folder with its files.
 
-    `key` is the name of the environment variable that holds the server's API key, not the key; empty: it asks for none.
+    `key` is the name (OPD_.., see VARIABLE) of the environment variable that holds the server's API key, not the key;
+    empty: it asks for none.
     """
     from tasks.opd.engines.http.probe import introduce
     if not re.fullmatch(VARIABLE, key):
-        raise DataError("`key` of maker server is the name of an environment variable that ends in _KEY, _TOKEN or "
-                        "_SECRET (OPD_TEACHER_KEY), never the key")
+        raise DataError("`key` of maker server is the name of an environment variable that begins with OPD_ and ends "
+                        "in _KEY, _TOKEN or _SECRET (OPD_TEACHER_KEY), never the key")
     if not all(re.fullmatch(URL, url) for url in urls):
         raise DataError("`urls` of maker server are like http://host:8000, without user, password or query")
     place = Path(tokenizer).expanduser().absolute()

@@ -235,11 +235,14 @@ def secret_of(key: str) -> str:
     """What the environment variable `key` holds; "" where none is needed. Raises EngineError if it cannot be sent."""
     if not key:
         return ""
+    if not key.startswith("OPD_"):  # a recipe from elsewhere must not send other keys to a server of its own
+        raise EngineError("`key` of a server must name an environment variable that begins with OPD_, such as "
+                          "OPD_TEACHER_KEY: export the server's key under such a name")
     secret = os.environ.get(key, "").strip()
     if not secret:
         raise EngineError(f"{variable(key)} is not set: export the server's API key in it, where the "
-                          "worker starts, or save it as a Prefect Secret named alike (some-key for SOME_KEY); or leave "
-                          "`key` empty for a server that asks for none")
+                          "worker starts, or save it as a Prefect Secret named alike (opd-some-key for OPD_SOME_KEY); "
+                          "or leave `key` empty for a server that asks for none")
     if not secret.isascii() or not secret.isprintable() or " " in secret:
         raise EngineError(f"what {variable(key)} holds cannot be sent as a key: it has blanks or characters beyond "
                           "ASCII")

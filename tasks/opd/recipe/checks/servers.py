@@ -46,8 +46,9 @@ def servers_are_named(recipe: Recipe) -> Iterator[Problem]:
         params = completed(makers[name], "maker")
         if not re.fullmatch(slots.constant("maker", "VARIABLE"), params.get("key") or ""):  # its value is never shown
             yield Problem(f"{key_of(name)}.key", "must be the name of an environment variable that holds the server's "
-                          "key and ends in _KEY, _TOKEN or _SECRET, such as OPD_TEACHER_KEY; never the key itself, "
-                          "which would be kept with the recipe")
+                          "key, begins with OPD_ and ends in _KEY, _TOKEN or _SECRET, such as OPD_TEACHER_KEY: no "
+                          "other variable is sent to a server. Never the key itself, which would be kept with the "
+                          "recipe")
         if not all(re.fullmatch(slots.constant("maker", "URL"), url) for url in params.get("urls") or []):
             yield Problem(f"{key_of(name)}.urls", "must be like http://host:8000, without user, password or query; "
                           "a key goes into an environment variable that `key` names")
