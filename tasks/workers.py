@@ -116,6 +116,7 @@ class ProcessCrew(Crew):
             return {name: reply[name] for name in ("counts", "peak_memory_bytes")}
         error = ERRORS.get(reply["error"])
         if error is None:
+            self.close(at_once=True)  # an error nobody foresaw, a CUDA fault say, may have left anything behind
             raise WorkerFailed(f"stage {stage} failed with {reply['error']}: {reply['message']}\n{reply['traceback']}")
         failure = error(reply["message"])
         failure.add_note(reply["traceback"])

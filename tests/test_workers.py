@@ -209,6 +209,20 @@ def test_errors_keep_their_class_and_message_across_processes(kind):
         assert chain(crew)[2].counts == {"total": 12}
 
 
+def test_a_worker_goes_on_after_an_error_it_foresaw_and_ends_after_any_other():
+    with workers.for_run(run_with("process")) as crew:
+        chain(crew, count=3)
+        first = crew.supervisor.pid
+        with pytest.raises(NonFinite):
+            chain(crew, effort={"trouble": "numbers:nan"}, count=4)
+        assert crew.supervisor.pid == first
+        with pytest.raises(workers.WorkerFailed):
+            chain(crew, effort={"trouble": "numbers:unforeseen"}, count=5)
+        assert crew.supervisor is None
+        chain(crew, count=6)
+        assert crew.supervisor.pid != first
+
+
 def test_inline_and_process_make_the_same_bytes(process_crew, crew, tmp_path, monkeypatch):
     first = chain(process_crew)
     monkeypatch.setenv("OPD_HOME", str(tmp_path / "other"))
