@@ -230,7 +230,7 @@ def doctor(arguments: argparse.Namespace) -> tuple[dict, str]:
 
 def ui_command() -> str:
     """How to open what was tracked."""
-    from tasks.tracking import ui_command as command
+    from tasks.tracking.client import ui_command as command
     return command()
 
 

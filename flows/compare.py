@@ -7,13 +7,14 @@ from prefect.runtime import flow_run
 from flows.crews import shared_crew
 from flows.distill import distill
 from flows.tables import table_of
-from tasks import tracking, workers
+from tasks import workers
 from tasks.opd.evaluation import comparison
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import home
 from tasks.opd.store.fingerprints import environment
 from tasks.publish import publish
+from tasks.tracking import runs
 
 
 def suite_name() -> str:
@@ -26,7 +27,7 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
     """Run a suite's cells, go on where one fails, and compare what finished with the baseline, paired over prompts."""
     plan, cells = loading.load_suite(suite, overrides)
     first, done, failed = cells[0][2], {}, {}
-    with tracking.suite_for(plan.name) as study, workers.for_run(first) as crew:
+    with runs.suite_for(plan.name) as study, workers.for_run(first) as crew:
         token = shared_crew.set({first.workers: crew})
         for variant, seed, recipe in cells:
             try:

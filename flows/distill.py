@@ -3,7 +3,7 @@ from prefect import flow
 
 from flows import tables
 from flows.crews import crew_of
-from tasks import tracking, workers
+from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
 from tasks.grade import grade_rollouts
@@ -16,13 +16,14 @@ from tasks.refine import refine_rollouts
 from tasks.rollout import write_rollouts
 from tasks.score import score_rollouts
 from tasks.stage import prune, rounds
+from tasks.tracking import runs
 from tasks.train import train_student
 
 
 @flow(flow_run_name="{recipe.name}-seed{recipe.seed}", persist_result=False)
 def distill(recipe: Recipe, suite: str = "") -> dict:
     """Distil the teacher into the student on the student's own rollouts; benchmark it before and after."""
-    with crew_of(recipe) as crew, tracking.run_for(recipe, suite or None) as run:
+    with crew_of(recipe) as crew, runs.run_for(recipe, suite or None) as run:
         models = make_models(recipe.pair, models_needed(recipe), crew)
         student, teacher, ask = models["student"], models.get("teacher"), {"context_tokens": recipe.pair.context_tokens}
         prompts = make_prompts(recipe.prompts, student, crew, **ask, use="train")

@@ -8,7 +8,7 @@ from tasks.opd.store.artifacts import Artifact
 from tasks.refine import refiners_ask_teacher
 from tasks.rollout import writers_with
 from tasks.stage import run_stage
-from tasks.tracking import noted
+from tasks.tracking.runs import log_artifact
 from tasks.workers import Crew
 
 
@@ -29,6 +29,6 @@ def make_models(pair: Pair, names: set[str], crew: Crew) -> dict[str, Artifact]:
         if name not in made:
             spec, source = {"maker": makers[name].model_dump(mode="json"), "seed": 0}, makers[name].params.get("of")
             inputs = {"of": make(source)} if source else {}
-            made[name] = noted(run_stage("model", spec, inputs, crew), name, prefix=f"model/{name}")
+            made[name] = log_artifact(run_stage("model", spec, inputs, crew), name, prefix=f"model/{name}")
         return made[name]
     return {name: make(name) for name in sorted(names)}

@@ -5,7 +5,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
-from tasks.tracking import noted
+from tasks.tracking.runs import log_artifact
 from tasks.workers import Crew
 
 
@@ -20,5 +20,6 @@ def evaluate_student(recipe: Recipe, student: Artifact, prompts: dict[str, Artif
                 "context_tokens": recipe.pair.context_tokens}
         inputs = {"student": student, "prompts": prompts[benchmark.name]} | ({"teacher": teacher} if teacher else {})
         made = run_stage("report", spec, inputs, crew)
-        reports[benchmark.name] = noted(made, f"{when}-{benchmark.name}", step=step, prefix=f"{when}/{benchmark.name}")
+        reports[benchmark.name] = log_artifact(made, f"{when}-{benchmark.name}", step=step,
+                                               prefix=f"{when}/{benchmark.name}")
     return reports

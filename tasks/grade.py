@@ -5,7 +5,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
-from tasks.tracking import noted
+from tasks.tracking.runs import log_artifact
 from tasks.workers import Crew
 
 
@@ -16,4 +16,5 @@ def grade_rollouts(recipe: Recipe, prompts: Artifact, rollouts: Artifact, crew: 
     spec = {"grader": recipe.prompts.grader.model_dump(mode="json"),
             "filters": [slot.model_dump(mode="json") for slot in filters]}
     graded = run_stage("grades", spec, {"prompts": prompts, "rollouts": rollouts}, crew)
-    return noted(graded, f"{round_index:04d}{'-refined' if rollouts.kind == 'refined' else ''}", step=round_index)
+    name = f"{round_index:04d}{'-refined' if rollouts.kind == 'refined' else ''}"
+    return log_artifact(graded, name, step=round_index)

@@ -7,7 +7,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
-from tasks.tracking import noted
+from tasks.tracking.runs import log_artifact
 from tasks.workers import Crew
 
 NUM_PROMPTS = 4
@@ -29,4 +29,4 @@ def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, cr
     inputs = {"student": models["student"], "prompts": prompts}
     for name in (names := sorted(needs, key=lambda name: name != now.teacher.model)):
         inputs["teacher" if name == names[0] else f"model:{name}"] = teacher_of(now, name, models, models["student"])[0]
-    return noted(run_stage("preflight", spec, inputs, crew), "start")
+    return log_artifact(run_stage("preflight", spec, inputs, crew), "start")

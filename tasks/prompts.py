@@ -8,7 +8,7 @@ from tasks.opd.core.files import hash_file
 from tasks.opd.recipe.schema import Source
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
-from tasks.tracking import noted
+from tasks.tracking.runs import log_artifact
 from tasks.workers import Crew
 
 SLICE = set(Source.model_fields) - {"grader"}  # how answers are graded changes no question
@@ -23,4 +23,4 @@ def make_prompts(source: Source, student: Artifact, crew: Crew, *, context_token
         spec["sha256"] = hash_file(Path(source.source.params["path"]).expanduser())
     inputs = {"student": student} | ({"train": train} if train else {})
     name = f"{use}-{source.name}"
-    return noted(run_stage("prompts", spec, inputs, crew), name, prefix=f"prompts/{name}")
+    return log_artifact(run_stage("prompts", spec, inputs, crew), name, prefix=f"prompts/{name}")

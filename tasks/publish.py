@@ -7,7 +7,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.opd.core.files import room_to_write
-from tasks.tracking import ui_command
+from tasks.tracking.client import ui_command
 
 
 @task(cache_policy=NO_CACHE, task_run_name="publish-{name}")

@@ -7,7 +7,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
-from tasks.tracking import noted
+from tasks.tracking.runs import log_artifact
 from tasks.workers import Crew
 
 
@@ -28,4 +28,4 @@ def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifa
     inputs = {"prompts": prompts, "rollouts": rollouts, "student": student}
     if refiners_ask_teacher(recipe):
         inputs["teacher"], spec["folder"] = teacher_of(recipe, recipe.teacher.model, models, student)
-    return noted(run_stage("refined", spec, inputs, crew), f"{round_index:04d}", step=round_index)
+    return log_artifact(run_stage("refined", spec, inputs, crew), f"{round_index:04d}", step=round_index)

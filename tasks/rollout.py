@@ -6,7 +6,7 @@ from tasks.opd.recipe import slots
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
-from tasks.tracking import noted
+from tasks.tracking.runs import log_artifact
 from tasks.workers import Crew
 
 
@@ -27,4 +27,4 @@ def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
     inputs = {"prompts": prompts, "student": student if on_policy else models["student"]}
     if writers_with(recipe, "BY_TEACHER", {"teacher"}):
         inputs["teacher"] = models["teacher"]
-    return noted(run_stage("rollouts", spec, inputs, crew), f"{round_index:04d}", step=round_index)
+    return log_artifact(run_stage("rollouts", spec, inputs, crew), f"{round_index:04d}", step=round_index)

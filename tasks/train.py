@@ -7,7 +7,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact, retire
 from tasks.score import teacher_of
 from tasks.stage import run_stage
-from tasks.tracking import noted
+from tasks.tracking.runs import log_artifact
 from tasks.workers import Crew
 
 EFFORT = {"micro_batch_tokens", "chunk_tokens"}  # may not change the result
@@ -30,7 +30,7 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
             "completion_limit": recipe.rollout.sampling.max_new_tokens}
     inputs = {"rollouts": rollouts, "student": student, **{f"scores:{name}": made for name, made in scores.items()}}
     inputs |= {f"model:{name}": model for name, (model, _) in teaching.items() if needs[name]["hidden"]}
-    made = noted(run_stage("checkpoint", spec, inputs, crew), f"{round_index:04d}", step=round_index)
+    made = log_artifact(run_stage("checkpoint", spec, inputs, crew), f"{round_index:04d}", step=round_index)
     for name in () if recipe.keep_hidden else (name for name in scores if needs[name]["hidden"]):
         retire(scores[name], ("hidden.safetensors",))
     return made

@@ -77,7 +77,7 @@ def test_a_stage_that_uses_an_engine_has_the_engines_in_its_closure(tmp_path, mo
     for name, line in lines.items():
         (tmp_path / f"uses_{name}.py").write_text(f"def make(i, s, o, session):\n    {line}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    used = {name: "tasks.opd.engines.torch_engine" in fingerprints.read_module(f"uses_{name}")[1] for name in lines}
+    used = {name: "tasks.opd.engines.pool" in fingerprints.read_module(f"uses_{name}")[1] for name in lines}
     assert used == {"direct": True, "held": True, "none": False}
 
 
@@ -90,7 +90,8 @@ def test_stages_that_compute_with_a_model_have_the_engines_in_their_closure(stag
             closure.add(module)
             waiting += [name for name in fingerprints.read_module(module)[1] if fingerprints.within(name, "tasks.opd")]
     if stage in ("rollouts", "refined", "scores", "report", "preflight"):
-        assert "tasks.opd.engines.torch_engine" in closure
+        assert {f"tasks.opd.engines.{module}" for module in (
+            "pool", "torch_engine", "vllm_engine", "vllm_settings", "http.server_engine", "canary")} < closure
     if stage in ("prompts", "grades"):
         assert "tasks.opd.engines.torch_engine" not in closure  # editing an engine does not remake them
 

@@ -18,12 +18,13 @@ from flows.compare import compare
 from flows.crews import crew_of, lend_keys, shared_crew
 from flows.distill import distill
 from flows.evaluate import evaluate
-from tasks import progress, tracking, workers
+from tasks import progress, workers
 from tasks.opd.core.errors import OpdError
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, read_record
 from tasks.score import teacher_of
+from tasks.tracking.client import client_at, tracking_uri
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=3",
         "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16",
@@ -90,7 +91,7 @@ def records(kind: str) -> list[dict]:
 
 
 def mlflow_runs(experiment: str) -> dict:
-    client = tracking.client_at(tracking.tracking_uri())
+    client = client_at(tracking_uri())
     return {run.info.run_name: run for run in
             client.search_runs([client.get_experiment_by_name(experiment).experiment_id])}
 
@@ -121,7 +122,7 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     run = mlflow_runs("opd")["opd_reverse_kl_full-seed0"]
     assert run.info.status == "FINISHED" and run.data.params["pair.teacher.params.hidden"] == "96"
     assert run.data.metrics["final/tiny/avg"] == there.first["end"]["tiny"].counts["avg"]
-    client = tracking.client_at(tracking.tracking_uri())
+    client = client_at(tracking_uri())
     tokens = client.get_metric_history(run.info.run_id, "round/tokens_seen")
     counted = [record["counts"]["tokens_seen"] for record in records("checkpoint")]
     assert [(m.step, m.value) for m in sorted(tokens, key=lambda m: m.step)] == list(enumerate(counted))

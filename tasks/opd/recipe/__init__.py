@@ -1,6 +1,7 @@
 """What a run is to do: YAML, schema, slots, static checks. No torch.
 
 schema        every setting with title, unit and bounds
+suite         recipes compared
 slots         which module and table serve a slot; parameters held against signatures
 layers        settings with who set each key
 loading       recipes and suites from YAML and key=value

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.recipe import slots, validation
 from tasks.opd.recipe.layers import Layer, label_of, lines, merged, objections, override_label, tree
-from tasks.opd.recipe.schema import Recipe, Suite
+from tasks.opd.recipe.schema import Recipe
 from tasks.opd.recipe.slots import Problem
+from tasks.opd.recipe.suite import Suite
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDERS = {"pair": "pairs", "prompts": "prompts", "benchmarks": "benchmarks", "variant": "variants", "suite": "suites"}

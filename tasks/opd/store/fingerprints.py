@@ -20,8 +20,7 @@ EFFORT = frozenset({  # may not change a result
     "effort", "batch_tokens", "memory_share", "lora_rank", "longest_tokens", "patience_seconds",
     "micro_batch_tokens", "chunk_tokens"})
 REACHED = {  # a call of session.engine(..) imports these
-    "engine": ("tasks.opd.engines.torch_engine", "tasks.opd.engines.vllm_engine",
-               "tasks.opd.engines.http.server_engine", "tasks.opd.engines.canary")}
+    "engine": ("tasks.opd.engines.pool",)}
 
 
 def fingerprint(stage: str, spec: dict, inputs: dict[str, str], *, source: str, environment: dict) -> str:

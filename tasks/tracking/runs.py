@@ -1,0 +1,81 @@
+"""Which MLflow run a flow's work belongs to: one a (variant, seed), under one parent a suite."""
+import contextlib
+import hashlib
+from contextvars import ContextVar
+
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.store.artifacts import Artifact
+from tasks.opd.store.fingerprints import canonical
+from tasks.tracking.outbox import NOTE, About, Run
+from tasks.tracking.points import PREFIXES, Note, flat
+
+_current: ContextVar[Run | None] = ContextVar("tracking_run", default=None)
+
+
+def log_artifact(artifact: Artifact, name: str, *, step: int = 0, prefix: str = "") -> Artifact:
+    """The artifact; the open run, if any, is told of it. Numeric counts become metrics `<prefix or kind>/<count>`."""
+    run, (stage, _, rest) = _current.get(), (prefix or artifact.kind).partition("/")
+    if run is not None:
+        prefix = "/".join(filter(None, [PREFIXES.get(stage, stage), rest]))
+        run.notes.append(Note(artifact=artifact, name=name, step=step, prefix=prefix))
+    return artifact
+
+
+@contextlib.contextmanager
+def run_for(recipe: Recipe, suite: str | None = None):
+    """The run of (suite, recipe), created once and then continued, takes what is logged inside. Yields the Run."""
+    import yaml
+    resolved, note = recipe.model_dump(mode="json"), note_of(recipe)
+    about = About(name=f"{recipe.name}-seed{recipe.seed}", params=flat(resolved),
+                  files={"recipe.yaml": yaml.safe_dump(resolved, sort_keys=False)},
+                  tags={"variant": recipe.name, "seed": str(recipe.seed), "pair": recipe.pair.name,
+                        "config.sha256": hashlib.sha256(canonical(resolved).encode()).hexdigest(), **prefect_tags(),
+                        **({NOTE: note} if note else {})})
+    parent = suite_run(suite) if suite else None
+    with opened(Run(key_of(suite or "", resolved), suite or "opd", about, parent)) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def suite_for(suite: str):
+    """The parent run of a suite's runs. Yields the Run."""
+    with opened(suite_run(suite, prefect_tags())) as run:
+        yield run
+
+
+def suite_run(suite: str, tags: dict[str, str] | None = None) -> Run:
+    return Run(key_of(suite), suite, About(name=suite, tags={"suite": suite, **(tags or {})}, params={}, files={}))
+
+
+@contextlib.contextmanager
+def opened(run: Run):
+    """Make a run the one that notes go to; it ends FINISHED, FAILED, or KILLED when interrupted."""
+    token, status = _current.set(run), "FINISHED"
+    run.thread.start()
+    try:
+        yield run
+    except Exception:
+        status = "FAILED"
+        raise
+    except BaseException:
+        status = "KILLED"
+        raise
+    finally:
+        _current.reset(token)
+        run.close(status)
+
+
+def key_of(suite: str, resolved: dict | None = None) -> str:
+    return hashlib.sha256(canonical([suite, resolved]).encode()).hexdigest()[:32]
+
+
+def note_of(recipe: Recipe) -> str:
+    """Markdown: the variant's paper, its arXiv id with a link, and its idea; empty when none is said."""
+    about = recipe.about
+    arxiv = f"[arXiv:{about.arxiv}](https://arxiv.org/abs/{about.arxiv})" if about.arxiv else ""
+    return "\n\n".join(filter(None, (", ".join(filter(None, (about.paper, arxiv))), about.idea)))
+
+
+def prefect_tags() -> dict[str, str]:
+    from prefect.runtime import flow_run
+    return {"prefect.flow_run_id": str(flow_run.id)} if flow_run.id else {}
