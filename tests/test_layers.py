@@ -202,6 +202,13 @@ def test_a_package_lists_its_modules():
         assert listed == parts - {"__init__"}, f"{file} lists {sorted(listed)}, holds {sorted(parts)}"
 
 
+def test_the_tests_mirror_the_library():
+    folders = {name.split("/")[1] for name in TESTS if name.count("/") > 1}
+    assert folders == {*ORDER, "e2e", "gpu", "peers"}
+    assert none_of(name for name in TESTS if name.split("/")[1] in ORDER
+                   and not (ROOT / "tasks/opd" / "/".join(name.split("/")[1:-1])).is_dir())
+
+
 def test_prefect_stops_at_the_doors():
     assert none_of(name for name in SOURCES if "prefect" in packages(name) and room(name) == 0)
 

@@ -1,11 +1,11 @@
 """The trainer on a GPU: columns stay on the CPU, the model and its chunks do not, and the gradient is the same."""
 import pytest
 import torch
-from test_training import LENGTHS, TERMS, gradient, scored_by, signal_of
-from tiny_models import random_rollouts, tiny_llama
 
 from tasks.opd.models.heads import head_of
 from tasks.opd.training.scored_set import make_scored
+from tests.tiny_models import random_rollouts, tiny_llama
+from tests.training.test_round import LENGTHS, TERMS, gradient, scored_by, signal_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]
 

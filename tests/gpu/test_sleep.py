@@ -1,10 +1,10 @@
 """Engines that share a GPU: who sleeps holds none of its memory, and answers as before when it wakes."""
 import pytest
 import torch
-from test_engines import PROMPTS, SEEDS, answers, answers_around_sleep
 
 from tasks.opd.engines.pool import Session
 from tasks.opd.engines.torch_engine import TorchEngine
+from tests.engines.test_torch_engine import PROMPTS, SEEDS, answers, answers_around_sleep
 from tests.small_llama import save_llama
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")]

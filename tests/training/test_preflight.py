@@ -1,0 +1,129 @@
+"""Preflight is green on a sound pair and red on each of the silent mistakes."""
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tasks.opd.core.errors import OpdError, TokenizerMismatch
+from tasks.opd.core.records import Prompt, write_rows
+from tasks.opd.engines.pool import Session
+from tasks.opd.objective import divergences
+from tasks.opd.training import preflight as rooms
+from tests.tiny_models import random_rollouts, term, tiny_llama, train_spec, write_tokenizer
+
+SAMPLED = term(advantage="teacher_gap", estimator="policy_gradient")
+ENGINE = {"name": "torch", "dtype": "float32", "batch_tokens": 4096}
+FULL = term(divergence="forward_kl", support="full")
+
+
+def model_artifact(tmp_path: Path, name: str, seed: int, *, vocabulary: int = 20, noise: float = 0.0) -> Path:
+    folder = tmp_path / name / "model"
+    folder.mkdir(parents=True)
+    model = tiny_llama(seed, vocabulary=vocabulary, dtype=torch.float32)
+    if noise:
+        for parameter in model.parameters():
+            parameter.data += noise * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    write_tokenizer(folder, vocabulary)
+    return folder.parent
+
+
+def artifacts(tmp_path: Path, **teacher) -> dict[str, Path]:
+    """A student, a teacher near it (as far as pairs are in practice), and four prompts."""
+    (tmp_path / "prompts").mkdir()
+    prompts = [Prompt(prompt_id=f"p{i}", index=i, text="", token_ids=[2 + i, 5, 7], answer="", solution=None,
+                      entry="{}", domain="") for i in range(4)]
+    write_rows(tmp_path / "prompts" / "prompts.parquet", prompts, Prompt)
+    return {"prompts": tmp_path / "prompts", "student": model_artifact(tmp_path, "student", 1),
+            "teacher": model_artifact(tmp_path, "teacher", 1, noise=0.01, **teacher)}
+
+
+def spec_of(terms, **changes):
+    return train_spec(terms, num_prompts=4, accepts=[], top_k=0,
+                      sampling={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12},
+                      engine=ENGINE, scoring_engine=ENGINE, **changes)
+
+
+def run(tmp_path, inputs, terms, **changes):
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    with Session() as session:
+        rooms.preflight(inputs, spec_of(terms, **changes), out, session)
+    return {f["check"]: f for f in json.loads((out / "preflight.json").read_text())}
+
+
+@pytest.mark.parametrize("terms", [[SAMPLED], [FULL]], ids=["sampled", "full"])
+def test_a_sound_pair_is_green(tmp_path, terms):
+    found = run(tmp_path, artifacts(tmp_path), terms)
+    assert {f["status"] for f in found.values()} == {"green"}
+    assert found["shift"]["measured"] > 2 and found["identity"]["measured"] < 1e-6
+    assert set(found) == {"masks", "engine_agreement", "vocabulary", "template", "stop_tokens", "shift", "identity"}
+
+
+def test_terms_without_a_teacher_need_none(tmp_path):
+    inputs = artifacts(tmp_path)
+    del inputs["teacher"]
+    found = run(tmp_path, inputs, [term(divergence="nll", rows="all")])
+    assert set(found) == {"masks", "engine_agreement"}
+
+
+def test_a_divergence_that_is_not_zero_at_equality_is_red(tmp_path, monkeypatch):
+    def cross_entropy(teacher, student, fold):
+        return -(teacher.exp() * student).sum(-1) - student.sum(-1) * 0.01
+    monkeypatch.setitem(divergences.DIVERGENCES, "forward_kl", cross_entropy)
+    with pytest.raises(OpdError, match="identity"):
+        run(tmp_path, artifacts(tmp_path), [FULL])
+
+
+def test_what_a_recipe_accepts_is_yellow(tmp_path, monkeypatch):
+    monkeypatch.setitem(rooms.AGREEMENT, "float32", -1.0)
+    with pytest.raises(OpdError, match="engine_agreement"):
+        run(tmp_path, artifacts(tmp_path), [FULL])
+    spec = spec_of([FULL]) | {"accepts": ["engine_agreement"]}
+    with Session() as session:
+        assert rooms.preflight({n: tmp_path / n for n in ("prompts", "student", "teacher")}, spec, tmp_path / "out",
+                               session)["engine_agreement"] == "yellow"
+
+
+def test_another_vocabulary_is_named_by_its_first_differing_id(tmp_path):
+    with pytest.raises(TokenizerMismatch, match="token id 20 is None to the student and 'w20'"):
+        run(tmp_path, artifacts(tmp_path, vocabulary=23), [FULL])
+
+
+def test_a_teacher_off_by_one_is_red(tmp_path, monkeypatch):
+    """The mistake itself: an engine that takes the hidden state at the token written, not the one before it."""
+    from tasks.opd.engines import torch_engine
+    sound = torch_engine.TorchEngine.score
+
+    def off_by_one(engine, prompts, completions, want, **ask):
+        found = sound(engine, prompts, [c + c[-1:] for c in completions], want, **ask)
+        if not want.hidden:                                     # the student's own scores stay right
+            return sound(engine, prompts, completions, want, **ask)
+        head = rooms.wide(engine.head)
+        for signal, completion in zip(found, completions):
+            signal.hidden = signal.hidden[1:]
+            signal.sampled = head.logprobs(signal.hidden).gather(1, torch.tensor(completion)[:, None])[:, 0].detach()
+        return found
+    monkeypatch.setattr(torch_engine.TorchEngine, "score", off_by_one)
+    with pytest.raises(OpdError, match="shift: asked one token too early"):
+        run(tmp_path, artifacts(tmp_path), [SAMPLED])
+
+
+def test_an_engine_with_other_weights_is_red():
+    logprobs = torch.full((50,), -1.0)
+    assert rooms.check_agreement(logprobs, logprobs + 5e-4, "float32").status == "green"
+    assert rooms.check_agreement(logprobs, logprobs + 5e-3, "float32").status == "red"
+    assert rooms.check_agreement(logprobs, logprobs + 0.04, "bfloat16").status == "green"
+    assert rooms.check_agreement(logprobs, logprobs + 0.2, "bfloat16").status == "red"
+
+
+def test_other_stop_tokens_are_red_unless_masked():
+    assert rooms.check_stops({1}, {1, 2}, [FULL]).status == "green"
+    assert rooms.check_stops({1}, {2}, [FULL]).status == "red"
+    masked = term(divergence="forward_kl", support="full", weights=["special_token_mask"])
+    assert rooms.check_stops({1}, {2}, [masked]).status == "green"
+
+
+def test_masks_hold_on_random_rollouts():
+    assert rooms.check_masks(random_rollouts([(3, 5), (1, 1), (7, 2)])).status == "green"
