@@ -1,7 +1,7 @@
 """Make a recipe's models and prompts, so that what follows starts at once."""
 from prefect import flow
 
-from flows.crews import crew_of
+from flows.pools import pool_for
 from tasks.bootstrap import make_models, models_needed
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
@@ -11,10 +11,10 @@ from tasks.prompts import make_prompts
 @flow(flow_run_name="{recipe.pair.name}", persist_result=False)
 def bootstrap(recipe: Recipe) -> dict[str, dict[str, Artifact]]:
     """The models that the recipe's rounds read, its training prompts and those of its benchmarks."""
-    with crew_of(recipe) as crew:
-        models = make_models(recipe.pair, models_needed(recipe), crew)
+    with pool_for(recipe) as pool:
+        models = make_models(recipe.pair, models_needed(recipe), pool)
         student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
-        prompts = make_prompts(recipe.prompts, student, crew, **ask, use="train")
-        held_out = {benchmark.name: make_prompts(benchmark, student, crew, **ask, use="test", train=prompts)
+        prompts = make_prompts(recipe.prompts, student, pool, **ask, use="train")
+        held_out = {benchmark.name: make_prompts(benchmark, student, pool, **ask, use="test", train=prompts)
                     for benchmark in recipe.benchmarks}
         return {"models": models, "prompts": {"train": prompts}, "benchmarks": held_out}

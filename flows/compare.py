@@ -4,8 +4,8 @@ import json
 from prefect import flow, tags
 from prefect.runtime import flow_run
 
-from flows.crews import shared_crew
 from flows.distill import distill
+from flows.pools import shared_pool
 from flows.tables import table_of
 from tasks import workers
 from tasks.opd.evaluation import comparison
@@ -27,19 +27,19 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
     """Run a suite's cells, go on where one fails, and compare what finished with the baseline, paired over prompts."""
     plan, cells = loading.load_suite(suite, overrides)
     first, done, failed = cells[0][2], {}, {}
-    with runs.suite_for(plan.name) as study, workers.for_run(first) as crew:
-        token = shared_crew.set({first.workers: crew})
+    with runs.suite_for(plan.name) as study, workers.for_run(first) as pool:
+        token = shared_pool.set({first.workers: pool})
         for variant, seed, recipe in cells:
             try:
                 done[variant, seed] = tagged(variant, seed, recipe, plan.name)
             except Exception as error:  # it is shown in the table; the other cells do not depend on it
                 failed[variant, seed] = error
-        shared_crew.reset(token)
+        shared_pool.reset(token)
         if not done:
             raise next(iter(failed.values()))
         benchmark = plan.benchmark or first.benchmarks[0].name
         table = table_of(done, failed, benchmark, plan.baseline, cells)
-        facts = comparison.made_by(suite, overrides, benchmark, environment(first.model_dump()))
+        facts = comparison.provenance(suite, overrides, benchmark, environment(first.model_dump()))
         texts = {"comparison.json": table.to_json(), "comparison.md": table.to_markdown(facts)}
         numbers = {f"{name}/{row.variant}": value for row in table.rows
                    for name, value in (("mean", row.mean), ("difference", row.difference)) if value is not None}

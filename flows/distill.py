@@ -2,7 +2,7 @@
 from prefect import flow
 
 from flows import tables
-from flows.crews import crew_of
+from flows.pools import pool_for
 from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
@@ -23,34 +23,34 @@ from tasks.train import train_student
 @flow(flow_run_name="{recipe.name}-seed{recipe.seed}", persist_result=False)
 def distill(recipe: Recipe, suite: str = "") -> dict:
     """Distil the teacher into the student on the student's own rollouts; benchmark it before and after."""
-    with crew_of(recipe) as crew, runs.run_for(recipe, suite or None) as run:
-        models = make_models(recipe.pair, models_needed(recipe), crew)
+    with pool_for(recipe) as pool, runs.run_for(recipe, suite or None) as run:
+        models = make_models(recipe.pair, models_needed(recipe), pool)
         student, teacher, ask = models["student"], models.get("teacher"), {"context_tokens": recipe.pair.context_tokens}
-        prompts = make_prompts(recipe.prompts, student, crew, **ask, use="train")
-        held_out = {b.name: make_prompts(b, student, crew, **ask, use="test", train=prompts) for b in recipe.benchmarks}
-        preflight(recipe, models, prompts, crew)
-        start = evaluate_student(recipe, student, held_out, crew, when="start", teacher=teacher)
+        prompts = make_prompts(recipe.prompts, student, pool, **ask, use="train")
+        held_out = {b.name: make_prompts(b, student, pool, **ask, use="test", train=prompts) for b in recipe.benchmarks}
+        preflight(recipe, models, prompts, pool)
+        start = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)
         checkpoints = []
-        for round_index in rounds(recipe, crew, lambda: student):  # noqa: B023  the latest is meant
+        for round_index in rounds(recipe, pool, lambda: student):  # noqa: B023  the latest is meant
             now = recipe.at(round_index)  # the schedule, resolved
-            rollouts, student = one_round(now, models, student, prompts, crew, round_index)
+            rollouts, student = one_round(now, models, student, prompts, pool, round_index)
             checkpoints = [*checkpoints[-2:], student]
             prune(checkpoints)
         run.sample(rollouts, models["student"])
-        end = evaluate_student(recipe, student, held_out, crew, when="final", teacher=teacher, step=recipe.rounds)
+        end = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher, step=recipe.rounds)
     result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end}
-    told = "\n\n".join(f"### {name}\n\n{table.to_markdown()}" for name, table in tables.of_run(result).items())
-    publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": told}, run.url())
+    text = "\n\n".join(f"### {name}\n\n{table.to_markdown()}" for name, table in tables.of_run(result).items())
+    publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": text}, run.url())
     return result | {"mlflow_page": run.url()}
 
 
-def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, crew: workers.Crew,
+def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, pool: workers.WorkerPool,
               round_index: int) -> tuple[Artifact, Artifact]:
     """The round's graded rollouts, and the student trained on them."""
-    rollouts = write_rollouts(now, models, student, prompts, crew, round_index)
-    rollouts = grade_rollouts(now, prompts, rollouts, crew, round_index)
+    rollouts = write_rollouts(now, models, student, prompts, pool, round_index)
+    rollouts = grade_rollouts(now, prompts, rollouts, pool, round_index)
     if now.refine:
-        rollouts = refine_rollouts(now, models, student, prompts, rollouts, crew, round_index)
-        rollouts = grade_rollouts(now, prompts, rollouts, crew, round_index)
-    scores = score_rollouts(now, models, student, prompts, rollouts, crew, round_index)
-    return rollouts, train_student(now, models, student, rollouts, scores, crew, round_index)
+        rollouts = refine_rollouts(now, models, student, prompts, rollouts, pool, round_index)
+        rollouts = grade_rollouts(now, prompts, rollouts, pool, round_index)
+    scores = score_rollouts(now, models, student, prompts, rollouts, pool, round_index)
+    return rollouts, train_student(now, models, student, rollouts, scores, pool, round_index)

@@ -4,7 +4,7 @@ from pathlib import Path
 from prefect import flow
 from prefect.runtime import flow_run
 
-from flows.crews import crew_of
+from flows.pools import pool_for
 from tasks.bootstrap import make_models
 from tasks.evaluate import evaluate_student
 from tasks.opd.core.errors import DataError
@@ -35,9 +35,9 @@ def evaluate(recipe: Recipe, folder: str) -> dict[str, Artifact]:
     place = Path(folder).expanduser().absolute()
     if not place.is_dir():
         raise DataError(f"{folder} is not a folder; give a checkpoint's or a model's")
-    with crew_of(recipe) as crew:
+    with pool_for(recipe) as pool:
         given = recipe.pair.model_copy(update={"student": Slot(name="folder", params={"path": str(place)})})
-        student = artifact_at(place) or make_models(given, {"student"}, crew)["student"]
+        student = artifact_at(place) or make_models(given, {"student"}, pool)["student"]
         ask = {"context_tokens": recipe.pair.context_tokens, "use": "test"}
-        prompts = {benchmark.name: make_prompts(benchmark, student, crew, **ask) for benchmark in recipe.benchmarks}
-        return evaluate_student(recipe, student, prompts, crew, when="final")
+        prompts = {benchmark.name: make_prompts(benchmark, student, pool, **ask) for benchmark in recipe.benchmarks}
+        return evaluate_student(recipe, student, prompts, pool, when="final")

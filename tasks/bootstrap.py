@@ -9,7 +9,7 @@ from tasks.refine import refiners_ask_teacher
 from tasks.rollout import writers_with
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import Crew
+from tasks.workers import WorkerPool
 
 
 def models_needed(recipe: Recipe) -> set[str]:
@@ -21,7 +21,7 @@ def models_needed(recipe: Recipe) -> set[str]:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="models")
-def make_models(pair: Pair, names: set[str], crew: Crew) -> dict[str, Artifact]:
+def make_models(pair: Pair, names: set[str], pool: WorkerPool) -> dict[str, Artifact]:
     """Models of the pair by name, each after the one its maker names as `of`. A run's seed has no part in them."""
     makers, made = {"student": pair.student, "teacher": pair.teacher, **pair.others}, {}
 
@@ -29,6 +29,6 @@ def make_models(pair: Pair, names: set[str], crew: Crew) -> dict[str, Artifact]:
         if name not in made:
             spec, source = {"maker": makers[name].model_dump(mode="json"), "seed": 0}, makers[name].params.get("of")
             inputs = {"of": make(source)} if source else {}
-            made[name] = log_artifact(run_stage("model", spec, inputs, crew), name, prefix=f"model/{name}")
+            made[name] = log_artifact(run_stage("model", spec, inputs, pool), name, prefix=f"model/{name}")
         return made[name]
     return {name: make(name) for name in sorted(names)}

@@ -8,13 +8,13 @@ from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import Crew
+from tasks.workers import WorkerPool
 
 NUM_PROMPTS = 4
 
 
 @task(cache_policy=NO_CACHE, task_run_name="preflight")
-def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, crew: Crew) -> Artifact:
+def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, pool: WorkerPool) -> Artifact:
     """The findings; a red one raises OpdError (TokenizerMismatch, EngineError)."""
     now = recipe.at(0)
     needs = requirements.needs(now)
@@ -29,4 +29,4 @@ def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, cr
     inputs = {"student": models["student"], "prompts": prompts}
     for name in (names := sorted(needs, key=lambda name: name != now.teacher.model)):
         inputs["teacher" if name == names[0] else f"model:{name}"] = teacher_of(now, name, models, models["student"])[0]
-    return log_artifact(run_stage("preflight", spec, inputs, crew), "start")
+    return log_artifact(run_stage("preflight", spec, inputs, pool), "start")

@@ -9,13 +9,13 @@ from tasks.opd.recipe.schema import Source
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import Crew
+from tasks.workers import WorkerPool
 
 SLICE = set(Source.model_fields) - {"grader"}  # how answers are graded changes no question
 
 
 @task(cache_policy=NO_CACHE, task_run_name="prompts-{use}-{source.name}")
-def make_prompts(source: Source, student: Artifact, crew: Crew, *, context_tokens: int, use: str,
+def make_prompts(source: Source, student: Artifact, pool: WorkerPool, *, context_tokens: int, use: str,
                  train: Artifact | None = None) -> Artifact:
     """A source's questions; none of their texts may stand in the prompts trained on."""
     spec = source.model_dump(mode="json", include=SLICE) | {"context_tokens": context_tokens}
@@ -23,4 +23,4 @@ def make_prompts(source: Source, student: Artifact, crew: Crew, *, context_token
         spec["sha256"] = hash_file(Path(source.source.params["path"]).expanduser())
     inputs = {"student": student} | ({"train": train} if train else {})
     name = f"{use}-{source.name}"
-    return log_artifact(run_stage("prompts", spec, inputs, crew), name, prefix=f"prompts/{name}")
+    return log_artifact(run_stage("prompts", spec, inputs, pool), name, prefix=f"prompts/{name}")

@@ -8,7 +8,7 @@ from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import Crew
+from tasks.workers import WorkerPool
 
 
 def refiners_ask_teacher(recipe: Recipe) -> bool:
@@ -18,7 +18,7 @@ def refiners_ask_teacher(recipe: Recipe) -> bool:
 
 @task(cache_policy=NO_CACHE, task_run_name="refined-{round_index:04d}")
 def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact,
-                    rollouts: Artifact, crew: Crew, round_index: int) -> Artifact:
+                    rollouts: Artifact, pool: WorkerPool, round_index: int) -> Artifact:
     """The rollouts that the recipe's refiners keep, repaired by them in their order."""
     spec = {"refiners": [slot.model_dump(mode="json") for slot in recipe.refine], "round": round_index,
             "seed": recipe.seed, "context_tokens": recipe.pair.context_tokens,
@@ -28,4 +28,4 @@ def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifa
     inputs = {"prompts": prompts, "rollouts": rollouts, "student": student}
     if refiners_ask_teacher(recipe):
         inputs["teacher"], spec["folder"] = teacher_of(recipe, recipe.teacher.model, models, student)
-    return log_artifact(run_stage("refined", spec, inputs, crew), f"{round_index:04d}", step=round_index)
+    return log_artifact(run_stage("refined", spec, inputs, pool), f"{round_index:04d}", step=round_index)

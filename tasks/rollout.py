@@ -7,7 +7,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import Crew
+from tasks.workers import WorkerPool
 
 
 def writers_with(recipe: Recipe, constant: str, default: set[str]) -> bool:
@@ -16,7 +16,7 @@ def writers_with(recipe: Recipe, constant: str, default: set[str]) -> bool:
 
 
 @task(cache_policy=NO_CACHE, task_run_name="rollouts-{round_index:04d}")
-def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, crew: Crew,
+def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, pool: WorkerPool,
                    round_index: int) -> Artifact:
     """The round's rollouts. Where the student does not write, the student it started from stands for its tokenizer."""
     spec = {"writers": [writer.model_dump(mode="json") for writer in recipe.rollout.writers], "round": round_index,
@@ -27,4 +27,4 @@ def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
     inputs = {"prompts": prompts, "student": student if on_policy else models["student"]}
     if writers_with(recipe, "BY_TEACHER", {"teacher"}):
         inputs["teacher"] = models["teacher"]
-    return log_artifact(run_stage("rollouts", spec, inputs, crew), f"{round_index:04d}", step=round_index)
+    return log_artifact(run_stage("rollouts", spec, inputs, pool), f"{round_index:04d}", step=round_index)

@@ -8,7 +8,7 @@ from tasks.opd.scoring.self_teachers import REFRESHES
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import Crew
+from tasks.workers import WorkerPool
 
 
 def teacher_of(recipe: Recipe, name: str, models: dict[str, Artifact], student: Artifact) -> tuple[Artifact, str]:
@@ -24,7 +24,7 @@ def teacher_of(recipe: Recipe, name: str, models: dict[str, Artifact], student: 
 
 @task(cache_policy=NO_CACHE, task_run_name="scores-{round_index:04d}")
 def score_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact,
-                   rollouts: Artifact, crew: Crew, round_index: int) -> dict[str, Artifact]:
+                   rollouts: Artifact, pool: WorkerPool, round_index: int) -> dict[str, Artifact]:
     """A signal by model name; none when no term reads a teacher's."""
     scores = {}
     for name, want in requirements.needs(recipe).items():
@@ -33,6 +33,6 @@ def score_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
                 "domains": requirements.domains_of(recipe, name),
                 "temperature": recipe.loss.temperature, "engine": recipe.engine_for("score"),
                 "context_tokens": recipe.pair.context_tokens, "vocabulary": models["student"].counts["vocabulary"]}
-        made = run_stage("scores", spec, {"prompts": prompts, "rollouts": rollouts, "model": model}, crew)
+        made = run_stage("scores", spec, {"prompts": prompts, "rollouts": rollouts, "model": model}, pool)
         scores[name] = log_artifact(made, f"{name}-{round_index:04d}", step=round_index, prefix=f"scores/{name}")
     return scores

@@ -23,7 +23,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
 from tasks.opd.store import artifacts, fingerprints
 from tasks.opd.store.artifacts import Artifact
-from tasks.workers import Crew
+from tasks.workers import WorkerPool
 
 Inputs = dict[str, Artifact]
 AT_ONCE = {("engine", "batch_tokens"): "engine", ("scoring_engine", "batch_tokens"): "engine",
@@ -31,8 +31,8 @@ AT_ONCE = {("engine", "batch_tokens"): "engine", ("scoring_engine", "batch_token
            }  # what a stage holds at once, where its spec says so: outside the fingerprint -> whose setting it is
 
 
-def run_stage(stage: str, spec: dict, inputs: Inputs, crew: Crew) -> Artifact:
-    """The artifact of `stage` for this spec and these inputs; made by the crew when it is not there.
+def run_stage(stage: str, spec: dict, inputs: Inputs, pool: WorkerPool) -> Artifact:
+    """The artifact of `stage` for this spec and these inputs; made by the pool when it is not there.
 
     The whole spec reaches the stage; what may not change the result (`effort`, batch sizes) is outside the fingerprint.
     Raises: what the stage raises (OpdError with its exit code), DiskFull, EngineLost when the worker or its engine
@@ -40,9 +40,9 @@ def run_stage(stage: str, spec: dict, inputs: Inputs, crew: Crew) -> Artifact:
     """
     inputs = {name: current(artifact) for name, artifact in inputs.items()}
     kind, fingerprint = kind_of(stage), fingerprint_of(stage, spec, inputs)
-    crew.derivations[kind, fingerprint] = stage, spec, inputs
-    artifact, reused = obtain(kind, fingerprint, crew)
-    crew.reused += reused
+    pool.derivations[kind, fingerprint] = stage, spec, inputs
+    artifact, reused = obtain(kind, fingerprint, pool)
+    pool.reused += reused
     return artifact
 
 
@@ -83,13 +83,13 @@ def usable(kind: str, fingerprint: str) -> Artifact | None:
         if record is None:
             return None
         if names := outdated(record):
-            say(f"{kind} {fingerprint[:8]} was made from another {', '.join(names)}; it is made again")
+            log_line(f"{kind} {fingerprint[:8]} was made from another {', '.join(names)}; it is made again")
             return None
         artifact = Artifact.from_json(record)
         artifacts.verify(artifact)
         return artifact
     except CorruptArtifact as error:
-        say(f"damaged {kind} {fingerprint[:8]}: {error}; moved to {artifacts.set_aside(path)}")
+        log_line(f"damaged {kind} {fingerprint[:8]}: {error}; moved to {artifacts.set_aside(path)}")
         return None
 
 
@@ -99,23 +99,23 @@ def outdated(record: dict) -> list[str]:
             if current(Artifact.from_json(entry)).digest != entry["digest"]]
 
 
-def obtain(kind: str, fingerprint: str, crew: Crew, *, to_read: bool = False) -> tuple[Artifact, bool]:
-    """An artifact whose derivation the crew knows, and whether it was there; a retired one will do unless read."""
-    stage, spec, inputs = crew.derivations[kind, fingerprint]
+def obtain(kind: str, fingerprint: str, pool: WorkerPool, *, to_read: bool = False) -> tuple[Artifact, bool]:
+    """An artifact whose derivation the pool knows, and whether it was there; a retired one will do unless read."""
+    stage, spec, inputs = pool.derivations[kind, fingerprint]
     with artifacts.lock(kind, fingerprint):
         artifact = usable(kind, fingerprint)
         if artifact and not (to_read and artifacts.is_retired(artifact)):
             return artifact, True
-        inputs = {name: readable(artifact, crew) for name, artifact in inputs.items()}
-        return make_files(stage, spec, inputs, fingerprint, crew), False
+        inputs = {name: readable(artifact, pool) for name, artifact in inputs.items()}
+        return make_files(stage, spec, inputs, fingerprint, pool), False
 
 
-def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, crew: Crew) -> Artifact:
-    """Have the crew write the files of an artifact beside its place, and put it there; on any error nothing remains."""
+def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, pool: WorkerPool) -> Artifact:
+    """Have the pool write the files of an artifact beside its place, and put it there; on any error nothing remains."""
     started, kind = time.monotonic(), kind_of(stage)
     folder = artifacts.begin(kind, fingerprint)
     try:
-        made, attempts = write_files(stage, spec, inputs, folder, crew)
+        made, attempts = write_files(stage, spec, inputs, folder, pool)
         environment = fingerprints.environment(spec)
         artifact = artifacts.seal(folder, {
             "kind": kind, "fingerprint": fingerprint, "stage": stage, "spec": spec, **made,
@@ -130,27 +130,27 @@ def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, crew: C
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    crew.made += 1
-    tell(crew, artifact, time.monotonic() - started)
+    pool.made += 1
+    log_made(pool, artifact, time.monotonic() - started)
     return artifact
 
 
-def write_files(stage: str, spec: dict, inputs: Inputs, folder: Path, crew: Crew) -> tuple[dict, int]:
-    """Have the crew write a stage's files: its counts and peak_memory_bytes, and in how many attempts.
+def write_files(stage: str, spec: dict, inputs: Inputs, folder: Path, pool: WorkerPool) -> tuple[dict, int]:
+    """Have the pool write a stage's files: its counts and peak_memory_bytes, and in how many attempts.
 
     The second, after the worker or its engine was lost, is with half the batch; whatever the first left is removed.
     Raises: EngineLost when that one is lost too, naming what was tried.
     """
     places, (smaller, halves) = {name: str(artifact.path) for name, artifact in inputs.items()}, halved(spec)
     try:
-        return crew.make(stage, spec, places, folder), 1
+        return pool.make(stage, spec, places, folder), 1
     except EngineLost as error:
-        say(f"{str(error).splitlines()[0]}\nopd: {kind_of(stage)} is tried once more"
+        log_line(f"{str(error).splitlines()[0]}\nopd: {kind_of(stage)} is tried once more"
             f"{f' with half the batch: {halves}' if halves else ''}")
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     try:
-        return crew.make(stage, smaller, places, folder), 2
+        return pool.make(stage, smaller, places, folder), 2
     except EngineLost as error:
         with_half = f" and with half the batch ({halves})" if halves else ""
         raise EngineLost(f"{kind_of(stage)} was tried twice, as it was{with_half}, in vain. {error}") from error
@@ -158,15 +158,15 @@ def write_files(stage: str, spec: dict, inputs: Inputs, folder: Path, crew: Crew
 
 def halved(spec: dict) -> tuple[dict, str]:
     """A copy of a spec that takes half as much at once, and what that is, in words; empty where it does not say."""
-    smaller, told = copy.deepcopy(spec), {}
+    smaller, described = copy.deepcopy(spec), {}
     for (part, name), owner in AT_ONCE.items():
         if (before := smaller.get(part, {}).get(name, 1)) > 1:
             smaller[part][name] = before // 2
-            told.setdefault(f"{owner}.{name}", f"{before} -> {before // 2}")
-    return smaller, ", ".join(f"{name} {change}" for name, change in told.items())
+            described.setdefault(f"{owner}.{name}", f"{before} -> {before // 2}")
+    return smaller, ", ".join(f"{name} {change}" for name, change in described.items())
 
 
-def readable(artifact: Artifact, crew: Crew) -> Artifact:
+def readable(artifact: Artifact, pool: WorkerPool) -> Artifact:
     """An input that a stage is about to read: as it is, or remade when it is damaged, outdated, retired or gone."""
     kind, fingerprint = artifact.kind, artifact.fingerprint
     with artifacts.lock(kind, fingerprint):
@@ -177,10 +177,10 @@ def readable(artifact: Artifact, crew: Crew) -> Artifact:
         found = usable(kind, fingerprint)
     if found and not artifacts.is_retired(found):
         return found
-    say(f"{kind} {fingerprint[:8]} is {'retired' if found else 'not there'} and needed: it is made again")
-    if (kind, fingerprint) not in crew.derivations:
-        crew.derivations[kind, fingerprint] = recorded_derivation(artifact, record)
-    return obtain(kind, fingerprint, crew, to_read=True)[0]
+    log_line(f"{kind} {fingerprint[:8]} is {'retired' if found else 'not there'} and needed: it is made again")
+    if (kind, fingerprint) not in pool.derivations:
+        pool.derivations[kind, fingerprint] = recorded_derivation(artifact, record)
+    return obtain(kind, fingerprint, pool, to_read=True)[0]
 
 
 def recorded_derivation(artifact: Artifact, record: dict | None) -> tuple[str, dict, Inputs]:
@@ -197,17 +197,17 @@ def recorded_derivation(artifact: Artifact, record: dict | None) -> tuple[str, d
     return record["stage"], record["spec"], inputs
 
 
-def tell(crew: Crew, artifact: Artifact, seconds: float) -> None:
+def log_made(pool: WorkerPool, artifact: Artifact, seconds: float) -> None:
     """Say what was made: behind the bar of the rounds where there is one, else on a line with its counts."""
-    told = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}"
+    described = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}"
                      for key, value in artifact.counts.items() if isinstance(value, int | float))
-    if crew.bar is not None:
-        crew.bar.set_postfix_str(f"{artifact.kind} {seconds:.1f} s", refresh=False)
-    say(f"made {artifact.kind} {artifact.fingerprint[:8]} in {seconds:.1f} s{': ' if told else ''}{told}",
-        to_person=crew.bar is None)
+    if pool.bar is not None:
+        pool.bar.set_postfix_str(f"{artifact.kind} {seconds:.1f} s", refresh=False)
+    log_line(f"made {artifact.kind} {artifact.fingerprint[:8]} in {seconds:.1f} s{': ' if described else ''}{described}",
+        to_person=pool.bar is None)
 
 
-def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Iterator[int]:
+def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) -> Iterator[int]:
     """The indices of a run's rounds under one bar with ETA; with OPD_PROGRESS=0 every stage made has its own line.
 
     They end early when the student has trained on all the tokens that the recipe grants.
@@ -215,26 +215,26 @@ def rounds(recipe: Recipe, crew: Crew, student: Callable[[], Artifact]) -> Itera
     from tqdm import tqdm
     name, started = f"{recipe.name}, seed {recipe.seed}", time.monotonic()
     for note in recipes.notes(recipe, recipe.rounds):
-        say(note)
+        log_line(note)
     came = 0
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
-        crew.bar = None if bar.disable else bar
+        pool.bar = None if bar.disable else bar
         granted = recipe.train.trained_tokens or math.inf
         try:
             for index in itertools.takewhile(lambda _: student().counts.get("tokens_seen", 0) < granted, bar):
                 yield index
                 came = index + 1
-                crew.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
+                pool.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:
-            crew.bar = None
+            pool.bar = None
     for note in recipes.notes(recipe, came) if came < recipe.rounds else ():
-        say(note)
+        log_line(note)
 
 
-def say(text: str, *, to_person: bool = True) -> None:
+def log_line(text: str, *, to_person: bool = True) -> None:
     """One line to the person at the terminal and to the run's page; standard output belongs to results."""
     if to_person:
         print(f"opd: {text}", file=sys.stderr, flush=True)

@@ -8,14 +8,14 @@ from tasks.opd.store.artifacts import Artifact, retire
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import Crew
+from tasks.workers import WorkerPool
 
 EFFORT = {"micro_batch_tokens", "chunk_tokens"}  # may not change the result
 
 
 @task(cache_policy=NO_CACHE, task_run_name="checkpoint-{round_index:04d}")
 def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact, rollouts: Artifact,
-                  scores: dict[str, Artifact], crew: Crew, round_index: int) -> Artifact:
+                  scores: dict[str, Artifact], pool: WorkerPool, round_index: int) -> Artifact:
     """The student after the round. Hidden states, which fill the disk, then go unless the recipe keeps them."""
     needs, teacher = requirements.needs(recipe), recipe.teacher
     ema = slots.bind(teacher.refresh, "refresh").get("decay") if teacher.model == "self" else None
@@ -30,7 +30,7 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
             "completion_limit": recipe.rollout.sampling.max_new_tokens}
     inputs = {"rollouts": rollouts, "student": student, **{f"scores:{name}": made for name, made in scores.items()}}
     inputs |= {f"model:{name}": model for name, (model, _) in teaching.items() if needs[name]["hidden"]}
-    made = log_artifact(run_stage("checkpoint", spec, inputs, crew), f"{round_index:04d}", step=round_index)
+    made = log_artifact(run_stage("checkpoint", spec, inputs, pool), f"{round_index:04d}", step=round_index)
     for name in () if recipe.keep_hidden else (name for name in scores if needs[name]["hidden"]):
         retire(scores[name], ("hidden.safetensors",))
     return made

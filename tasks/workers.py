@@ -1,6 +1,6 @@
 """Starts, feeds and ends the workers of a flow run. No torch: a run that only reuses artifacts never starts one.
 
-A crew makes stages' files: `InlineCrew` in this process, `ProcessCrew` in a worker process that is started at the first
+A pool makes stages' files: `InlinePool` in this process, `ProcessPool` in a worker process that is started at the first
 stage to be made and lives as long as the flow run. Both keep the derivations of the run's artifacts, so that a damaged
 one can be made again, and tell their `listener` what happens.
 """
@@ -50,13 +50,13 @@ class WorkerFailed(RuntimeError):
 
 
 class Listener:
-    """What a crew tells about its stages, on the thread that makes them; whoever wants to know overrides it."""
+    """What a pool tells about its stages, on the thread that makes them; whoever wants to know overrides it."""
 
     def stage_progress(self, progress: dict) -> None:
         """A stage is at work: {label, done, total, unit, seconds, tokens}, about once a second."""
 
 
-class Crew(abc.ABC):
+class WorkerPool(abc.ABC):
     """What the makers of a run share: memory of derivations, counts of what was made, a listener."""
 
     def __init__(self, patience: float = math.inf):
@@ -78,7 +78,7 @@ class Crew(abc.ABC):
         """End what was started; without ceremony when `at_once`. What is made later is started anew."""
 
 
-class InlineCrew(Crew):
+class InlinePool(WorkerPool):
     """Makes stages in this process, with one session."""
 
     def __init__(self):
@@ -93,7 +93,7 @@ class InlineCrew(Crew):
         self.session.close()
 
 
-class ProcessCrew(Crew):
+class ProcessPool(WorkerPool):
     """Makes stages in a worker process under a supervisor; see tasks.opd.runtime.supervisor for how they end.
 
     A worker that gives no sign of life for `patience` seconds, neither progress nor a reply, counts as hung.
@@ -233,14 +233,14 @@ def accept(listener: socket.socket, supervisor: subprocess.Popen) -> socket.sock
 
 @contextlib.contextmanager
 def for_run(recipe):
-    """The crew of a flow run (`recipe.workers`: inline or process); ends with everything it started, on any way out."""
+    """The pool of a flow run (`recipe.workers`: inline or process); ends with everything it started, on any way out."""
     quiet_environment()
     artifacts.sweep()
-    crew = InlineCrew() if recipe.workers == "inline" else ProcessCrew(patience=recipe.engine.patience_seconds)
+    pool = InlinePool() if recipe.workers == "inline" else ProcessPool(patience=recipe.engine.patience_seconds)
     at_once = True
     try:
-        yield crew
+        yield pool
         at_once = False
     finally:
-        crew.close(at_once=at_once)
-        print(f"opd: made {crew.made} artifacts, reused {crew.reused}", file=sys.stderr)
+        pool.close(at_once=at_once)
+        print(f"opd: made {pool.made} artifacts, reused {pool.reused}", file=sys.stderr)

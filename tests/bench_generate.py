@@ -47,16 +47,16 @@ def by_transformers(engine: TorchEngine, prompts: list[list[int]], num_new: int)
 def by_vllm(engine, prompts: list[list[int]], num_new: int) -> None:
     """The same prompts with nothing asked for but tokens."""
     from vllm import SamplingParams
-    law = SamplingParams(temperature=1.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
+    sampling = SamplingParams(temperature=1.0, max_tokens=num_new, ignore_eos=True, detokenize=False)
     engine.llm.reset_prefix_cache()
-    engine.llm.generate([{"prompt_token_ids": p} for p in prompts], law, use_tqdm=False)
+    engine.llm.generate([{"prompt_token_ids": p} for p in prompts], sampling, use_tqdm=False)
 
 
 def sides_of(args) -> dict:
     """Name -> a call that writes prompts x new tokens."""
     folder, numbers = args.folder or tiny(Path(tempfile.mkdtemp())), random.Random(0)
     prompts = [[numbers.randrange(5, 500) for _ in range(numbers.randrange(30, 60))] for _ in range(args.prompts)]
-    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": args.new}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": args.new}
     if args.engine == "vllm":
         from tasks.opd.engines.vllm_engine import VllmEngine
         engine, bare = VllmEngine(folder, args.dtype), by_vllm
@@ -68,7 +68,7 @@ def sides_of(args) -> dict:
     def ours() -> None:
         if args.engine == "vllm":
             engine.llm.reset_prefix_cache()
-        engine.generate(prompts, law, list(range(args.prompts)))
+        engine.generate(prompts, sampling, list(range(args.prompts)))
     return {f"{args.engine} engine": ours, "library": lambda: bare(engine, prompts, args.new)}
 
 

@@ -56,8 +56,8 @@ def main() -> None:
     for option in ("--temperature", "--top-p", "--teacher-temperature", "--teacher-top-p"):
         parser.add_argument(option, type=float, default=1.0)
     args = parser.parse_args()
-    law = {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0, "max_new_tokens": args.new}
-    spec = {"round": 0, "seed": 0, "context_tokens": 512, "sampling": law,
+    sampling = {"temperature": args.temperature, "top_p": args.top_p, "top_k": 0, "max_new_tokens": args.new}
+    spec = {"round": 0, "seed": 0, "context_tokens": 512, "sampling": sampling,
             "engine": {"name": "torch", "dtype": args.dtype, "batch_tokens": 65536}}
     seconds: dict[str, list[float]] = {"rollouts": [], "skd": []}
     with Session() as session, tempfile.TemporaryDirectory() as home:

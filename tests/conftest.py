@@ -27,7 +27,7 @@ def opd_home(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def crew():
-    """A crew that makes stages in this process."""
-    with workers.for_run(SimpleNamespace(workers="inline")) as crew:
-        yield crew
+def pool():
+    """A pool that makes stages in this process."""
+    with workers.for_run(SimpleNamespace(workers="inline")) as pool:
+        yield pool

@@ -99,9 +99,9 @@ def generated(inputs, spec, out, session):
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     from tasks.opd.engines.vllm_engine import VllmEngine
     engine, batch = VllmEngine(Path(spec["model"]), dtype="float32"), spec["effort"]["micro_batch_tokens"]
-    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 16}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 16}
     while True:
-        written = engine.generate([[5, 9, 11]], law, [0])[0].token_ids
+        written = engine.generate([[5, 9, 11]], sampling, [0])[0].token_ids
         (Path(spec["told"]) / f"batch-{batch}").write_text(str(len(written)))
 
 
@@ -163,12 +163,12 @@ TROUBLES = {"hang": hang, "leave": leave, "die": die, "nan": not_finite, "unfore
             "engine": no_engine, "slow": slow}
 
 
-def chain(crew, count=4, cap=100, effort=None):
+def chain(pool, count=4, cap=100, effort=None):
     """Run the three stages; returns their artifacts."""
     effort = {"effort": effort or {}}
-    first = run_stage(f"{HERE}:numbers", {"count": count, **effort}, {}, crew)
-    second = run_stage(f"{HERE}:doubled", {"cap": cap, **effort}, {"numbers": first}, crew)
-    third = run_stage(f"{HERE}:total", {**effort}, {"doubled": second, "numbers": first}, crew)
+    first = run_stage(f"{HERE}:numbers", {"count": count, **effort}, {}, pool)
+    second = run_stage(f"{HERE}:doubled", {"cap": cap, **effort}, {"numbers": first}, pool)
+    third = run_stage(f"{HERE}:total", {**effort}, {"doubled": second, "numbers": first}, pool)
     return first, second, third
 
 
@@ -178,10 +178,10 @@ def run_with(kind: str, patience_seconds: float = 600):
 
 
 if __name__ == "__main__":
-    with workers.for_run(run_with(sys.argv[1])) as the_crew:
+    with workers.for_run(run_with(sys.argv[1])) as the_pool:
         if sys.argv[2:]:
-            run_stage(f"{HERE}:{sys.argv[2]}", json.loads(sys.argv[3]), {}, the_crew)
+            run_stage(f"{HERE}:{sys.argv[2]}", json.loads(sys.argv[3]), {}, the_pool)
             sys.exit()
-        last = chain(the_crew, effort=json.loads(os.environ.get("CHAIN_EFFORT", "{}")))[-1]
-        print(json.dumps({"total": last.counts["total"], "digest": last.digest, "made": the_crew.made,
-                          "reused": the_crew.reused}))
+        last = chain(the_pool, effort=json.loads(os.environ.get("CHAIN_EFFORT", "{}")))[-1]
+        print(json.dumps({"total": last.counts["total"], "digest": last.digest, "made": the_pool.made,
+                          "reused": the_pool.reused}))

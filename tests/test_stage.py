@@ -30,10 +30,10 @@ def journal(tmp_path):
 
 @pytest.fixture
 def again():
-    """A new run: a crew without memory, in a process that has verified nothing."""
+    """A new run: a pool without memory, in a process that has verified nothing."""
     def start():
         artifacts._verified.clear()
-        return workers.InlineCrew()
+        return workers.InlinePool()
     return start
 
 
@@ -48,9 +48,9 @@ def test_a_second_run_reuses_everything(journal, again, capfd):
     first = chain(again(), effort=journal.effort)
     assert journal.lines() == ["numbers", "doubled", "total"]
     assert first[2].counts == {"total": 0 + 2 + 4 + 6}
-    crew = again()
-    assert chain(crew, effort=journal.effort) == first
-    assert journal.lines() == [] and (crew.made, crew.reused) == (0, 3)
+    pool = again()
+    assert chain(pool, effort=journal.effort) == first
+    assert journal.lines() == [] and (pool.made, pool.reused) == (0, 3)
     assert "made total" in capfd.readouterr().err
 
 
@@ -117,10 +117,10 @@ def test_other_bytes_take_the_descendants_with_them(tmp_path, journal, again, ca
 
 def test_descendants_of_the_same_bytes_stay(tmp_path, journal, again):
     def two(effort):
-        crew = again()
-        numbers = run_stage(f"{HERE}:numbers", {"count": 4, "effort": effort}, {}, crew)
-        doubled = run_stage(f"{HERE}:doubled", {"cap": 0, "effort": effort}, {"numbers": numbers}, crew)
-        return numbers, doubled, run_stage(f"{HERE}:total", {"effort": effort}, {"doubled": doubled}, crew)
+        pool = again()
+        numbers = run_stage(f"{HERE}:numbers", {"count": 4, "effort": effort}, {}, pool)
+        doubled = run_stage(f"{HERE}:doubled", {"cap": 0, "effort": effort}, {"numbers": numbers}, pool)
+        return numbers, doubled, run_stage(f"{HERE}:total", {"effort": effort}, {"doubled": doubled}, pool)
     first = two(journal.effort)
     flip(first[0], "numbers.json")
     journal.lines()
@@ -131,21 +131,21 @@ def test_descendants_of_the_same_bytes_stay(tmp_path, journal, again):
 
 
 def test_an_input_damaged_during_the_run_is_remade_before_it_is_read(journal, again):
-    crew = again()
-    first = chain(crew, effort=journal.effort)
+    pool = again()
+    first = chain(pool, effort=journal.effort)
     journal.lines()
     flip(first[0], "numbers.json")
-    other = run_stage(f"{HERE}:doubled", {"cap": 5, "effort": journal.effort}, {"numbers": first[0]}, crew)
+    other = run_stage(f"{HERE}:doubled", {"cap": 5, "effort": journal.effort}, {"numbers": first[0]}, pool)
     assert journal.lines() == ["numbers", "doubled"]
     assert json.loads((other.path / "doubled.json").read_text()) == [0, 2, 4, 5]
 
 
-def rounds(crew, effort, count=4):
+def rounds(pool, effort, count=4):
     """A run of `count` checkpoints, pruned to the last two as it goes."""
     checkpoints = []
     for index in range(count):
         spec, inputs = ({"start": 10}, {}) if not checkpoints else ({"round": index}, {"student": checkpoints[-1]})
-        checkpoints.append(run_stage(f"{HERE}:weights", {**spec, "effort": effort}, inputs, crew))
+        checkpoints.append(run_stage(f"{HERE}:weights", {**spec, "effort": effort}, inputs, pool))
         prune(checkpoints, keep=2)
     return checkpoints
 
@@ -210,15 +210,15 @@ def tmpfs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind, by", [("process", "python"), ("inline", "python"), ("inline", "torch"),
                                       ("inline", "safetensors"), ("inline", "parquet")])
 def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(tmpfs, kind, by):
-    with workers.for_run(run_with(kind)) as crew:
-        numbers = run_stage(f"{HERE}:numbers", {"count": 2}, {}, crew)
+    with workers.for_run(run_with(kind)) as pool:
+        numbers = run_stage(f"{HERE}:numbers", {"count": 2}, {}, pool)
         with pytest.raises(DiskFull, match=r"artifacts/fill/.*bytes are free there.*Free space") as caught:
-            run_stage(f"{HERE}:fill", {"megabytes": 6, "by": by}, {"numbers": numbers}, crew)
+            run_stage(f"{HERE}:fill", {"megabytes": 6, "by": by}, {"numbers": numbers}, pool)
         assert caught.value.exit_code == 14
         assert not list(artifacts.home().glob("artifacts/fill/*")) + list(artifacts.home().glob("artifacts/fill/.tmp*"))
         tmpfs("size=16m")
-        run_stage(f"{HERE}:fill", {"megabytes": 6, "by": by}, {"numbers": numbers}, crew)
-        assert run_stage(f"{HERE}:numbers", {"count": 2}, {}, crew) == numbers and crew.made == 2
+        run_stage(f"{HERE}:fill", {"megabytes": 6, "by": by}, {"numbers": numbers}, pool)
+        assert run_stage(f"{HERE}:numbers", {"count": 2}, {}, pool) == numbers and pool.made == 2
 
 
 def test_a_directory_that_became_read_only_is_refused_before_the_stage_starts(tmpfs, again, journal):

@@ -51,14 +51,14 @@ def history(run, key: str) -> list[tuple]:
     return [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key)]
 
 
-def track(crew, *overrides, suite=None, count=3):
+def track(pool, *overrides, suite=None, count=3):
     """A run of one stage, which logs one point and counts `count` numbers."""
     with run_for(recipe(*overrides), suite):
-        return log_artifact(run_stage(NUMBERS, {"count": count}, {}, crew), "0002", step=2)
+        return log_artifact(run_stage(NUMBERS, {"count": count}, {}, pool), "0002", step=2)
 
 
-def test_a_run_holds_recipe_params_points_counts_and_records(crew):
-    made = track(crew, "rounds=7")
+def test_a_run_holds_recipe_params_points_counts_and_records(pool):
+    made = track(pool, "rounds=7")
     [run] = runs()
     assert run.info.status == "FINISHED" and run.info.run_name == "opd_reverse_kl-seed0"
     assert run.data.params["rounds"] == "7" and run.data.params["terms.0.advantage.name"] == "teacher_gap"
@@ -72,38 +72,38 @@ def test_a_run_holds_recipe_params_points_counts_and_records(crew):
     assert names == {"recipe.yaml", "stages"}
 
 
-def test_a_replay_continues_the_run_and_adds_no_point(crew):
-    track(crew)
+def test_a_replay_continues_the_run_and_adds_no_point(pool):
+    track(pool)
     [first] = runs()
     before = history(first, "numbers/seconds"), history(first, "numbers/count")
-    track(crew)
+    track(pool)
     [second] = runs()
     assert second.info.run_id == first.info.run_id
     assert (history(second, "numbers/seconds"), history(second, "numbers/count")) == before
 
 
-def test_a_replay_adds_no_point_when_what_was_sent_was_not_written_down(crew):
-    track(crew)
+def test_a_replay_adds_no_point_when_what_was_sent_was_not_written_down(pool):
+    track(pool)
     [file] = (home() / "tracking").glob("*.json")
     state = json.loads(file.read_text())
     file.write_text(json.dumps({**state, "sent": {}}))  # as when the run is killed between the two
-    track(crew)
+    track(pool)
     [run] = runs()
     assert len(history(run, "numbers/seconds")) == len(history(run, "numbers/count")) == 1
 
 
-def test_a_stage_made_anew_begins_another_run_so_that_no_point_stands_twice(crew):
-    made = track(crew)
+def test_a_stage_made_anew_begins_another_run_so_that_no_point_stands_twice(pool):
+    made = track(pool)
     artifacts.discard(made.path)
-    track(crew)
+    track(pool)
     found = runs()
     assert len(found) == 2 and all(len(history(run, "numbers/seconds")) == 1 for run in found)
 
 
-def test_runs_of_a_suite_stand_under_one_parent(crew):
+def test_runs_of_a_suite_stand_under_one_parent(pool):
     with suite_for("small"):
         for seed in (0, 1):
-            track(crew, f"seed={seed}", suite="small")
+            track(pool, f"seed={seed}", suite="small")
     found = {run.info.run_name: run for run in runs("small")}
     assert set(found) == {"small", "opd_reverse_kl-seed0", "opd_reverse_kl-seed1"}
     parent = found.pop("small").info.run_id
@@ -118,50 +118,50 @@ def test_a_run_that_ends_early_says_how(error, status):
     assert [run.info.status for run in runs()] == [status]
 
 
-def test_a_resumed_run_is_the_same_run_and_finishes(crew):
+def test_a_resumed_run_is_the_same_run_and_finishes(pool):
     with pytest.raises(ValueError), run_for(recipe()):
         raise ValueError
-    track(crew)
+    track(pool)
     assert [run.info.status for run in runs()] == ["FINISHED"]
 
 
-def test_an_outage_gives_one_warning_and_the_run_goes_on(crew, monkeypatch, capsys):
+def test_an_outage_gives_one_warning_and_the_run_goes_on(pool, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
-    made = track(crew)
+    made = track(pool)
     assert made.counts == {"count": 3}
     assert capsys.readouterr().err.count("is not reached") == 1
 
 
-def test_what_an_outage_kept_back_is_sent_by_the_next_run(crew, monkeypatch):
+def test_what_an_outage_kept_back_is_sent_by_the_next_run(pool, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    track(crew)
+    track(pool)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    track(crew)
+    track(pool)
     [run] = runs()
     assert len(history(run, "numbers/seconds")) == 1
 
 
-def test_a_store_that_refuses_gives_one_line_and_no_dump(crew, capfd):
+def test_a_store_that_refuses_gives_one_line_and_no_dump(pool, capfd):
     with sqlite3.connect(home() / "mlflow.db") as store:  # an OperationalError, as a full disk is one
         store.execute("DROP TABLE metrics")
-    track(crew)
+    track(pool)
     said = [line for line in capfd.readouterr().err.splitlines() if not line.startswith("opd: made")]
     assert len(said) == 1 and "is not reached" in said[0] and "OperationalError: table metrics" in said[0]
 
 
 def test_the_artifacts_of_a_sqlite_store_named_by_the_person_lie_under_home_not_in_the_current_directory(
-        crew, store, tmp_path, monkeypatch):
+        pool, store, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     shutil.copy(store, tmp_path / "own.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
-    track(crew)
+    track(pool)
     [run] = runs()
     assert run.info.artifact_uri.startswith((home() / "mlartifacts").as_uri())
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_a_run_says_its_paper_and_idea_who_made_it_and_opens_on_the_page_of_runs(crew):
+def test_a_run_says_its_paper_and_idea_who_made_it_and_opens_on_the_page_of_runs(pool):
     with run_for(loading.load("gkd")) as tracked:
         pass
     [run] = runs()
@@ -173,7 +173,7 @@ def test_a_run_says_its_paper_and_idea_who_made_it_and_opens_on_the_page_of_runs
                              "?workflowType=machine_learning")
 
 
-def test_a_suites_run_shows_a_note_and_numbers_and_a_replay_adds_only_what_changed(crew):
+def test_a_suites_run_shows_a_note_and_numbers_and_a_replay_adds_only_what_changed(pool):
     for mean in (0.5, 0.5, 0.75):
         with suite_for("small") as study:
             study.show({"comparison.md": "| a |"}, "| a |" + "b" * 9000, {"mean/gkd": mean, "mean/start": 0.25})

@@ -22,10 +22,10 @@ CHAIN = [sys.executable, "-m", "tests.stages_for_tests", "process"]
 
 
 @pytest.fixture
-def process_crew():
-    """A crew with a worker process."""
-    with workers.for_run(run_with("process")) as crew:
-        yield crew
+def process_pool():
+    """A pool with a worker process."""
+    with workers.for_run(run_with("process")) as pool:
+        yield pool
 
 
 def processes_of(home) -> dict[int, str]:
@@ -105,28 +105,28 @@ def test_an_interrupt_ends_everything(opd_home):
     assert not list(opd_home.glob("artifacts/*/.tmp-*"))
 
 
-def test_a_run_that_reuses_everything_starts_no_worker(process_crew, opd_home):
-    chain(process_crew)
-    with workers.for_run(run_with("process")) as crew:
-        chain(crew)
-        assert crew.supervisor is None and (crew.made, crew.reused) == (0, 3)
+def test_a_run_that_reuses_everything_starts_no_worker(process_pool, opd_home):
+    chain(process_pool)
+    with workers.for_run(run_with("process")) as pool:
+        chain(pool)
+        assert pool.supervisor is None and (pool.made, pool.reused) == (0, 3)
 
 
 def test_one_worker_serves_the_whole_run_and_ends_with_it(opd_home):
-    with workers.for_run(run_with("process")) as crew:
-        chain(crew)
+    with workers.for_run(run_with("process")) as pool:
+        chain(pool)
         assert len(processes_of(opd_home)) == 2  # supervisor and worker
         assert len(list(opd_home.glob("logs/worker-*.log"))) == 1
     assert not processes_of(opd_home)
 
 
-def test_a_dead_worker_is_an_engine_error_with_its_last_words_and_is_replaced(process_crew):
+def test_a_dead_worker_is_an_engine_error_with_its_last_words_and_is_replaced(process_pool):
     words = r"(?s)worker died in stage .*numbers.*last words before dying.*SIGKILL"
     with pytest.raises(EngineError, match=words) as caught:
-        chain(process_crew, effort={"trouble": "numbers:die"})
+        chain(process_pool, effort={"trouble": "numbers:die"})
     assert caught.value.exit_code == 20
     assert not list(artifacts.home().glob("artifacts/*/.tmp-*"))
-    assert chain(process_crew)[2].counts == {"total": 12}
+    assert chain(process_pool)[2].counts == {"total": 12}
 
 
 @pytest.mark.parametrize("kind, trouble, told", [
@@ -136,8 +136,8 @@ def test_a_dead_worker_is_an_engine_error_with_its_last_words_and_is_replaced(pr
 def test_a_lost_stage_is_made_in_a_second_attempt_with_half_the_batch(opd_home, tmp_path, capfd, kind, trouble, told):
     effort = {"journal": str(tmp_path / "journal"), "micro_batch_tokens": WHOLE_BATCH,
               "trouble_once": f"doubled:{trouble}"}
-    with workers.for_run(run_with(kind, patience_seconds=4)) as crew:
-        _, doubled, total = chain(crew, effort=effort)
+    with workers.for_run(run_with(kind, patience_seconds=4)) as pool:
+        _, doubled, total = chain(pool, effort=effort)
     said, record = capfd.readouterr().err, artifacts.read_record(doubled.path)
     assert told in said and "doubled is tried once more with half the batch: train.micro_batch_tokens 64 -> 32" in said
     assert (tmp_path / "journal").read_text().split() == ["numbers", "doubled", "doubled", "total"]
@@ -151,12 +151,12 @@ def test_a_lost_stage_is_made_in_a_second_attempt_with_half_the_batch(opd_home, 
                                               ("die", "lower engine.batch_tokens")])
 def test_a_stage_that_is_lost_twice_fails_with_code_20_and_names_what_to_change(opd_home, tmp_path, trouble, way_out):
     effort = {"journal": str(tmp_path / "journal"), "trouble": f"doubled:{trouble}", "chunk_tokens": 7}
-    with workers.for_run(run_with("process", patience_seconds=600)) as crew:
-        run_stage(f"{HERE}:numbers", {"count": 1}, {}, crew)
-        crew.patience = 4  # of the next recipe, with the worker of the one before
+    with workers.for_run(run_with("process", patience_seconds=600)) as pool:
+        run_stage(f"{HERE}:numbers", {"count": 1}, {}, pool)
+        pool.patience = 4  # of the next recipe, with the worker of the one before
         told = f"(?s)^doubled was tried twice, .*chunk_tokens 7 -> 3.*{way_out}"
         with pytest.raises(EngineLost, match=told) as caught:
-            chain(crew, effort=effort)
+            chain(pool, effort=effort)
         assert caught.value.exit_code == 20 and not processes_of(opd_home)
     assert (tmp_path / "journal").read_text().split() == ["numbers", "doubled", "doubled"]
     assert not list(opd_home.glob("artifacts/*/.tmp-*"))
@@ -165,8 +165,8 @@ def test_a_stage_that_is_lost_twice_fails_with_code_20_and_names_what_to_change(
 def test_what_is_not_lost_is_not_tried_again(tmp_path):
     for kind, trouble, error in (("inline", "nan", NonFinite), ("process", "unforeseen", workers.WorkerFailed)):
         journal = tmp_path / f"journal-{trouble}"
-        with workers.for_run(run_with(kind)) as crew, pytest.raises(error):
-            chain(crew, effort={"journal": str(journal), "trouble": f"numbers:{trouble}"})
+        with workers.for_run(run_with(kind)) as pool, pytest.raises(error):
+            chain(pool, effort={"journal": str(journal), "trouble": f"numbers:{trouble}"})
         assert journal.read_text().split() == ["numbers"]
 
 
@@ -184,9 +184,9 @@ def test_half_a_batch_is_half_of_all_that_a_stage_holds_at_once_and_at_least_one
 @pytest.mark.parametrize("kind", ["inline", "process"])
 def test_a_stage_at_work_reports_progress_and_counts_as_alive_for_as_long_as_it_does(kind):
     heard = []
-    with workers.for_run(run_with(kind, patience_seconds=3)) as crew:
-        crew.listener.stage_progress = heard.append
-        run_stage(f"{HERE}:long", {"seconds": 3.5}, {}, crew)  # longer than the patience, but not silent
+    with workers.for_run(run_with(kind, patience_seconds=3)) as pool:
+        pool.listener.stage_progress = heard.append
+        run_stage(f"{HERE}:long", {"seconds": 3.5}, {}, pool)  # longer than the patience, but not silent
     assert {(p["label"], p["total"], p["unit"]) for p in heard} == {("counting", 35, "units")}
     done = [p["done"] for p in heard]
     assert 3 <= len(done) <= 5 and done == sorted(done) and done[-1] == 35  # one a second, and the last
@@ -196,37 +196,37 @@ def test_a_stage_at_work_reports_progress_and_counts_as_alive_for_as_long_as_it_
 
 @pytest.mark.parametrize("kind", ["inline", "process"])
 def test_errors_keep_their_class_and_message_across_processes(kind):
-    with workers.for_run(run_with(kind)) as crew:
+    with workers.for_run(run_with(kind)) as pool:
         with pytest.raises(NonFinite) as caught:
-            chain(crew, effort={"trouble": "numbers:nan"})
+            chain(pool, effort={"trouble": "numbers:nan"})
         assert str(caught.value) == "loss is nan in step 3"
         with pytest.raises(EngineError, match=r"out of memory .*batch_tokens.*micro_batch_tokens"):
-            chain(crew, effort={"trouble": "numbers:memory"})
+            chain(pool, effort={"trouble": "numbers:memory"})
         unforeseen = KeyError if kind == "inline" else workers.WorkerFailed
         with pytest.raises(unforeseen, match="nobody thought of this") as caught:
-            chain(crew, effort={"trouble": "numbers:unforeseen"})
+            chain(pool, effort={"trouble": "numbers:unforeseen"})
         assert kind == "inline" or "in unforeseen" in str(caught.value)  # the worker's traceback
-        assert chain(crew)[2].counts == {"total": 12}
+        assert chain(pool)[2].counts == {"total": 12}
 
 
 def test_a_worker_goes_on_after_an_error_it_foresaw_and_ends_after_any_other():
-    with workers.for_run(run_with("process")) as crew:
-        chain(crew, count=3)
-        first = crew.supervisor.pid
+    with workers.for_run(run_with("process")) as pool:
+        chain(pool, count=3)
+        first = pool.supervisor.pid
         with pytest.raises(NonFinite):
-            chain(crew, effort={"trouble": "numbers:nan"}, count=4)
-        assert crew.supervisor.pid == first
+            chain(pool, effort={"trouble": "numbers:nan"}, count=4)
+        assert pool.supervisor.pid == first
         with pytest.raises(workers.WorkerFailed):
-            chain(crew, effort={"trouble": "numbers:unforeseen"}, count=5)
-        assert crew.supervisor is None
-        chain(crew, count=6)
-        assert crew.supervisor.pid != first
+            chain(pool, effort={"trouble": "numbers:unforeseen"}, count=5)
+        assert pool.supervisor is None
+        chain(pool, count=6)
+        assert pool.supervisor.pid != first
 
 
-def test_inline_and_process_make_the_same_bytes(process_crew, crew, tmp_path, monkeypatch):
-    first = chain(process_crew)
+def test_inline_and_process_make_the_same_bytes(process_pool, pool, tmp_path, monkeypatch):
+    first = chain(process_pool)
     monkeypatch.setenv("OPD_HOME", str(tmp_path / "other"))
-    assert chain(crew) == first and crew.made == 3
+    assert chain(pool) == first and pool.made == 3
 
 
 def test_once_runs_one_command_and_exits_with_the_errors_code(tmp_path):
@@ -263,11 +263,11 @@ def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_ot
     assert os.environ["GOMP_SPINCOUNT"] == workers.SPIN
 
 
-def test_a_stage_is_a_name_of_the_table_or_given_in_full(crew):
+def test_a_stage_is_a_name_of_the_table_or_given_in_full(pool):
     assert entry_of("scores") == ("tasks.opd.scoring.score", "score_rollouts")
     assert entry_of("some.where:make") == ("some.where", "make")
     with pytest.raises(ValueError, match="stage is 'score'; allowed: model, prompts,"):
-        run_stage("score", {}, {}, crew)
+        run_stage("score", {}, {}, pool)
     assert all(len(entry.split(":")) == 2 for entry in STAGES.values())
 
 
@@ -289,7 +289,7 @@ def test_an_engine_is_kept_until_something_changes_that_it_is_bound_to(tmp_path,
 
     def fake(folder, kind, settings):
         opened.append(kind)
-        return SimpleNamespace(rest=lambda: None, close=lambda: closed.append(kind), load=lambda folder: {})
+        return SimpleNamespace(sleep=lambda: None, close=lambda: closed.append(kind), load=lambda folder: {})
     monkeypatch.setattr("tasks.opd.engines.pool.open_engine", fake)
     told = {"name": "vllm", "dtype": "float32", "batch_tokens": 64, "longest_tokens": 129, "patience_seconds": 9}
     (tmp_path / "served").mkdir()

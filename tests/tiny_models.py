@@ -37,7 +37,7 @@ def random_rollouts(lengths: list[tuple[int, int]], *, vocabulary: int = 20, see
             for i, (row, (p, _)) in enumerate(zip(rows, lengths))]
 
 
-def taught(rollouts: list[Rollout], *, teacher: list | None = None, old=None, special_ids=frozenset()):
+def with_teacher(rollouts: list[Rollout], *, teacher: list | None = None, old_logprobs=None, special_ids=frozenset()):
     """Columns of rollouts with a teacher's log-probabilities [T] for each, or None, and the student's old ones [N]."""
     from dataclasses import replace
 
@@ -46,7 +46,7 @@ def taught(rollouts: list[Rollout], *, teacher: list | None = None, old=None, sp
     signals = teacher or [None] * len(rollouts)
     blank = [torch.full((len(r.token_ids),), torch.nan) for r in rollouts]
     return replace(columns, has_signal=torch.tensor([s is not None for s in signals]),
-                   old=columns.old if old is None else old,
+                   old_logprobs=columns.old_logprobs if old_logprobs is None else old_logprobs,
                    teacher=torch.cat([b if s is None else s for s, b in zip(signals, blank)]))
 
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from flows import crews
+from flows import pools
 from tasks import progress as page
 from tasks.opd.core.progress import Progress, described, percent_of
 from tasks.opd.recipe import loading
@@ -46,5 +46,5 @@ def test_a_short_stage_says_nothing():
 
 
 def test_outside_of_a_flow_nobody_is_told():
-    with crews.crew_of(loading.load("opd_reverse_kl", ["workers=inline"])) as crew:
-        assert not isinstance(crew.listener, page.Page)
+    with pools.pool_for(loading.load("opd_reverse_kl", ["workers=inline"])) as pool:
+        assert not isinstance(pool.listener, page.Page)

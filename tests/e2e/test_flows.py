@@ -15,9 +15,9 @@ from prefect.testing.utilities import prefect_test_harness
 
 from flows.bootstrap import bootstrap
 from flows.compare import compare
-from flows.crews import crew_of, lend_keys, shared_crew
 from flows.distill import distill
 from flows.evaluate import evaluate
+from flows.pools import lend_keys, pool_for, shared_pool
 from tasks import progress, workers
 from tasks.opd.core.errors import OpdError
 from tasks.opd.recipe import loading
@@ -231,30 +231,30 @@ def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
 
 def test_a_flow_within_another_has_its_workers_and_its_own_patience():
     short, long = (loading.load("gkd", ["workers=inline", f"engine.patience_seconds={n}"]) for n in (7, 70))
-    with workers.for_run(long) as crew:
-        token = shared_crew.set({"inline": crew})
+    with workers.for_run(long) as pool:
+        token = shared_pool.set({"inline": pool})
         for recipe, patience in ((long, 70), (short, 7), (long, 70)):
-            with crew_of(recipe) as lent:
-                assert lent is crew and crew.patience == patience
-        shared_crew.reset(token)
+            with pool_for(recipe) as lent:
+                assert lent is pool and pool.patience == patience
+        shared_pool.reset(token)
 
 
 @flow
 def reporting():
     """A flow at work: two reports, of which the second comes after the first was shown."""
     report = {"label": "score", "done": 128, "total": 512, "unit": "rollouts", "seconds": 64.0, "tokens": 12800}
-    with crew_of(loading.load("opd_reverse_kl", ["workers=inline"])) as crew:
-        crew.listener.stage_progress(report)
+    with pool_for(loading.load("opd_reverse_kl", ["workers=inline"])) as pool:
+        pool.listener.stage_progress(report)
         time.sleep(1)
-        crew.listener.stage_progress({**report, "done": 512, "seconds": 256.0})
-    return crew.listener
+        pool.listener.stage_progress({**report, "done": 512, "seconds": 256.0})
+    return pool.listener
 
 
 def test_a_flow_run_has_one_progress_artifact_that_ends_where_the_work_did(monkeypatch):
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0.2)
     filled = {"artifacts": {"type": {"any_": ["progress"]}}}
     before = {artifact["id"] for artifact in pages("artifacts", **filled)}
-    assert not isinstance(reporting(), progress.Page)  # the crew may serve another flow run
+    assert not isinstance(reporting(), progress.Page)  # the pool may serve another flow run
     made = [artifact for artifact in pages("artifacts", **filled) if artifact["id"] not in before]
     assert len(made) == 1 and made[0]["data"] == 100.0 and made[0]["flow_run_id"]
     assert made[0]["description"] == "score: 512 / 512 rollouts, 2 rollouts/s, 50 tokens/s"

@@ -89,22 +89,22 @@ def trained(pair):
     @cache
     def train(variant: str):
         recipe, counts = recipe_of(variant, pair), defaultdict(list)
-        with workers.for_run(recipe) as crew:
-            models = make_models.fn(recipe.pair, models_needed(recipe), crew)
+        with workers.for_run(recipe) as pool:
+            models = make_models.fn(recipe.pair, models_needed(recipe), pool)
             student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
-            prompts = make_prompts.fn(recipe.prompts, student, crew, **ask, use="train")
-            found = json.loads((preflight.fn(recipe, models, prompts, crew).path / "preflight.json").read_text())
+            prompts = make_prompts.fn(recipe.prompts, student, pool, **ask, use="train")
+            found = json.loads((preflight.fn(recipe, models, prompts, pool).path / "preflight.json").read_text())
             metrics = [defaultdict(list) for _ in range(recipe.rounds)]
             for r in range(recipe.rounds):
                 now = recipe.at(r)
-                rollouts = write_rollouts.fn(now, models, student, prompts, crew, r)
-                rollouts = grade_rollouts.fn(now, prompts, rollouts, crew, r)
+                rollouts = write_rollouts.fn(now, models, student, prompts, pool, r)
+                rollouts = grade_rollouts.fn(now, prompts, rollouts, pool, r)
                 if now.refine:
-                    rollouts = refine_rollouts.fn(now, models, student, prompts, rollouts, crew, r)
+                    rollouts = refine_rollouts.fn(now, models, student, prompts, rollouts, pool, r)
                     counts["refined"].append(rollouts.counts)
-                    rollouts = grade_rollouts.fn(now, prompts, rollouts, crew, r)
-                scores = score_rollouts.fn(now, models, student, prompts, rollouts, crew, r)
-                student = train_student.fn(now, models, student, rollouts, scores, crew, r)
+                    rollouts = grade_rollouts.fn(now, prompts, rollouts, pool, r)
+                scores = score_rollouts.fn(now, models, student, prompts, rollouts, pool, r)
+                student = train_student.fn(now, models, student, rollouts, scores, pool, r)
                 for name, artifact in {"grades": rollouts, "checkpoint": student, **scores}.items():
                     counts[name].append(artifact.counts)
                 for line in (student.path / "metrics.jsonl").read_text().splitlines():

@@ -4,7 +4,7 @@ import math
 import torch
 
 from tasks.opd.engines import in_top_k
-from tasks.opd.engines.in_top_k import among
+from tasks.opd.engines.in_top_k import in_top_k
 from tasks.opd.models.heads import Head
 
 
@@ -21,6 +21,6 @@ def test_the_exact_head_is_asked_for_few_and_the_answer_is_exact(monkeypatch):
     sound = in_top_k.likelier
     monkeypatch.setattr(in_top_k, "likelier", lambda head, size, hidden, *rest: (
         asked.append((head is exact, len(hidden))), sound(head, size, hidden, *rest))[1])
-    inside = among(head, exact, 5000, hidden, tokens, k)
+    inside = in_top_k(head, exact, 5000, hidden, tokens, k)
     assert inside.tolist() == [int(place) < 25 and i != 7 for i, place in enumerate(places)]
     assert sum(count for precise, count in asked if precise) < 200 and len(asked) == 4

@@ -3,7 +3,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from tasks.opd.engines.api import Want
-from tasks.opd.engines.rollback_cache import Sequences
+from tasks.opd.engines.rollback_cache import RollbackCache
 from tasks.opd.engines.torch_engine import TorchEngine
 from tests.small_llama import save_llama
 
@@ -25,7 +25,7 @@ def test_sequences_read_what_scoring_reads(tmp_path):
             ids[row, :len(prompt)] = torch.tensor(prompt)
         lengths = torch.tensor(list(map(len, PROMPTS)))
         with torch.inference_mode():
-            sequences = Sequences(engine.model, PROMPTS)
+            sequences = RollbackCache(engine.model, PROMPTS)
             wrong = ids.clone()
             wrong[torch.arange(20) >= lengths[:, None]] = 3
             sequences.read(wrong, torch.tensor([0, 2, 3]), lengths[[0, 2, 3]] + torch.tensor([5, 9, 1]))

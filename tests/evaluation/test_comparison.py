@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from flows.compare import table_of
-from tasks.opd.evaluation.comparison import WIDTH, bootstrap, compare, made_by, spent_in
+from tasks.opd.evaluation.comparison import WIDTH, bootstrap, compare, provenance, spent_in
 from tasks.opd.store.artifacts import Artifact
 
 ASKED = ("a", "b", "c", "d")
@@ -206,7 +206,7 @@ def test_a_suite_without_any_placebo_says_nothing_of_them():
 
 
 def test_a_kept_table_opens_with_date_command_benchmark_versions_and_seeds():
-    facts = made_by("zoo", ["benchmarks.0.sampling={top_p: 1}"], "tiny",
+    facts = provenance("zoo", ["benchmarks.0.sampling={top_p: 1}"], "tiny",
                     {"device": "cpu", "versions": {"torch": "2.13.0", "vllm": None, "numpy": "2.4.1"}})
     text = compare({("sft", 3): cell(0, 0, 0, 0), ("sft", 4): cell(0, 0, 0, 0)}, "sft").to_markdown(facts)
     first, empty, header = text.splitlines()[:3]

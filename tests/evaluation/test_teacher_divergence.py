@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from tasks.opd.engines.torch_engine import TorchEngine
-from tasks.opd.evaluation.teacher_divergence import token_gaps
+from tasks.opd.evaluation.teacher_divergence import teacher_divergence
 from tests.tiny_models import random_rollouts, tiny_llama, write_tokenizer
 
 
@@ -20,7 +20,7 @@ def engines(tmp_path):
 def test_means_are_those_of_the_models_own_logits(engines):
     student, teacher = engines
     rows = random_rollouts([(3, 5), (2, 2)])
-    values = token_gaps(student, teacher, [r.prompt_token_ids for r in rows], [r.token_ids for r in rows])
+    values = teacher_divergence(student, teacher, [r.prompt_token_ids for r in rows], [r.token_ids for r in rows])
     kls, tokens = 0.0, 0
     for r in rows:                                                     # by transformers' own logits, one row at a time
         ids, start = torch.tensor([r.prompt_token_ids + r.token_ids]), len(r.prompt_token_ids)
@@ -33,5 +33,5 @@ def test_means_are_those_of_the_models_own_logits(engines):
 
 def test_a_model_is_at_distance_zero_from_itself(engines):
     rows = random_rollouts([(3, 5)])
-    values = token_gaps(engines[0], engines[0], [rows[0].prompt_token_ids], [rows[0].token_ids])
+    values = teacher_divergence(engines[0], engines[0], [rows[0].prompt_token_ids], [rows[0].token_ids])
     assert abs(values["reverse_kl_mean_nats"]) < 1e-12 and values["student_entropy_mean_nats"] > 0

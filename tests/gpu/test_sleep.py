@@ -16,7 +16,7 @@ def test_a_sleeping_engine_holds_nothing_on_the_gpu_and_answers_as_before(tmp_pa
     before, *after = answers_around_sleep(engine)
     assert after == [before, before]
     weights, awake = sum(p.nbytes for p in engine.model.parameters()), torch.cuda.memory_allocated()
-    engine.rest()
+    engine.sleep()
     assert awake - torch.cuda.memory_allocated() >= weights
     assert {p.device.type for p in engine._model.parameters()} == {"cpu"}
     assert engine.head.weight is engine.model.get_output_embeddings().weight and engine.head.weight.is_cuda

@@ -168,8 +168,8 @@ def test_smollm2_in_vllm_swaps_in_place_and_says_what_transformers_says(smollm2,
     engine, known = VllmEngine(folder, "bfloat16", 4096), TorchEngine(folder, "bfloat16")
     for place in (tmp_path / "moved" / "model", folder):
         check_digests(engine.load(place), place, "bfloat16")  # its head is tied to its embedding
-    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 48}
-    written = engine.generate([ids] * 8, law, list(range(8)))
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 48}
+    written = engine.generate([ids] * 8, sampling, list(range(8)))
     scored = known.score([ids] * 8, [c.token_ids for c in written], Want())
     apart = torch.cat([torch.tensor(c.logprobs) - s.sampled for c, s in zip(written, scored)]).abs()
     engine.close()

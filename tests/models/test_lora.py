@@ -313,19 +313,19 @@ def test_two_rounds_through_the_doors_move_the_student_and_open_each_base_once(v
         monkeypatch.setattr(kind, "_build", lambda self, folder, build=kind._build: (
             built.append(folder), build(self, folder)))
     recipe = loading.load(variant, [*SMALL, *changes])
-    with workers.for_run(recipe) as crew:
-        models = make_models.fn(recipe.pair, models_needed(recipe), crew)
+    with workers.for_run(recipe) as pool:
+        models = make_models.fn(recipe.pair, models_needed(recipe), pool)
         start = student = models["student"]
         ask = {"context_tokens": recipe.pair.context_tokens}
-        prompts = make_prompts.fn(recipe.prompts, student, crew, **ask, use="train")
-        preflight.fn(recipe, models, prompts, crew)
+        prompts = make_prompts.fn(recipe.prompts, student, pool, **ask, use="train")
+        preflight.fn(recipe, models, prompts, pool)
         for r in range(recipe.rounds):
-            rollouts = write_rollouts.fn(recipe, models, student, prompts, crew, r)
-            rollouts = grade_rollouts.fn(recipe, prompts, rollouts, crew, r)
-            scored = score_rollouts.fn(recipe, models, student, prompts, rollouts, crew, r)
-            student = train_student.fn(recipe, models, student, rollouts, scored, crew, r)
-        questions = make_prompts.fn(recipe.benchmarks[0], start, crew, **ask, use="test", train=prompts)
-        [report] = evaluate_student.fn(recipe, student, {"tiny": questions}, crew, when="end").values()
+            rollouts = write_rollouts.fn(recipe, models, student, prompts, pool, r)
+            rollouts = grade_rollouts.fn(recipe, prompts, rollouts, pool, r)
+            scored = score_rollouts.fn(recipe, models, student, prompts, rollouts, pool, r)
+            student = train_student.fn(recipe, models, student, rollouts, scored, pool, r)
+        questions = make_prompts.fn(recipe.benchmarks[0], start, pool, **ask, use="test", train=prompts)
+        [report] = evaluate_student.fn(recipe, student, {"tiny": questions}, pool, when="end").values()
     assert sorted(built) == sorted(models[name].path / "model" for name in opened)
     assert report.counts["prompts"] == 6
     assert lora.base_of(student.path / "model") == (start.path / "model" if recipe.train.lora else None)

@@ -48,7 +48,7 @@ def candidate_gradient(ids, advantage):
 
 def vocabulary_columns(**values):
     """Three rollouts of one token: every token of the vocabulary written once."""
-    return columns([1, 1, 1], old=STUDENT.log(), teacher=TEACHER.log(), **values)
+    return columns([1, 1, 1], old_logprobs=STUDENT.log(), teacher=TEACHER.log(), **values)
 
 
 def mean_gradient(advantage):
@@ -78,36 +78,36 @@ def test_a_wrong_gap_would_not_have_that_gradient():
 
 
 def test_floored_gap_lets_no_token_fall_below_its_floor():
-    row = columns([3], old=[0.0, 0.0, 0.0], teacher=[-9.0, -2.5, 1.0])
+    row = columns([3], old_logprobs=[0.0, 0.0, 0.0], teacher=[-9.0, -2.5, 1.0])
     assert floored_gap(row).tolist() == pytest.approx([math.log(0.1) / 0.9, -2.5, 1.0])       # -2.558
     assert floored_gap(row)[0].item() == pytest.approx(-2.558, abs=5e-4)
     assert floored_gap(row, share=0.5).tolist() == pytest.approx([-2 * math.log(2), -2 * math.log(2), 1.0])
 
 
 def test_return_to_go_with_discount_a_half_by_hand():
-    gaps = columns([3, 1], old=[0.0] * 4, teacher=[1.0, -2.0, 0.5, 9.0])
+    gaps = columns([3, 1], old_logprobs=[0.0] * 4, teacher=[1.0, -2.0, 0.5, 9.0])
     assert return_to_go(gaps, discount=0.5).tolist() == [0.125, -1.75, 0.5, 9]
     assert return_to_go(gaps, discount=0.0).tolist() == [1, -2, 0.5, 9]
     assert return_to_go(gaps, discount=1.0).tolist() == [-0.5, -1.5, 0.5, 9]
 
 
 def test_return_to_go_steps_over_tokens_that_are_not_the_terms():
-    gaps = columns([4], old=[0.0] * 4, teacher=[1.0, NAN, 2.0, NAN], mask=[True, False, True, False])
+    gaps = columns([4], old_logprobs=[0.0] * 4, teacher=[1.0, NAN, 2.0, NAN], mask=[True, False, True, False])
     assert return_to_go(gaps, discount=0.5)[[0, 2]].tolist() == [1 + 0.25 * 2, 2]
 
 
 def test_shifted_gap_rotates_over_the_terms_tokens_of_each_completion():
-    row = columns([4, 2], old=[0.0] * 6, teacher=[1.0, NAN, 2.0, 3.0, 7.0, 8.0],
+    row = columns([4, 2], old_logprobs=[0.0] * 6, teacher=[1.0, NAN, 2.0, 3.0, 7.0, 8.0],
                   mask=[True, False, True, True, True, True])
     assert shifted_gap(row)[row.mask].tolist() == [3, 1, 2, 8, 7]
-    alone = columns([3], old=[0.0] * 3, teacher=[1.0, 2.0, 3.0])
+    alone = columns([3], old_logprobs=[0.0] * 3, teacher=[1.0, 2.0, 3.0])
     assert shifted_gap(alone).tolist() == [3, 1, 2]
 
 
 def test_shuffled_gap_keeps_the_numbers_and_moves_them_among_the_terms_tokens():
     torch.manual_seed(0)
     inside = [True] * 3 + [False] * 2 + [True] * 5
-    row = columns([5, 5], old=torch.zeros(10), teacher=torch.arange(10.0), mask=inside)
+    row = columns([5, 5], old_logprobs=torch.zeros(10), teacher=torch.arange(10.0), mask=inside)
     before = torch.random.get_rng_state()
     shuffled, gap, own = shuffled_gap(row), teacher_gap(row), torch.tensor(inside)
     assert sorted(shuffled[own].tolist()) == sorted(gap[own].tolist())
@@ -123,7 +123,7 @@ def test_fixed_is_the_same_everywhere():
 
 
 def direction_columns(**values):
-    return columns([4, 4], **{"old": [0.0] * 8, "teacher": BAR + [2 * b for b in BAR], "entropy": ENTROPY * 2,
+    return columns([4, 4], **{"old_logprobs": [0.0] * 8, "teacher": BAR + [2 * b for b in BAR], "entropy": ENTROPY * 2,
                               "group": [0, 0], "reward": [1.0, 1.0], **values})
 
 
@@ -161,14 +161,14 @@ def test_direction_with_beta_zero_is_grpo_exactly_and_beta_adds_to_it():
 
 
 def test_direction_is_grpo_where_all_entropies_are_equal_or_there_is_one_token():
-    row = columns([3, 1], old=[0.0] * 4, teacher=[1.0, 2.0, 3.0, 4.0], entropy=[0.1, 0.1, 0.1, 7.0], group=[0, 0],
+    row = columns([3, 1], old_logprobs=[0.0] * 4, teacher=[1.0, 2.0, 3.0, 4.0], entropy=[0.1, 0.1, 0.1, 7.0], group=[0, 0],
                   reward=[1.0, 0.0])
     assert torch.equal(direction(row, beta=1.0), grpo(row))
 
 
 def test_direction_takes_its_statistics_from_the_terms_tokens_of_each_completion():
     inside = [True, False, True, True, False, True]
-    mixed = columns([6, 4], old=[0.0] * 10, teacher=[2.0, NAN, -1.0, 0.0, NAN, 1.0, 40.0, 3.0, 2.0, 1.0],
+    mixed = columns([6, 4], old_logprobs=[0.0] * 10, teacher=[2.0, NAN, -1.0, 0.0, NAN, 1.0, 40.0, 3.0, 2.0, 1.0],
                     entropy=[0.1, NAN, 0.2, 0.3, NAN, 1.4, 9.0, 8.0, 3.0, 4.0], mask=inside + [True] * 4,
                     group=[0, 0], reward=[1.0, 1.0])
     plain = direction(direction_columns(), beta=1.0)[:4]
@@ -234,7 +234,7 @@ def test_what_stands_outside_the_mask_reaches_no_token_inside(name):
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
 def test_an_advantage_reads_what_it_says_it_needs_and_no_more(name):
     given = {key: torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-             for key in ("old", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")}
+             for key in ("old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")}
     pair = Candidates(ids=torch.tensor([[0, 1]] * 6), student=torch.zeros(6, 2), target=torch.ones(6, 2))
     setting = {"group": [0, 0], "reward": [1.0, 0.0]}
     needed = slots.constant("advantage", "NEEDS").get(name, ())
@@ -253,7 +253,7 @@ def test_advantages_without_a_teacher_are_those_that_need_none():
 
 def test_grouped_advantages_are_those_that_change_with_the_rewards_of_others():
     values = {key: torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-              for key in ("old", "teacher", "entropy", "reverse_kl")}
+              for key in ("old_logprobs", "teacher", "entropy", "reverse_kl")}
     pair = Candidates(ids=torch.tensor([[0, 1]] * 6), student=torch.zeros(6, 2), target=torch.ones(6, 2))
     one, other = (columns([3, 3], group=[0, 0], reward=[1.0, reward], candidates=pair, **values) for reward in (0., 1.))
     changing = {name for name, worth in ADVANTAGES.items() if not torch.equal(worth(one)[:3], worth(other)[:3])}

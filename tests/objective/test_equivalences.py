@@ -198,7 +198,7 @@ WARM = "loss.temperature=1.1"
 SUCCESS, TOLD = "{name: sibling, feedback: never}", "{name: sibling, feedback: alone}"
 PER_TOKEN = "terms.0.reduction=token"
 FIXED, AVERAGE = "schedule=[]", "{name: ema, decay: 0.95}"
-BIT, SINGLE = 0.0, 1e-7           # the law sampled from is kept in single precision
+BIT, SINGLE = 0.0, 1e-7           # the distribution sampled from is kept in single precision
 THINK = "rethinking_"
 UNREFINED = ["refine=[]", "terms.0.rows=sampled", "rollout.sampling.temperature=1.0", "rollout.sampling.top_p=1.0"]
 RAW = ["terms.0.support.k=4", "terms.0.advantage.normalise=false"]
@@ -305,7 +305,7 @@ TABLE = [
 ]
 
 EXTRAPOLATED = "terms.0.target={{name: extrapolated, scale: {}, reference: {}}}"
-MEANS = [  # variant, whose law the one token written has, what the gradient's mean under it is
+MEANS = [  # variant, whose distribution the one token written has, what the gradient's mean under it is
     (OPD, "live", [(1, FULL, [])]),
     ("ppo_clip", "live", [(1, FULL, [])]),
     ("vopd", "live", [(1, FULL, [])]),
@@ -355,9 +355,9 @@ def test_in_its_limit_a_variant_is_another(row):
 
 @pytest.mark.parametrize("row", named(MEANS, lambda row: row[0]))
 def test_the_sampled_form_is_the_other_in_the_mean_over_the_token_written(row):
-    variant, law, equals = row
+    variant, distribution, equals = row
     with torch.no_grad():
-        share = MODELS[law](torch.tensor([GROUPS[0][1]])).logits[0, -1].softmax(-1)
+        share = MODELS[distribution](torch.tensor([GROUPS[0][1]])).logits[0, -1].softmax(-1)
     mean = sum(share[token] * gradient(variant, [], f"token_{token}", False) for token in range(V))
     assert (mean - total(equals, "token_7", False)).abs().max() < 1e-10
     assert (gradient(variant, [], "token_7", False) - total(equals, "token_7", False)).abs().max() > 1e-3

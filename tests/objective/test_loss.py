@@ -10,7 +10,7 @@ import torch
 from tasks.opd.objective.loss import Stats, chunk_loss, coefficients
 from tasks.opd.objective.supports import StudentTokens, TeacherTokens
 from tasks.opd.objective.terms import bind_terms
-from tests.tiny_models import prepared, rollout, taught, term
+from tests.tiny_models import prepared, rollout, term, with_teacher
 
 V, T = 3, 3
 PREFIXES = [p for n in range(T) for p in itertools.product(range(V), repeat=n)]
@@ -39,8 +39,8 @@ def autograd(function):
 def trained_gradient(spec, table=STUDENT_TABLE):
     """E over completions of the gradient `chunk_loss` gives under a term with reduction sum: exact, weights by q(y)."""
     rollouts = [rollout(i, [0], list(s)) for i, s in enumerate(SEQUENCES)]
-    columns = taught(rollouts, teacher=list(TEACHER_TABLE.log_softmax(-1)[ROWS, TOKENS].view(-1, T)),
-                         old=table.log_softmax(-1)[ROWS, TOKENS])
+    columns = with_teacher(rollouts, teacher=list(TEACHER_TABLE.log_softmax(-1)[ROWS, TOKENS].view(-1, T)),
+                         old_logprobs=table.log_softmax(-1)[ROWS, TOKENS])
     terms = bind_terms([term(reduction="sum", **spec)])
     took = [prepared(t, columns) for t in terms]
     coefficient = coefficients(terms, took, columns, list(range(len(rollouts))), T)
@@ -144,7 +144,7 @@ def toy_columns():
     """Two groups: lengths 2, 1 and 3; advantages and reductions are worked by hand below."""
     rows = [rollout(0, [5], [7, 1], group="a", reward=1.0), rollout(1, [5], [1], group="a", reward=0.0),
             rollout(2, [6], [8, 9, 1], group="b", reward=1.0)]
-    return taught(rows, teacher=[torch.zeros(2), torch.zeros(1), torch.zeros(3)], old=torch.zeros(6),
+    return with_teacher(rows, teacher=[torch.zeros(2), torch.zeros(1), torch.zeros(3)], old_logprobs=torch.zeros(6),
                       special_ids=frozenset({1}))
 
 
@@ -179,15 +179,15 @@ def test_denominators_valid_kept_weighted_and_shared_by_name():
 def test_special_tokens_are_masked_and_rows_without_signal_leave_the_denominator():
     kept = coefficient_of(weights=["special_token_mask"], denominator="kept")
     assert kept == pytest.approx([1 / 3, 0, 0, 1 / 3, 1 / 3, 0])
-    columns = taught([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
-                         old=torch.zeros(3))
+    columns = with_teacher([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
+                         old_logprobs=torch.zeros(3))
     terms = bind_terms([term(divergence="forward_kl", support="full")])
     out = coefficients(terms, [prepared(terms[0], columns)], columns, [0, 1], 10)[0]
     assert out.tolist() == pytest.approx([0.5, 0.5, 0])
 
 
 def test_return_to_go_by_hand():
-    columns = taught([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4, dtype=torch.float64),
+    columns = with_teacher([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old_logprobs=torch.zeros(4, dtype=torch.float64),
                          teacher=[torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64),
                                   torch.tensor([9.0], dtype=torch.float64)])
     from tasks.opd.objective.advantages import return_to_go
@@ -198,7 +198,7 @@ def test_return_to_go_by_hand():
 
 def test_the_shifted_control_rotates_the_teacher_within_each_completion():
     from tasks.opd.objective.advantages import shifted_gap
-    columns = taught([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old=torch.zeros(4),
+    columns = with_teacher([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old_logprobs=torch.zeros(4),
                          teacher=[torch.tensor([1.0, 2.0, 3.0]), torch.tensor([9.0])])
     assert shifted_gap(columns).tolist() == [3, 1, 2, 9]
 
@@ -209,18 +209,18 @@ def test_grpo_by_hand():
     rows = [rollout(i, [5], [2], group="g", reward=float(r)) for i, r in enumerate(rewards)]
     rows += [rollout(8, [5], [2], group="alone", reward=3.0), rollout(9, [5], [2], group="same", reward=1.0),
              rollout(10, [5], [2], group="same", reward=1.0)]
-    columns = taught(rows, old=torch.zeros(11, dtype=torch.float64))
+    columns = with_teacher(rows, old_logprobs=torch.zeros(11, dtype=torch.float64))
     values = grpo(columns).tolist()
     assert values[0] == pytest.approx(1.61983525, abs=1e-7) and values[1] == pytest.approx(-0.53994508, abs=1e-7)
     assert values[8:] == [0, 0, 0]
     assert grpo(columns, scale=False).tolist()[0] == 0.75
     with pytest.raises(ValueError, match="grader"):
-        grpo(taught([rollout(0, [5], [2])]))
+        grpo(with_teacher([rollout(0, [5], [2])]))
 
 
 def test_a_term_never_sees_what_stands_at_masked_tokens():
-    columns = taught([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
-                         old=torch.zeros(3))
+    columns = with_teacher([rollout(0, [5], [7, 1]), rollout(1, [5], [1])], teacher=[torch.zeros(2), None],
+                         old_logprobs=torch.zeros(3))
     terms = bind_terms([term(divergence="reverse_kl", support="full")])
     took = [prepared(terms[0], columns)]
     coefficient = coefficients(terms, took, columns, [0, 1], 10)

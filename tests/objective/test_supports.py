@@ -6,7 +6,7 @@ from tasks.opd.objective.advantages import candidate_gap
 from tasks.opd.objective.columns import Candidates
 from tasks.opd.objective.divergences import forward_kl, reverse_kl
 from tasks.opd.objective.estimators import candidate_policy_gradient
-from tasks.opd.objective.loss import Stats, compared
+from tasks.opd.objective.loss import Stats, divergence_values
 from tasks.opd.objective.supports import (
     StudentTokens,
     TeacherTokens,
@@ -36,7 +36,7 @@ def teacher_of(logprobs: torch.Tensor, k: int = 3) -> TeacherTokens:
 def loss_and_gradient(support, divergence="reverse_kl", student=STUDENT, teacher=TEACHER):
     """The term's divergence at each token [n], and its gradient to the student's logits [n, V]."""
     logits = student.clone().requires_grad_()
-    value = compared(bind_term(term(divergence=divergence, support=support), "t"),
+    value = divergence_values(bind_term(term(divergence=divergence, support=support), "t"),
                      StudentTokens(logits=logits, token_ids=torch.zeros(len(student), dtype=torch.long)),
                      {"teacher": teacher_of(teacher, support.get("k", 1) if isinstance(support, dict) else 1)}, Stats())
     value.sum().backward()

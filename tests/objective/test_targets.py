@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from tasks.opd.objective.loss import aimed_at
+from tasks.opd.objective.loss import target_logprobs
 from tasks.opd.objective.supports import StudentTokens
 from tasks.opd.objective.targets import extrapolated, geometric, reference, teacher, trust_region, veto
 from tasks.opd.objective.terms import bind_term
@@ -79,7 +79,7 @@ def test_a_token_impossible_to_all_stays_impossible_and_never_becomes_nan(target
     zero = torch.tensor([[0.0, 0.6, 0.4]], dtype=torch.float64).log()
     bound = bind_term(term(target=target, divergence="reverse_kl", support="full") |
                       {"models": {name: name for name in models}}, "t")
-    found = aimed_at(bound, None, StudentTokens(logits=zero, token_ids=torch.tensor([1])),
+    found = target_logprobs(bound, None, StudentTokens(logits=zero, token_ids=torch.tensor([1])),
                      {name: teacher_of(zero) for name in models})
     # .6^a : .4^a with the exponents' sum a: 1, but 1.5 under veto
     a = 1.5 if target["name"] == "veto" else 1.0
@@ -93,6 +93,6 @@ def test_an_unnormalised_target_is_normalised_over_the_whole_vocabulary_before_i
                            support={"name": "student_top_k", "k": 2}) |
                       {"models": {"teacher": "teacher", "start": "start"}}, "t")
     student = StudentTokens(logits=STUDENT, token_ids=torch.tensor([0]))
-    found = aimed_at(bound, torch.tensor([[0, 1, -1]]), student,
+    found = target_logprobs(bound, torch.tensor([[0, 1, -1]]), student,
                      {"teacher": teacher_of(TEACHER), "start": teacher_of(START)})
     assert found.exp()[0].tolist() == pytest.approx([0.159052, 0.761421, 0], abs=1e-6)

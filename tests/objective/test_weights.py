@@ -12,7 +12,7 @@ from tasks.opd.recipe.schema import Slot
 from tests.column_fixtures import columns
 
 NAN = math.nan
-READ = ("sampler", "old", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")
+READ = ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")
 TIP = {"entropy": [0.1, 0.5, 0.9, 0.2], "divergence": [0.9, 0.1, 0.5, 0.05]}
 NEW = sorted(set(WEIGHTS) - {"uniform", "skip_first", "special_token_mask"})
 
@@ -32,7 +32,7 @@ def random_columns(lengths, mask=None, seed=0, **given):
     """Every column filled with numbers as a trainer would have them."""
     generator = torch.Generator().manual_seed(seed)
     values = {name: torch.rand(sum(lengths), generator=generator, dtype=torch.float64) for name in READ}
-    values |= {name: -3 * values[name] for name in ("sampler", "old", "teacher")}
+    values |= {name: -3 * values[name] for name in ("sampler_logprobs", "old_logprobs", "teacher")}
     return columns(lengths, mask=mask, **values | given)
 
 
@@ -111,16 +111,16 @@ def test_gate_opens_above_the_teachers_entropy():
 
 def test_importance_of_a_prefix_falls_as_the_gap_is_used_up():
     gaps = [1.0, 1.0, 2.0, 0.0] + [0.5, -1.0, 0.25, 0.75]
-    weight = weigh("importance_prefix", [4, 4], teacher=gaps, old=[0.0] * 8)
+    weight = weigh("importance_prefix", [4, 4], teacher=gaps, old_logprobs=[0.0] * 8)
     assert weight == near([1.5, 1.375, 1.25, 1.0] + [1.5, 1.4, 1.2, 1.15])
-    assert weigh("importance_prefix", [4, 4], teacher=[0.0] * 8, old=gaps) == near(weight)   # the sign does not matter
+    assert weigh("importance_prefix", [4, 4], teacher=[0.0] * 8, old_logprobs=gaps) == near(weight)   # the sign does not matter
 
 
 def test_importance_with_largest_one_is_one_and_without_gaps_largest():
     given = random_columns([5, 1, 9])
     assert WEIGHTS["importance_prefix"](given, largest=1.0).tolist() == [1.0] * 15
     same = [-1.0, -2.0, -3.0, -4.0]
-    assert weigh("importance_prefix", [3, 1], {"largest": 2.0}, teacher=same, old=same) == [2, 2, 2, 2]
+    assert weigh("importance_prefix", [3, 1], {"largest": 2.0}, teacher=same, old_logprobs=same) == [2, 2, 2, 2]
 
 
 def test_importance_is_never_below_one_nor_above_largest():
@@ -204,9 +204,9 @@ def test_fire_without_any_entropy_is_one():
 def test_gap_above_floor_drops_what_the_teacher_finds_hopeless():
     # ln .1 / .9 = -2.558428
     gaps = [-2.5584, -2.5585, 0.0, -math.inf, 7.0]
-    assert weigh("gap_above_floor", [5], teacher=gaps, old=[0.0] * 5) == [1, 0, 1, 0, 1]
-    assert weigh("gap_above_floor", [1], teacher=[math.log(0.1) / 0.9], old=[0.0]) == [1]
-    assert weigh("gap_above_floor", [3], {"share": 1e-9}, teacher=[-20, -21, 0], old=[0.0] * 3) == [1, 0, 1]
+    assert weigh("gap_above_floor", [5], teacher=gaps, old_logprobs=[0.0] * 5) == [1, 0, 1, 0, 1]
+    assert weigh("gap_above_floor", [1], teacher=[math.log(0.1) / 0.9], old_logprobs=[0.0]) == [1]
+    assert weigh("gap_above_floor", [3], {"share": 1e-9}, teacher=[-20, -21, 0], old_logprobs=[0.0] * 3) == [1, 0, 1]
 
 
 def test_high_entropy_is_a_share_of_the_batch_with_ties():
@@ -219,12 +219,12 @@ def test_high_entropy_is_a_share_of_the_batch_with_ties():
     assert weigh("high_entropy", [11], {"share": 0.7}, entropy=entropy) == [0, 0, 0] + [1] * 8
 
 
-# the law sampled from
+# the distribution sampled from
 
 def test_sampler_ratio_is_capped_and_one_where_nobody_says_what_was_sampled_from():
     old, sampler = [-1.0, -1.0, -1.0, -1.0, -900.0], [-1.0, -0.5, -9.0, NAN, 0.0]
-    assert weigh("sampler_ratio", [5], old=old, sampler=sampler) == near([1, math.exp(-0.5), 2, 1, 0])
-    assert weigh("sampler_ratio", [5], {"cap": 1.0}, old=old, sampler=sampler) == near([1, math.exp(-0.5), 1, 1, 0])
+    assert weigh("sampler_ratio", [5], old_logprobs=old, sampler_logprobs=sampler) == near([1, math.exp(-0.5), 2, 1, 0])
+    assert weigh("sampler_ratio", [5], {"cap": 1.0}, old_logprobs=old, sampler_logprobs=sampler) == near([1, math.exp(-0.5), 1, 1, 0])
 
 
 # what holds for all

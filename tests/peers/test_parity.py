@@ -55,7 +55,7 @@ def of_beta(beta: float):
 def trained(logits: torch.Tensor, mask: torch.Tensor, *, temperature: float = 1.0, batch=(0, 1, 2), **slots):
     """The loss of a term over logits [R, T, V], as training takes it; of a batch's part when logits are of its rows."""
     bound = bind_terms([term(**slots)])
-    seen = columns([T] * R, mask=mask.flatten().tolist(), token_ids=WRITTEN.flatten(), old=OLD.flatten(),
+    seen = columns([T] * R, mask=mask.flatten().tolist(), token_ids=WRITTEN.flatten(), old_logprobs=OLD.flatten(),
                    teacher=TEACHER.log_softmax(-1).gather(-1, WRITTEN[..., None]).flatten())
     prepared = [prepare(t, seen) for t in bound]
     coefficient = coefficients(bound, prepared, seen, list(range(R)), T)

@@ -1,4 +1,4 @@
-"""SKD and relays: the law of what is emitted, by enumeration; its limits; what drafts may not change."""
+"""SKD and relays: the distribution of what is emitted, by enumeration; its limits; what drafts may not change."""
 import itertools
 import math
 from collections import Counter
@@ -12,9 +12,9 @@ from tasks.opd.core import progress
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER
 from tasks.opd.core.seeds import derive_seed
-from tasks.opd.engines.in_top_k import among
+from tasks.opd.engines.in_top_k import in_top_k
 from tasks.opd.engines.pool import Session
-from tasks.opd.engines.sampling import law, nucleus, uniforms_of
+from tasks.opd.engines.sampling import nucleus, sampling_logprobs, uniforms_of
 from tasks.opd.recipe import slots
 from tasks.opd.rollouts import turns
 from tasks.opd.rollouts.interleaving import relay, skd
@@ -26,13 +26,13 @@ from tests.tiny_models import rollout
 V, EOS, NEW = 60, 2, 24
 PROMPTS = [[5, 9, 11], [7], [20, 21, 22, 23, 24, 25, 26, 27], [5, 9, 11], [3, 4, 5, 6], [30, 31]]
 AS_SAID = 10**9                  # decays so slowly that k stays, and drafts are as long as they are said to be
-LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": NEW}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": NEW}
 
 
 def engines_of(folder, session, **sampling) -> Engines:
     """A refiner's engines, of the models `student` and `teacher` in a folder, in float64."""
     spec = {"round": 0, "seed": 7, "engine": {"name": "torch", "dtype": "float64", "batch_tokens": 65536},
-            "sampling": LAW | sampling}
+            "sampling": SAMPLING | sampling}
     return Engines({name: folder / name for name in ("student", "teacher")}, spec, session)
 
 
@@ -77,7 +77,7 @@ def test_with_k_zero_the_teacher_samples_as_it_does_alone(engines, other):
     after = skd(before, engines, k=0, **other)
     seeds = [derive_seed(7, 0, r.rollout_id, "teacher redraws") for r in before]
     warped = {key.removeprefix("teacher_"): value for key, value in other.items()}
-    alone = engines.teacher.generate(PROMPTS, LAW | warped, seeds)
+    alone = engines.teacher.generate(PROMPTS, SAMPLING | warped, seeds)
     assert [r.token_ids for r in after] == [c.token_ids for c in alone]
     for new, old, written in zip(after, before, alone):
         assert set(new.author) == {TEACHER} and new.finish_reason == written.finish_reason
@@ -123,7 +123,7 @@ def test_a_rollout_does_not_depend_on_its_neighbours(engines, refiner, params):
 
 
 def test_every_token_is_where_its_author_put_it(engines):
-    """Student's tokens are in the teacher's top k and have the student's law; teacher's have the teacher's."""
+    """Student's tokens are in the teacher's top k and have the student's distribution; teacher's have the teacher's."""
     student, teacher, k = engines.student, engines.teacher, 8
     rejected = 0
     for r in skd(drafts(engines, PROMPTS * 4), engines, k=k, draft_tokens=3, teacher_temperature=0.7):
@@ -132,7 +132,7 @@ def test_every_token_is_where_its_author_put_it(engines):
             ours, theirs = (engine.model(ids).logits[0, after, :V] for engine in (student, teacher))
         for token, author, logprob, own, other in zip(r.token_ids, r.author, r.logprobs, ours, theirs):
             assert author == TEACHER or token in other.topk(k).indices
-            expected = law(own[None]) if author == STUDENT else law(other[None], 0.7)
+            expected = sampling_logprobs(own[None]) if author == STUDENT else sampling_logprobs(other[None], 0.7)
             assert logprob == pytest.approx(expected[0, token].item(), abs=1e-9)
             rejected += author == TEACHER
         assert r.finish_reason == ("stop" if r.token_ids[-1] == EOS else "length") and EOS not in r.token_ids[:-1]
@@ -140,7 +140,7 @@ def test_every_token_is_where_its_author_put_it(engines):
     assert rejected == engines.report["teacher_written_tokens"] > 50
 
 
-# ---- the emitted law
+# ---- the emitted distribution
 
 def save_tiny(folder, seed):
     """A model of four ids of which 0 ends; opinionated, float64 to the last operation."""
@@ -149,20 +149,20 @@ def save_tiny(folder, seed):
                                bos_token_id=None, eos_token_id=0)).save_pretrained(folder)
 
 
-def emitted_law(laws, ks: list[int], block: int, limit: int, prefix: tuple = (), done: int = 0, tokens: int = 0):
+def emitted(distributions, ks: list[int], block: int, limit: int, prefix: tuple = (), done: int = 0, tokens: int = 0):
     """pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v) at each prefix, multiplied out: completion -> probability.
 
     k is ks[done] in the block after `done` others; a block ends with `block` tokens, or with one of the teacher's.
     """
     if prefix and prefix[-1] == 0 or len(prefix) == limit:
         return {prefix: 1.0}
-    student, teacher, drawn = laws(prefix)
+    student, teacher, drawn = distributions(prefix)
     top = teacher.topk(ks[done]).indices.tolist()
     rest, out = 1 - sum(student[v].item() for v in top), Counter()
     on = (done + 1, 0) if tokens + 1 == block else (done, tokens + 1)
     for v in range(4):
         for share, state in (student[v].item() if v in top else 0.0, on), (rest * drawn[v].item(), (done + 1, 0)):
-            for ids, p in emitted_law(laws, ks, block, limit, (*prefix, v), *state).items():
+            for ids, p in emitted(distributions, ks, block, limit, (*prefix, v), *state).items():
                 out[ids] += share * p
     return out
 
@@ -185,11 +185,11 @@ def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, ks, draft_tokens,
         engines = engines_of(tmp_path, session, max_new_tokens=limit)
         models = [engines.student.model, engines.teacher.model]
 
-        def laws(prefix):
+        def distributions(prefix):
             with torch.no_grad():
                 ours, theirs = (model(torch.tensor([[1, *prefix]])).logits[0, -1] for model in models)
-            return ours.softmax(-1), theirs, law(theirs[None], 0.5, 0.9)[0].exp()
-        table = {prefix: laws(prefix) for n in range(limit) for prefix in itertools.product(range(4), repeat=n)}
+            return ours.softmax(-1), theirs, sampling_logprobs(theirs[None], 0.5, 0.9)[0].exp()
+        table = {prefix: distributions(prefix) for n in range(limit) for prefix in itertools.product(range(4), repeat=n)}
 
         raw = [(*s[:limit],) for s in scripts]                        # the first draft: the student's own draws
         raw = [s[:s.index(0) + 1] if 0 in s else s for s in raw]
@@ -209,7 +209,7 @@ def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, ks, draft_tokens,
             probability *= 4 * student[script[t]].item()
             probability *= 4 * drawn[script[limit + t]].item() if author == TEACHER else 1
         mass[tuple(new.token_ids)] += probability
-    expected = emitted_law(lambda prefix: table[prefix], ks, draft_tokens, limit)
+    expected = emitted(lambda prefix: table[prefix], ks, draft_tokens, limit)
     assert sum(mass.values()) == pytest.approx(1.0, abs=1e-12)
     assert {ids: mass[ids] for ids in expected} == pytest.approx(expected, abs=1e-12)
 
@@ -218,15 +218,15 @@ def test_the_emitted_law_of_the_golden_vectors():
     # student exp[1, .5, -.5, -1], teacher exp[2, -1, .3, .5], top 2 of the teacher = {0, 3}:
     # accepted 0.5089 + 0.0689 = 0.5778; pi = [0.79897272, 0.01444153, 0.05299025, 0.1335955]
     q, z = torch.tensor([1.0, 0.5, -0.5, -1.0]).softmax(-1), torch.tensor([2.0, -1.0, 0.3, 0.5])
-    law_of = emitted_law(lambda prefix: (q, z, z.softmax(-1)), [2], 1, 1)
-    assert [law_of[v,] for v in range(4)] == pytest.approx([0.79897272, 0.01444153, 0.05299025, 0.1335955], abs=1e-6)
+    share_of = emitted(lambda prefix: (q, z, z.softmax(-1)), [2], 1, 1)
+    assert [share_of[v,] for v in range(4)] == pytest.approx([0.79897272, 0.01444153, 0.05299025, 0.1335955], abs=1e-6)
 
 
 def test_of_equals_with_the_kth_all_are_accepted(engines):
     head, hidden = engines.teacher.head, torch.zeros(3, 64, dtype=torch.float64)    # without a bias: all logits are 0
     for precise in (head, head.to(torch.float32)):
-        assert among(head, precise, V, hidden, torch.tensor([3, 59, 60]), torch.ones(3)).tolist() == [True, True, False]
-        assert not among(head, precise, V, hidden[:1], torch.tensor([3]), torch.tensor([0])).any()
+        assert in_top_k(head, precise, V, hidden, torch.tensor([3, 59, 60]), torch.ones(3)).tolist() == [True, True, False]
+        assert not in_top_k(head, precise, V, hidden[:1], torch.tensor([3]), torch.tensor([0])).any()
 
 
 def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
@@ -235,8 +235,8 @@ def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
     with Session() as session:
         engines = engines_of(folder, session)
         engines.spec["engine"]["dtype"] = "bfloat16"
-        table_of = turns.Table.__init__
-        monkeypatch.setattr(turns.Table, "__init__", lambda table, *given: (tables.append(table), table_of(
+        table_of = turns.InterleavedBatch.__init__
+        monkeypatch.setattr(turns.InterleavedBatch, "__init__", lambda table, *given: (tables.append(table), table_of(
             table, *given))[1])
         skd(drafts(engines), engines, k=k)
         table, rounded = tables[0], engines.teacher.head
@@ -245,33 +245,33 @@ def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
         first_out = exact.sort(-1, descending=True).indices[:, k]
         every = torch.full_like(first_out, k)
         heads = rounded, table.ranking, table.size
-        assert not among(*heads, hidden, first_out, every).any() and among(*heads, hidden, first_out, every + 1).all()
-        assert among(rounded, rounded, V, hidden, first_out, every).sum() > 4
+        assert not in_top_k(*heads, hidden, first_out, every).any() and in_top_k(*heads, hidden, first_out, every + 1).all()
+        assert in_top_k(rounded, rounded, V, hidden, first_out, every).sum() > 4
         assert all(engine.head.weight.dtype == torch.bfloat16 for engine in table.engines.values())
         assert table.ranking.weight.dtype == torch.float32
 
 
 def test_drafts_are_as_long_as_is_cheapest(engines):
-    table = turns.Table.__new__(turns.Table)
-    table.rule, table.teacher_steps = turns.Rule(k=8, draft_tokens=6, teacher_law={}), 1.5
+    table = turns.InterleavedBatch.__new__(turns.InterleavedBatch)
+    table.rule, table.teacher_steps = turns.Rule(k=8, draft_tokens=6, teacher_sampling={}), 1.5
 
     def length_at(accepted):
         table.counts = {"accepted": accepted, "proposed": 100}
         return table.draft_tokens()
     # at 0.55: 1 / 2.5 = 0.40, 1.55 / 3.5 = 0.443, 1.8525 / 4.5 = 0.412
     assert [length_at(accepted) for accepted in (0, 55, 100)] == [1, 2, 6]
-    table.rule = turns.Rule(k=8, draft_tokens=6, teacher_law={}, decay_tokens=AS_SAID)
+    table.rule = turns.Rule(k=8, draft_tokens=6, teacher_sampling={}, decay_tokens=AS_SAID)
     assert length_at(0) == 6
 
 
 # ---- decay
 
 def test_k_falls_as_in_the_authors_code(engines):
-    table = turns.Table.__new__(turns.Table)
+    table = turns.InterleavedBatch.__new__(turns.InterleavedBatch)
     blocks = torch.tensor([0, 1, 4, 8, 100])
 
     def k_after(k, decay_tokens):
-        table.rule = turns.Rule(k=k, draft_tokens=5, teacher_law={}, decay_tokens=decay_tokens)
+        table.rule = turns.Rule(k=k, draft_tokens=5, teacher_sampling={}, decay_tokens=decay_tokens)
         return table.k_of(blocks).tolist()
     assert k_after(25, 0) == [25] * 5 and k_after(0, 10) == [0] * 5
     assert k_after(25, 100) == [25, 25, 24, 23, 1]                    # one less every fourth block
@@ -348,7 +348,7 @@ def test_a_relay_of_an_endless_span_is_the_teachers_continuation(engines):
         assert new.token_ids[:first] == old.token_ids[:first] and set(new.author[first:]) <= {TEACHER}
 
 
-# ---- laws and uniforms
+# ---- distributions and uniforms
 
 def test_a_nucleus_found_among_a_few_is_that_of_all():
     logits = torch.randn(20, 200, generator=torch.Generator().manual_seed(0)).mul(3).round()  # many equals

@@ -16,7 +16,7 @@ from tasks.opd.engines.api import Capabilities, Completion, Signal
 from tasks.opd.engines.pool import Session
 from tasks.opd.models.tokenizers import control_tokens, render
 from tasks.opd.recipe import loading
-from tasks.opd.rollouts.trd import DRAFT, MEASURED, REFERENCE, REWRITE, gaps, refinement_prompt, rewritten, trd
+from tasks.opd.rollouts.trd import DRAFT, MEASURED, REFERENCE, REWRITE, gap_counts, refinement_prompt, rewritten, trd
 from tasks.opd.rollouts.writers import Engines
 from tests.objective.test_equivalences import FORWARD, gradients_of, recipe_of, self_teacher, world_of, written
 from tests.rollouts.test_filters import ROLLOUT
@@ -25,7 +25,7 @@ WORDS = tiny.build_tokenizer()
 PROBLEMS = [tiny.problem(i) for i in range(4)]
 PROMPTS = [Prompt(prompt_id=f"tiny:{i}", index=i, text=p.text, token_ids=render(WORDS, p.text), answer=p.answer,
                   solution=p.solution, entry=json.dumps(p.entry), domain=p.domain) for i, p in enumerate(PROBLEMS)]
-LAW = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "max_new_tokens": 96}
+SAMPLING = {"temperature": 0.7, "top_p": 0.9, "top_k": 0, "max_new_tokens": 96}
 
 
 def ids_of(text: str) -> list[int]:
@@ -62,7 +62,7 @@ def make(tmp_path):
         write_rows(inputs["prompts"] / "prompts.parquet", prompts, Prompt)
         for name in ("student", "teacher"):
             WORDS.save_pretrained(inputs[name] / "model")
-        made = Engines(inputs, {"seed": 7, "round": 3, "context_tokens": 512, "sampling": LAW,
+        made = Engines(inputs, {"seed": 7, "round": 3, "context_tokens": 512, "sampling": SAMPLING,
                                 "grader": {"name": "tiny", "params": {}}, **other}, Session())
         made.teacher = Scripted(completions)
         return made
@@ -116,10 +116,10 @@ def test_without_a_solution_to_show_only_the_draft_can_be(solution):
 def test_a_rewrite_is_the_teachers_under_its_prompt_and_law(make):
     engines = make(REWRITES)
     out = trd(RAW, engines, temperature=0.5)
-    for i, (old, new, (view, law, seed)) in enumerate(zip(RAW, out, engines.teacher.asked, strict=True)):
+    for i, (old, new, (view, sampling, seed)) in enumerate(zip(RAW, out, engines.teacher.asked, strict=True)):
         text = WORDS.decode(old.token_ids, skip_special_tokens=True)
         assert view == new.teacher_prompt_ids == refinement_prompt(PROMPTS[i], text, WORDS, [], False)
-        assert law == {**LAW, "temperature": 0.5} and seed == derive_seed(7, 3, old.rollout_id, "trd")
+        assert sampling == {**SAMPLING, "temperature": 0.5} and seed == derive_seed(7, 3, old.rollout_id, "trd")
         changed = {"rollout_id": f"{old.rollout_id}:trd", "parent": old.rollout_id, "token_ids": REWRITES[i],
                    "logprobs": [-0.25] * len(REWRITES[i]), "author": [TEACHER] * len(REWRITES[i]), "policy": "t0",
                    "teacher_prompt_ids": view, "finish_reason": "stop", "reward": None, "feedback": None}
@@ -206,7 +206,7 @@ def test_the_gap_of_unequal_lengths_is_over_tokens_and_of_few_rollouts(make):
     engines = make([])
     engines.teacher.surprise, engines.student = lambda prompt: float(prompt[0]), Scripted(surprise=lambda prompt: 0.0)
     rows = [dataclasses.replace(ROLLOUT, prompt_token_ids=[k], token_ids=[5] * n) for k, n in ((1, 1), (4, 3))]
-    assert gaps(engines, rows, rows)["teacher_gap_raw_nats"] == pytest.approx(-(1 + 3 * 4) / 4)
+    assert gap_counts(engines, rows, rows)["teacher_gap_raw_nats"] == pytest.approx(-(1 + 3 * 4) / 4)
     many = [dataclasses.replace(RAW[0], rollout_id=str(i)) for i in range(MEASURED + 5)]
     engines = make([REWRITES[0]] * len(many))
     engines.teacher.surprise, engines.student = lambda prompt: 1.0, Scripted(surprise=lambda prompt: 1.0)
@@ -220,7 +220,7 @@ def rewrites(make, completions: list[list[int]], see) -> list:
     """The rollouts of the plain world, rewritten as told under the view `see` of each."""
     rollouts = written(recipe_of("trd", ()), world_of("plain").rollouts)
     prompts = {r.prompt_id: PROMPTS[0] for r in rollouts}
-    return rewritten(rollouts, [see(r) for r in rollouts], prompts, make(completions), LAW)
+    return rewritten(rollouts, [see(r) for r in rollouts], prompts, make(completions), SAMPLING)
 
 
 def gradient(variant: str, rollouts: list, *settings: str) -> torch.Tensor:

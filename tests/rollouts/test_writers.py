@@ -39,8 +39,8 @@ def inputs(tmp_path_factory):
 
 def spec(*writers, **other):
     full = [{"params": {}, "n": 1, "fraction": 1.0, "when": "always", **writer} for writer in writers]
-    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 8}
-    return {"writers": full, "sampling": law, "prompts_per_round": 4, "round": 0, "seed": 7, "engine": ENGINE,
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 8}
+    return {"writers": full, "sampling": sampling, "prompts_per_round": 4, "round": 0, "seed": 7, "engine": ENGINE,
             "context_tokens": 32, **other}
 
 

@@ -54,8 +54,8 @@ def test_no_gradient_stays_after_a_round(tmp_path):
 
 @pytest.mark.parametrize("kind", ["inline", "process"])
 def test_an_artifact_states_the_peak_of_its_own_stage(kind):
-    with workers.for_run(run_with(kind)) as crew:
-        made = [run_stage(f"{HERE}:hungry", {"megabytes": size, "turn": turn}, {}, crew)
+    with workers.for_run(run_with(kind)) as pool:
+        made = [run_stage(f"{HERE}:hungry", {"megabytes": size, "turn": turn}, {}, pool)
                 for turn, size in enumerate((1, 200, 1))]
     records = [artifacts.read_record(artifact.path) for artifact in made]
     before, large, after = (record["peak_memory_bytes"]["process"] for record in records)

@@ -9,7 +9,7 @@ from tasks.opd.models.heads import head_of, hidden_states
 from tasks.opd.objective.columns import columns_of
 from tasks.opd.objective.terms import bind_terms, prepare
 from tasks.opd.training.forward import Forward
-from tasks.opd.training.prepass import observed
+from tasks.opd.training.prepass import collect
 from tasks.opd.training.scored_set import make_scored
 from tests.tiny_models import random_rollouts, term, tiny_llama, train_spec
 
@@ -54,7 +54,7 @@ def look(terms, scored=None, student=STUDENT, **effort):
     spec = train_spec(terms, loss={"temperature": TEMPERATURE})
     spec["effort"] |= effort
     forward = Forward(student, ROLLOUTS, columns_of(ROLLOUTS), spec)
-    return observed(forward, bind_terms(terms), scored or scored_by(teacher=TEACHER))
+    return collect(forward, bind_terms(terms), scored or scored_by(teacher=TEACHER))
 
 
 def close(found, expected, mask=ALL):
@@ -73,7 +73,7 @@ def kl(p, q):
 def test_old_and_entropy_are_the_students_and_teacher_and_its_entropy_the_teachers():
     asks = term(advantage="direction", estimator="policy_gradient", weights=["fire"])
     columns, = look([asks])
-    assert close(columns.old, S[WRITTEN]) and close(columns.teacher, T[WRITTEN])
+    assert close(columns.old_logprobs, S[WRITTEN]) and close(columns.teacher, T[WRITTEN])
     assert close(columns.entropy, -(S.exp() * S).sum(-1)) and close(columns.teacher_entropy, -(T.exp() * T).sum(-1))
     assert columns.divergence.isnan().all() and columns.forward_kl.isnan().all() and columns.candidates is None
 
@@ -145,7 +145,7 @@ SEVERAL = [term(divergence="jsd", support="full", weights=["keep_soft_or", "keep
 
 def everything(columns):
     found = {name: getattr(columns, name) for name in
-             ("old", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")}
+             ("old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")}
     there = columns.candidates
     return found | ({} if there is None else {"ids": there.ids, "student": there.student, "target": there.target})
 
@@ -164,7 +164,7 @@ def test_terms_beside_each_other_find_what_each_finds_alone_and_nothing_outside_
         for name, values in everything(alone).items():
             assert torch.allclose(values.double(), everything(beside)[name].double(), atol=1e-12, equal_nan=True), name
     gap, candidates = look(SEVERAL)[1:3]
-    assert close(gap.reverse_kl, kl(S, T), SUCCEEDED) and close(gap.old, S[WRITTEN], SUCCEEDED)
+    assert close(gap.reverse_kl, kl(S, T), SUCCEEDED) and close(gap.old_logprobs, S[WRITTEN], SUCCEEDED)
     assert not candidates.candidates.there[SUCCEEDED].any() and candidates.candidates.there[~SUCCEEDED].any()
 
 
@@ -203,4 +203,4 @@ def test_the_student_is_only_looked_at_when_a_slot_asks_for_it(terms, passes):
     columns = look(terms)
     hook.remove()
     assert len(seen) == passes
-    assert passes or all(c.old.isnan().all() and c.entropy.isnan().all() for c in columns)
+    assert passes or all(c.old_logprobs.isnan().all() and c.entropy.isnan().all() for c in columns)

@@ -18,7 +18,16 @@ from tasks.opd.store.artifacts import fingerprint_of
 from tasks.opd.training.batching import micro_batches, optimizer_batches, pack
 from tasks.opd.training.round import accumulate, check_domains, cut, start_round, train_student
 from tasks.opd.training.scored_set import make_scored
-from tests.tiny_models import prepared, random_rollouts, rollout, taught, term, tiny_llama, train_spec, write_tokenizer
+from tests.tiny_models import (
+    prepared,
+    random_rollouts,
+    rollout,
+    term,
+    tiny_llama,
+    train_spec,
+    with_teacher,
+    write_tokenizer,
+)
 
 LENGTHS = [(3, 5), (2, 9), (4, 1), (3, 2), (1, 7)]
 TERMS = {"full": [term(divergence="reverse_kl", support="full")],
@@ -138,7 +147,7 @@ def test_the_mask_covers_the_completion_with_its_eos_and_nothing_else():
 
 def test_only_the_policys_tokens_train_unless_a_term_says_all():
     from tasks.opd.core.records import DATASET, ENVIRONMENT, STUDENT, TEACHER
-    columns = taught([rollout(0, [5], [7, 8, 9, 1], author=[STUDENT, TEACHER, ENVIRONMENT, STUDENT]),
+    columns = with_teacher([rollout(0, [5], [7, 8, 9, 1], author=[STUDENT, TEACHER, ENVIRONMENT, STUDENT]),
                       rollout(1, [5], [7, 1], author=DATASET)])
     def mask(rows):
         return prepared(bind_terms([term(divergence="nll", rows=rows)])[0], columns).mask.tolist()
@@ -252,7 +261,7 @@ def toy_rounds():
     rows = [rollout(0, [5], [7, 1], group="a"), rollout(1, [5], [1], group="a"),
             rollout(2, [6], [8, 9, 9, 1], group="b")]
     rows = [dataclasses.replace(r, domain=domain) for r, domain in zip(rows, ("four", "four", "five"))]
-    return taught(rows, teacher=[torch.zeros(len(r.token_ids)) for r in rows], old=torch.zeros(7))
+    return with_teacher(rows, teacher=[torch.zeros(len(r.token_ids)) for r in rows], old_logprobs=torch.zeros(7))
 
 
 def coefficients_of(specs, columns=None, left=None):

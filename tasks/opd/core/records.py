@@ -46,7 +46,7 @@ class Rollout:
     domain: str
     prompt_token_ids: list[int]         # [P]
     token_ids: list[int]                # [T] completion only, its EOS included
-    logprobs: list[float]               # [T] nats, of the law sampled from; NaN where the writer gives none
+    logprobs: list[float]               # [T] nats, of the distribution sampled from; NaN where the writer gives none
     author: list[int]                   # [T] STUDENT, TEACHER, ENVIRONMENT or DATASET
     teacher_prompt_ids: list[int] | None  # what the teacher sees instead of the prompt; None: the same
     origin: str                         # name of the writer

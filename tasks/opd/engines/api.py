@@ -40,7 +40,7 @@ class Capabilities:
 class Completion:
     """What a model wrote after a prompt."""
     token_ids: list[int]          # [T] its EOS included
-    logprobs: list[float]         # [T] nats, of the law sampled from; 0 when greedy
+    logprobs: list[float]         # [T] nats, of the distribution sampled from; 0 when greedy
     finish_reason: str            # "stop" (EOS) or "length"
 
 
@@ -65,7 +65,7 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities:
         """What can be asked of this engine."""
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Leave the device to others until the next call, where the engine can."""
 
     def close(self) -> None:

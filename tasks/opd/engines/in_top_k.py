@@ -8,7 +8,7 @@ CHUNK_TOKENS = 512    # tokens whose logits over the vocabulary live at once
 ROUNDING = 2 ** -7    # of a bfloat16 product, as a share of a row's largest logit: twice what it comes to
 
 
-def among(head: Head, exact: Head, size: int, hidden: Tensor, tokens: Tensor, k: Tensor) -> Tensor:
+def in_top_k(head: Head, exact: Head, size: int, hidden: Tensor, tokens: Tensor, k: Tensor) -> Tensor:
     """Whether fewer than k [n] of the first `size` tokens are likelier than tokens [n], after hidden states [n, d].
 
     Equals of the k-th are among them. Most tokens are told by `head`, beyond its rounding, the others by `exact`, the

@@ -25,7 +25,7 @@ class Session:
         Engines are kept: the same folder is reused as it is, another folder is loaded in place and must then be what
         the engine holds (see `canary`). settings holds name ("torch" or "vllm"), dtype and batch_tokens; a role may
         have one engine of each name, and another kind (see `kind_of`) makes a new one. Roles whose models stand on one
-        base share it where the engine can (`twin`). Raises: EngineError when weights are stale.
+        base share it where the engine can (`share_base`). Raises: EngineError when weights are stale.
         """
         from tasks.opd.engines.canary import check_canary
         from tasks.opd.models.digests import check_digests
@@ -36,7 +36,7 @@ class Session:
             self._engines.pop(key)
             engine.close()
             engine, old_weights = None, None
-        self.rest(but=engine)
+        self.sleep(but=engine)
         if engine is None:
             engine = self._twin(Path(folder), kind) or open_engine(Path(folder), kind, settings)
             self._engines[key] = engine, kind, None
@@ -54,15 +54,15 @@ class Session:
         """An engine on the base model that the engine of another role holds already; None where there is none."""
         for engine, other_kind, weights in self._engines.values():
             alike = other_kind == kind and weights and hasattr(engine, "twin")
-            if alike and (twin := engine.twin(folder)):
-                return twin
+            if alike and (shared := engine.share_base(folder)):
+                return shared
         return None
 
-    def rest(self, but: Any = None) -> None:
+    def sleep(self, but: Any = None) -> None:
         """All engines leave the device to who comes now, where they can; `but` who shares its weights with `but`."""
         for engine, *_ in self._engines.values():
             if but is None or shared_by(engine) is not shared_by(but):
-                engine.rest()
+                engine.sleep()
 
     def log(self, out: Path, step: int, values: dict[str, float]) -> None:
         """Append points to the metrics of the stage that writes to `out`."""

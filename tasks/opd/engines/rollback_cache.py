@@ -17,7 +17,7 @@ COPY_BELOW = 0.7  # share of rows under which their keys and values are copied, 
 class PlacedLayer(DynamicLayer):
     """A cache layer whose slot is the token's position: what was written there before is overwritten, never seen."""
 
-    def __init__(self, place: "Sequences"):
+    def __init__(self, place: "RollbackCache"):
         super().__init__()
         self.place = place
 
@@ -48,7 +48,7 @@ class PlacedLayer(DynamicLayer):
             self.room = self.room.index_select(1, indices)
 
 
-class Sequences:
+class RollbackCache:
     """A model's caches of sequences of different lengths, which it reads on, in whole batches, from where each stands.
 
     A sequence may change behind `filled`: what is read there anew takes the place of what was read before.

@@ -1,7 +1,7 @@
-"""Writing completions with a transformers model: a law to draw from, a cache that grows in place, one decode loop.
+"""Writing completions with a transformers model: a distribution to draw from, a cache that grows in place, one decode loop.
 
 Why not `model.generate`: it has one random stream for the whole batch, so a completion would depend on its neighbours.
-Here each sample brings its own uniforms, one a token, and a token is the inverse of the cumulative law at its uniform.
+Here each sample brings its own uniforms, one a token, and a token is the inverse of the cumulative distribution at its uniform.
 Left out: beam search, penalties, grammars, refilling the batch while it runs. Finished rows are dropped as it runs.
 """
 
@@ -13,11 +13,11 @@ from transformers.cache_utils import DynamicLayer
 from tasks.opd.engines.api import Completion
 
 COMPACT_BELOW = 0.75  # share of unfinished rows under which the finished ones leave the cache
-NUCLEUS = 1024        # likeliest tokens ordered first: sorting a whole vocabulary costs ten times the rest of a law
+NUCLEUS = 1024        # likeliest tokens ordered first: sorting a whole vocabulary costs ten times the rest of a distribution
 
 
-def law(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """Log-probabilities [B, V] that tokens are drawn from, given logits [B, V]; what the law excludes is -inf.
+def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+    """Log-probabilities [B, V] that tokens are drawn from, given logits [B, V]; what the distribution excludes is -inf.
 
     Order: temperature, then the top_k likeliest (ties with the last are kept), then the smallest set of likeliest
     tokens whose mass within those reaches top_p. Temperature 0 is the point mass at the largest logit, so log 1 = 0.
@@ -52,7 +52,7 @@ def nucleus(logits: Tensor, top_p: float, first: int = NUCLEUS) -> Tensor:
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """The first token [B] at which the cumulative law of `logprobs` [B, V] exceeds `uniforms` [B] in [0, 1)."""
+    """The first token [B] at which the cumulative distribution of `logprobs` [B, V] exceeds `uniforms` [B] in [0, 1)."""
     cumulative = logprobs.exp().cumsum(-1)
     total = cumulative[..., -1:]
     wanted = uniforms.to(total.dtype)[:, None] * total
@@ -162,7 +162,7 @@ def decode(model, head, prompts: list[list[int]], sampling: dict, seeds: list[in
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     check_every = 8 if device.type == "cuda" else 1  # asking a GPU whether rows have ended stalls it
     for step in range(num_new):
-        lp = law(batch.logits(), sampling["temperature"], sampling["top_p"], sampling["top_k"])
+        lp = sampling_logprobs(batch.logits(), sampling["temperature"], sampling["top_p"], sampling["top_k"])
         chosen = draw(lp, uniforms[rows, step])
         tokens[rows, step] = chosen
         logprobs[rows, step] = lp.gather(-1, chosen[:, None])[:, 0].double()

@@ -71,7 +71,7 @@ def columns(head: Head, hidden: Tensor, ids: Tensor, want: Want, temperature: fl
 class TorchEngine:
     """A transformers model in this process. Scoring takes the head in float32 at least: bfloat16 hurts there most.
 
-    Engines may share the tensors of a base model (`twin`), each with an adapter of its own or none; they sleep and wake
+    Engines may share the tensors of a base model (`share_base`), each with an adapter of its own or none; they sleep and wake
     together. Whoever takes `model` or `head` of one that sleeps wakes it.
     """
 
@@ -108,7 +108,7 @@ class TorchEngine:
         self.vocabulary = self.head.num_valid
         self.scoring_head: Head | None = None
 
-    def twin(self, folder: Path) -> "TorchEngine | None":
+    def share_base(self, folder: Path) -> "TorchEngine | None":
         """Another engine, on the tensors that this one holds of the base model; None for a folder on another base."""
         if self.base != base_version(folder):
             return None
@@ -196,7 +196,7 @@ class TorchEngine:
         every = frozenset({"sampled", "top_k", "entropy", "hidden"})
         return Capabilities(columns=every)
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """What was made of the weights goes; on a GPU they go to the host's memory, with all who share them."""
         for engine in self.sharers:
             engine.scoring_head = None

@@ -99,15 +99,15 @@ class VllmEngine:
                               f"{sampling['temperature']}; use engine.name=torch")
         if len(prompts) != len(seeds) or not all(prompts):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds: give one seed a prompt and no empty prompt")
-        law = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": sampling["top_k"],
+        chosen = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": sampling["top_k"],
                "max_tokens": sampling["max_new_tokens"], "stop_token_ids": sorted(self.eos_ids), "logprobs": 0,
                "detokenize": False, "flat_logprobs": True}
-        outputs = self._answer(prompts, [SamplingParams(seed=seed, **law) for seed in seeds], progress,
+        outputs = self._answer(prompts, [SamplingParams(seed=seed, **chosen) for seed in seeds], progress,
                                room=sampling["max_new_tokens"])
         return [self._completion(output.outputs[0], greedy=sampling["temperature"] == 0) for output in outputs]
 
     def _completion(self, written, greedy: bool) -> Completion:
-        """vLLM's output as ours: EOS included, the law's log-probabilities, 0 where it is a point mass."""
+        """vLLM's output as ours: EOS included, the distribution's log-probabilities, 0 where it is a point mass."""
         ids, logprobs = list(written.token_ids), list(written.logprobs.logprobs)
         if math.isnan(sum(logprobs)):
             raise NonFinite(f"the logits of the model in {self.folder} are not finite: look at its weights, and what "
@@ -186,7 +186,7 @@ class VllmEngine:
         settings = lora.settings_of(self.folder)
         return self.adapter.lora_int_id, settings["rank"], settings["alpha"] / settings["rank"]
 
-    def twin(self, folder: Path) -> "VllmEngine | None":
+    def share_base(self, folder: Path) -> "VllmEngine | None":
         """Another engine on the weights of this one, with the folder's adapter or none; None on another base."""
         if not self.lora_rank or base_version(folder) != self.base:
             return None
@@ -204,7 +204,7 @@ class VllmEngine:
         """The tokens written and the likeliest ones; text."""
         return Capabilities(columns=frozenset({"sampled", "top_k"}))
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """On a GPU: the weights go to the host's memory, the cache goes."""
         if torch.cuda.is_available() and not self.engine.is_sleeping():
             self.llm.sleep(level=1)

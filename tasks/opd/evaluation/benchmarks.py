@@ -15,7 +15,7 @@ from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Sample, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data.graders import completion_text, grade
-from tasks.opd.evaluation.teacher_divergence import token_gaps
+from tasks.opd.evaluation.teacher_divergence import teacher_divergence
 from tasks.opd.models.tokenizers import tokenizer_of
 from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.store.artifacts import model_folder
@@ -76,7 +76,7 @@ def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
         teacher = session.engine(teacher_role(inputs["teacher"]), model_folder(inputs["teacher"]), whole)
         if "hidden" in teacher.capabilities().columns:  # not so behind a server
             with session.progress(2 * len(places), "distance to the teacher", "answers") as bar:
-                report["counts"] |= token_gaps(session.engine("student", folder, whole), teacher,
+                report["counts"] |= teacher_divergence(session.engine("student", folder, whole), teacher,
                                                [p.token_ids for p, _ in places], [c.token_ids for c in written],
                                                progress=bar)
     write_rows(out / "samples.parquet", samples, Sample)

@@ -69,7 +69,7 @@ class Comparison:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
     def to_markdown(self, facts: dict[str, str] | None = None) -> str:
-        """A Markdown table with its note; failures below, and above, when given, a line of facts (see `made_by`)."""
+        """A Markdown table with its note; failures below, and above, when given, a line of facts (see `provenance`)."""
         header, *body = self.cells()
         seeds = ", ".join(map(str, self.seeds))
         above = ["; ".join(f"{name}: {fact}" for name, fact in {**facts, "seeds": seeds}.items()), ""] if facts else []
@@ -185,7 +185,7 @@ def spent_cells(row: Row) -> list[str]:
     return ["-" if row.spent[name] is None else f"{row.spent[name] / 1000:,.1f}" for name in TOKENS]
 
 
-def made_by(suite: str, overrides: list[str], benchmark: str, environment: dict) -> dict[str, str]:
+def provenance(suite: str, overrides: list[str], benchmark: str, environment: dict) -> dict[str, str]:
     """Facts of a table made now by `opd compare`; `environment` is {"device": kind, "versions": {name: version}}."""
     command = ["opd", "compare", suite, *overrides]
     versions = ", ".join(f"{name} {version}" for name, version in environment["versions"].items() if version)

@@ -14,7 +14,7 @@ CHUNK_TOKENS = 1024
 
 
 @torch.no_grad()
-def token_gaps(student, teacher, prompts: list[list[int]], completions: list[list[int]], *,
+def teacher_divergence(student, teacher, prompts: list[list[int]], completions: list[list[int]], *,
                progress=None) -> dict[str, float]:
     """reverse_kl, forward_kl, student_entropy and teacher_entropy, each `_mean_nats` over all completion tokens.
 

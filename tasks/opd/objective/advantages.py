@@ -20,7 +20,7 @@ def teacher_gap(columns: Columns) -> Tensor:
     With the policy gradient its mean is the reverse KL's gradient at the visited prefixes, the prefixes held fixed.
     Source: On-Policy Distillation, Thinking Machines 2025.
     """
-    return columns.teacher - columns.old
+    return columns.teacher - columns.old_logprobs
 
 
 def centred_gap(columns: Columns) -> Tensor:
@@ -50,7 +50,7 @@ def shifted_gap(columns: Columns) -> Tensor:
     first, last = owner != owner.roll(1), owner != owner.roll(-1)  # both all False where there is one completion only
     moved[first] = columns.teacher[columns.mask][last]
     gap = teacher_gap(columns)
-    gap[columns.mask] = moved - columns.old[columns.mask]
+    gap[columns.mask] = moved - columns.old_logprobs[columns.mask]
     return gap
 
 
@@ -65,7 +65,7 @@ def shuffled_gap(columns: Columns, *, seed: Annotated[int, Field(ge=0)] = 0) -> 
 
 def fixed(columns: Columns, *, value: float = -1.0) -> Tensor:
     """A placebo: the same for every token. [N]. Its gradient's mean is 0 at the round's start, its noise is not."""
-    return torch.full_like(columns.old, value)
+    return torch.full_like(columns.old_logprobs, value)
 
 
 def return_to_go(columns: Columns, *, discount: Annotated[float, Field(ge=0, le=1)] = 1.0) -> Tensor:
@@ -104,7 +104,7 @@ def grpo(columns: Columns, *, scale: bool = True, epsilon: Annotated[float, Fiel
     centred = torch.where(graded, reward - mean[columns.group], 0.0)
     variance = members.index_add(0, columns.group, centred ** 2) / (count - 1).clamp(min=1)
     advantage = centred / (variance.sqrt()[columns.group] + epsilon) if scale else centred
-    return advantage[columns.rollout].to(columns.old.dtype)
+    return advantage[columns.rollout].to(columns.old_logprobs.dtype)
 
 
 def direction(columns: Columns, *, beta: Annotated[float, Field(ge=0)] = 0.1,
@@ -126,7 +126,7 @@ def direction(columns: Columns, *, beta: Annotated[float, Field(ge=0)] = 0.1,
     spread = (entropy - entropy.nanmean(1, keepdim=True)).abs().nanmean(1, keepdim=True)
     pull = torch.where(spread == 0, 0.0, torch.tanh((threshold - entropy) / spread))
     extra = (beta * pull * torch.sigmoid(g.abs() - 1) * g)[there]
-    return grpo(columns) + torch.where(columns.mask, extra, 0.0).to(columns.old.dtype)
+    return grpo(columns) + torch.where(columns.mask, extra, 0.0).to(columns.old_logprobs.dtype)
 
 
 def within(columns: Columns, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,9 +158,9 @@ def candidate_gap(columns: Columns, *, weigh_by: Literal["student", "teacher", "
 ADVANTAGES = {"teacher_gap": teacher_gap, "centred_gap": centred_gap, "floored_gap": floored_gap,
               "shifted_gap": shifted_gap, "shuffled_gap": shuffled_gap, "fixed": fixed, "return_to_go": return_to_go,
               "grpo": grpo, "direction": direction, "candidate_gap": candidate_gap}
-NEEDS = {"teacher_gap": ("old", "teacher"), "centred_gap": ("old", "teacher", "reverse_kl"),
-         "floored_gap": ("old", "teacher"), "shifted_gap": ("old", "teacher"), "shuffled_gap": ("old", "teacher"),
-         "return_to_go": ("old", "teacher"), "direction": ("old", "teacher", "entropy"),
+NEEDS = {"teacher_gap": ("old_logprobs", "teacher"), "centred_gap": ("old_logprobs", "teacher", "reverse_kl"),
+         "floored_gap": ("old_logprobs", "teacher"), "shifted_gap": ("old_logprobs", "teacher"), "shuffled_gap": ("old_logprobs", "teacher"),
+         "return_to_go": ("old_logprobs", "teacher"), "direction": ("old_logprobs", "teacher", "entropy"),
          "candidate_gap": ("candidates",)}
 WITHOUT_TEACHER = frozenset({"grpo", "fixed"})
 GROUPED = frozenset({"grpo", "direction"})

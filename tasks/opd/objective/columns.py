@@ -40,8 +40,8 @@ class Columns:
     lengths: Tensor               # [R] long, tokens of the completion
     group: Tensor                 # [R] long, 0 .. number of groups - 1
     reward: Tensor                # [R] NaN where ungraded
-    sampler: Tensor               # [N] nats, of the law sampled from; NaN where the writer gave none
-    old: Tensor                   # [N] nats, the student at the round's start; NaN until `with_old`
+    sampler_logprobs: Tensor      # [N] nats, of the distribution sampled from; NaN where the writer gave none
+    old_logprobs: Tensor          # [N] nats, the student at the round's start; NaN until `with_old`
     domain: list[str]             # R names
     has_signal: Tensor            # [R] bool, the term's models had a context for this rollout
     mask: Tensor                  # [N] bool, the term's tokens: statistics of weights and advantages are over these
@@ -90,8 +90,8 @@ def columns_of(rollouts: list[Rollout], *, special_ids: frozenset[int] = frozens
         lengths=lengths,
         group=torch.tensor([names[r.group_id] for r in rollouts]),
         reward=torch.tensor([math.nan if r.reward is None else r.reward for r in rollouts]),
-        sampler=torch.tensor([x for r in rollouts for x in r.logprobs]),
+        sampler_logprobs=torch.tensor([x for r in rollouts for x in r.logprobs]),
         domain=[r.domain for r in rollouts],
         has_signal=torch.ones(len(rollouts), dtype=torch.bool), mask=torch.ones_like(token_ids, dtype=torch.bool),
-        old=blank, teacher=blank, entropy=blank, teacher_entropy=blank, divergence=blank, forward_kl=blank,
+        old_logprobs=blank, teacher=blank, entropy=blank, teacher_entropy=blank, divergence=blank, forward_kl=blank,
         reverse_kl=blank, candidates=None)

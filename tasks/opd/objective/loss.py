@@ -103,7 +103,7 @@ def clipping_fold(clip: dict, stats: Stats, label: str) -> Callable[[Tensor], Te
     return fold
 
 
-def aimed_at(term: Term, ids: Tensor | None, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+def target_logprobs(term: Term, ids: Tensor | None, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
     """The target's log-probabilities [n, S] at ids [n, S], or [n, V] at all of them (None); of the full softmax."""
     if not term.unnormalised:
         return term.target({alias: models[name].at(ids, term.owns_ids) for alias, name in term.models.items()})
@@ -113,18 +113,18 @@ def aimed_at(term: Term, ids: Tensor | None, student: StudentTokens, models: dic
     return mixed if ids is None else gathered(mixed, ids)
 
 
-def aimed_at_written(term: Term, models: dict[str, Tensor], student: Tensor | None) -> Tensor:
+def target_of_written(term: Term, models: dict[str, Tensor], student: Tensor | None) -> Tensor:
     """The target's log-probabilities [n] of the tokens written, by those of models and student [n]; see targets."""
     sampled = {alias: models[name][:, None] for alias, name in term.models.items()}
     return term.target(sampled if student is None else {**sampled, "student": student.detach()[:, None]})[:, 0]
 
 
-def compared(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
+def divergence_values(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
     """The term's divergence with its clip, [n] nats, with a graph to the student."""
     ids = term.support(student, models.get(next(iter(term.models.values()), "")))
     live, aimed = student.at(ids), None
     if term.compares:
-        aimed = aimed_at(term, ids, student, models).to(live.dtype)
+        aimed = target_logprobs(term, ids, student, models).to(live.dtype)
         if term.renormalise:
             aimed, live = on_support(aimed, live, term.renormalise)
     return term.divergence(aimed, live, clipping_fold(term.clip, stats, term.label))
@@ -138,13 +138,13 @@ def term_values(term: Term, prepared: Prepared, flat: Tensor, student: StudentTo
         live, old = student.at(there.ids[flat].to(device)), there.student[flat].to(device)
         signal = prepared.advantage[flat].to(device)
     else:
-        live, old = student.sampled, prepared.old[flat].to(device)
+        live, old = student.sampled, prepared.old_logprobs[flat].to(device)
         if term.takes == "advantage":
             signal = prepared.advantage[flat].to(device)
         elif term.takes == "target":
-            signal = aimed_at_written(term, {name: tokens.sampled for name, tokens in models.items()}, live)
+            signal = target_of_written(term, {name: tokens.sampled for name, tokens in models.items()}, live)
         else:
-            signal = compared(term, student, models, stats)
+            signal = divergence_values(term, student, models, stats)
     note_ratio(term, signal, live, old, stats)
     return term.estimator(signal, live, old)
 

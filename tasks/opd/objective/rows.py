@@ -63,9 +63,9 @@ def likely_to_teacher(columns: Columns, *, share: Annotated[float, Field(gt=0, l
         return could
     total = columns.per_rollout(torch.where(written, columns.teacher, 0.0))
     mean = total / columns.per_rollout(written).clamp(min=1)
-    likeliest = mean[could].sort().values
-    dropped = math.ceil((1 - share) * (len(likeliest) - 1) - 1e-9)  # not 4 when rounding makes 3 a little more
-    return could & (mean >= likeliest[dropped])
+    ordered = mean[could].sort().values
+    dropped = math.ceil((1 - share) * (len(ordered) - 1) - 1e-9)  # not 4 when rounding makes 3 a little more
+    return could & (mean >= ordered[dropped])
 
 
 ROWS = {"all": all_rows, "sampled": sampled, "succeeded": succeeded, "failed": failed, "mixed_groups": mixed_groups,

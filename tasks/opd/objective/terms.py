@@ -57,7 +57,7 @@ class Prepared:
     """What a term took from the columns, once a round."""
     mask: Tensor                          # [N] bool
     weight: Tensor                        # [N]
-    old: Tensor                           # [N] nats, the student at the round's start; NaN where no slot asked
+    old_logprobs: Tensor                  # [N] nats, the student at the round's start; NaN where no slot asked
     advantage: Tensor | None              # [N], or [N, S] of the candidates
     candidates: Candidates | None
     position: Tensor                      # [N] long, of the tokens
@@ -127,5 +127,5 @@ def prepare(term: Term, columns: Columns) -> Prepared:
         worth = advantage[mask].double()
         report |= {"advantage_mean": float(worth.mean()), "advantage_size": float(worth.abs().mean()),
                    "advantage_negative_share": float((worth < 0).double().mean())}
-    return Prepared(mask=mask, weight=torch.where(mask, weight, 0.0), old=columns.old, advantage=advantage,
+    return Prepared(mask=mask, weight=torch.where(mask, weight, 0.0), old_logprobs=columns.old_logprobs, advantage=advantage,
                     candidates=columns.candidates, position=columns.position, report=report)

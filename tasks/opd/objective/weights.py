@@ -44,7 +44,7 @@ def keep_soft_or(columns: Columns, *, share: Share = 0.5, scope: Scope = "rollou
     divergence, scaled likewise; the score is h + d - h * d. See `keep_top` for the share.
     Source: TIP, arXiv:2604.14084.
     """
-    unsure, apart = scaled_entropy(columns), min_max(own(columns, "divergence"))
+    unsure, apart = scaled_entropy(columns), min_max(masked(columns, "divergence"))
     return keep_top(columns, unsure + apart - unsure * apart, share, scope)
 
 
@@ -53,7 +53,7 @@ def keep_entropy(columns: Columns, *, share: Share = 0.5, scope: Scope = "rollou
 
     Source: TIP, arXiv:2604.14084, the entropy-only rule.
     """
-    return keep_top(columns, own(columns, "entropy"), share, scope)
+    return keep_top(columns, masked(columns, "entropy"), share, scope)
 
 
 def keep_confidently_wrong(columns: Columns, *, share: Share = 0.5, scope: Scope = "rollout") -> Tensor:
@@ -62,12 +62,12 @@ def keep_confidently_wrong(columns: Columns, *, share: Share = 0.5, scope: Scope
     The score is forward_kl * (1 - h), with h the entropy scaled as in `keep_soft_or`.
     Source: TIP, arXiv:2604.14084, third quadrant.
     """
-    return keep_top(columns, own(columns, "forward_kl") * (1 - scaled_entropy(columns)), share, scope)
+    return keep_top(columns, masked(columns, "forward_kl") * (1 - scaled_entropy(columns)), share, scope)
 
 
 def teacher_entropy_above(columns: Columns, *, nats: float = 0.8) -> Tensor:
     """One where the teacher's entropy is above `nats`, zero elsewhere. [N]. Source: EOPD, arXiv:2603.07079."""
-    return laid_back(columns, own(columns, "teacher_entropy") > nats)
+    return scatter(columns, masked(columns, "teacher_entropy") > nats)
 
 
 def importance_prefix(columns: Columns, *, largest: Annotated[float, Field(ge=1)] = 1.5) -> Tensor:
@@ -77,11 +77,11 @@ def importance_prefix(columns: Columns, *, largest: Annotated[float, Field(ge=1)
     0 in a rollout without any gap.
     Source: IW-OPD, arXiv:2606.22600.
     """
-    gap = (own(columns, "teacher") - own(columns, "old")).abs()
+    gap = (masked(columns, "teacher") - masked(columns, "old_logprobs")).abs()
     before = gap.cumsum(0) - gap
-    index, first, _ = places(columns)
+    index, first, _ = positions(columns)
     used = (before - before[index - first]) / per_rollout(columns, gap).clamp(min=1e-8)
-    return laid_back(columns, 1 + (largest - 1) * (1 - used.clamp(0, 1)))
+    return scatter(columns, 1 + (largest - 1) * (1 - used.clamp(0, 1)))
 
 
 def position(columns: Columns, *, lowest: Share = 0.25, centre: float = 0.30,
@@ -91,9 +91,9 @@ def position(columns: Columns, *, lowest: Share = 0.25, centre: float = 0.30,
     f = (t + 0.5) / T for the t-th (from 0) of the rollout's T tokens in the term.
     Source: PW-OPSD, arXiv:2605.21606.
     """
-    _, t, size = places(columns)
+    _, t, size = positions(columns)
     fraction = (t.double() + 0.5) / size
-    return laid_back(columns, lowest + (1 - lowest) * torch.sigmoid((fraction - centre) / width))
+    return scatter(columns, lowest + (1 - lowest) * torch.sigmoid((fraction - centre) / width))
 
 
 def dash(columns: Columns, *, kappa: Annotated[float, Field(ge=0)] = 5.0) -> Tensor:
@@ -103,8 +103,8 @@ def dash(columns: Columns, *, kappa: Annotated[float, Field(ge=0)] = 5.0) -> Ten
     c_t * r_t is that of A_t = r_t + l_t * A_{t+1}, DASH's return.
     Source: DASH, arXiv:2608.06243.
     """
-    r = own(columns, "divergence")
-    _, t, size = places(columns)
+    r = masked(columns, "divergence")
+    _, t, size = positions(columns)
     handed_on = torch.sigmoid(-kappa * (r - per_rollout(columns, r) / size))
     total, factor, reach = torch.ones_like(r), torch.where(t > 0, handed_on.roll(1), 0.0), 1
     # `total` is the sum over the last `reach` tokens, and `factor` is by how much the one before them still counts
@@ -112,7 +112,7 @@ def dash(columns: Columns, *, kappa: Annotated[float, Field(ge=0)] = 5.0) -> Ten
         total = total + factor * total.roll(reach)
         factor = factor * factor.roll(reach)
         reach *= 2
-    return laid_back(columns, total)
+    return scatter(columns, total)
 
 
 def fire(columns: Columns, *, student: Annotated[float, Field(ge=0)] = 1.0,
@@ -123,9 +123,9 @@ def fire(columns: Columns, *, student: Annotated[float, Field(ge=0)] = 1.0,
     largest among the term's tokens (not ln V).
     Source: FiRe-OPD, arXiv:2606.02684.
     """
-    sure = 1 - of_largest(own(columns, "teacher_entropy"))
-    weight = (1 + teacher * sure) * (1 + student * of_largest(own(columns, "entropy")))
-    return laid_back(columns, weight / weight.mean())
+    sure = 1 - of_largest(masked(columns, "teacher_entropy"))
+    weight = (1 + teacher * sure) * (1 + student * of_largest(masked(columns, "entropy")))
+    return scatter(columns, weight / weight.mean())
 
 
 def gap_above_floor(columns: Columns, *, share: Annotated[float, Field(gt=0, lt=1)] = 0.1) -> Tensor:
@@ -133,8 +133,8 @@ def gap_above_floor(columns: Columns, *, share: Annotated[float, Field(gt=0, lt=
 
     Source: REOPOLD, arXiv:2603.11137, exploration phase.
     """
-    gap = own(columns, "teacher", infinite=True) - own(columns, "old")
-    return laid_back(columns, gap >= math.log(share) / (1 - share))
+    gap = masked(columns, "teacher", infinite=True) - masked(columns, "old_logprobs")
+    return scatter(columns, gap >= math.log(share) / (1 - share))
 
 
 def high_entropy(columns: Columns, *, share: Share = 0.2) -> Tensor:
@@ -142,21 +142,21 @@ def high_entropy(columns: Columns, *, share: Share = 0.2) -> Tensor:
 
     Source: REOPOLD, arXiv:2603.11137, refinement phase.
     """
-    entropy = own(columns, "entropy")
-    return laid_back(columns, entropy >= quantile(entropy, 1 - share))
+    entropy = masked(columns, "entropy")
+    return scatter(columns, entropy >= quantile(entropy, 1 - share))
 
 
 def sampler_ratio(columns: Columns, *, cap: Annotated[float, Field(gt=0)] = 2.0) -> Tensor:
-    """min(exp(old - sampler), cap): corrects for the law sampled from; one where the writer gave none. [N].
+    """min(exp(old - sampler), cap): corrects for the distribution sampled from; one where the writer gave none. [N].
 
     Source: truncated importance weights, as in SDPO, arXiv:2601.20802.
     """
-    sampler = columns.sampler[columns.mask].double()
-    ratio = (own(columns, "old") - sampler).exp().clamp(max=cap)
-    return laid_back(columns, torch.where(sampler.isnan(), 1.0, ratio))
+    sampler = columns.sampler_logprobs[columns.mask].double()
+    ratio = (masked(columns, "old_logprobs") - sampler).exp().clamp(max=cap)
+    return scatter(columns, torch.where(sampler.isnan(), 1.0, ratio))
 
 
-def own(columns: Columns, name: str, *, infinite: bool = False) -> Tensor:
+def masked(columns: Columns, name: str, *, infinite: bool = False) -> Tensor:
     """A column at the term's tokens: [n] float64. Raises ValueError on NaN and, unless `infinite`, on infinities."""
     values = getattr(columns, name)[columns.mask].double()
     bad = values.isnan() if infinite else ~values.isfinite()
@@ -166,12 +166,12 @@ def own(columns: Columns, name: str, *, infinite: bool = False) -> Tensor:
     return values
 
 
-def laid_back(columns: Columns, values: Tensor) -> Tensor:
+def scatter(columns: Columns, values: Tensor) -> Tensor:
     """Values of the term's tokens [n] among all tokens: [N] float64, zero outside the mask."""
     return torch.zeros(columns.num_tokens, dtype=torch.float64).masked_scatter(columns.mask, values.double())
 
 
-def places(columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
+def positions(columns: Columns) -> tuple[Tensor, Tensor, Tensor]:
     """Of the term's tokens: index from 0, place in the rollout from 0, and how many the rollout has. [n] each."""
     rollout = columns.rollout[columns.mask]
     size = rollout.bincount(minlength=columns.num_rollouts)
@@ -196,12 +196,12 @@ def keep_top(columns: Columns, score: Tensor, share: float, scope: str) -> Tenso
     size = unit.bincount(minlength=1)
     rank = torch.arange(score.numel()) - (size.cumsum(0) - size)[unit]  # units lie in order, before and after sorting
     room = (share * size.double() + ROUNDING).floor().clamp(min=1 if share > 0 else 0)
-    return laid_back(columns, torch.zeros_like(score).index_put_((order,), (rank < room[unit]).double()))
+    return scatter(columns, torch.zeros_like(score).index_put_((order,), (rank < room[unit]).double()))
 
 
 def scaled_entropy(columns: Columns) -> Tensor:
     """The student's entropy cut off at its 98th percentile, by `min_max`: [n]. Dividing by ln V would cancel."""
-    entropy = own(columns, "entropy")
+    entropy = masked(columns, "entropy")
     return min_max(entropy.clamp(max=quantile(entropy, 0.98)))
 
 
@@ -233,5 +233,5 @@ WEIGHTS = {"uniform": uniform, "skip_first": skip_first, "special_token_mask": s
            "sampler_ratio": sampler_ratio}
 NEEDS = {"keep_soft_or": ("entropy", "divergence"), "keep_entropy": ("entropy",),
          "keep_confidently_wrong": ("entropy", "forward_kl"), "teacher_entropy_above": ("teacher_entropy",),
-         "importance_prefix": ("old", "teacher"), "dash": ("divergence",), "fire": ("entropy", "teacher_entropy"),
-         "gap_above_floor": ("old", "teacher"), "high_entropy": ("entropy",), "sampler_ratio": ("old",)}
+         "importance_prefix": ("old_logprobs", "teacher"), "dash": ("divergence",), "fire": ("entropy", "teacher_entropy"),
+         "gap_above_floor": ("old_logprobs", "teacher"), "high_entropy": ("entropy",), "sampler_ratio": ("old_logprobs",)}

@@ -23,10 +23,10 @@ COLUMNS = ("variant", "paper", "idea", "differs", "cost", "placebo", "reconstruc
 def differs(recipe: dict, base: dict) -> list[str]:
     """What a recipe, as plain data, says otherwise than another; `term 2: ...` where it has several terms."""
     terms = [differing(term, base["terms"][0]) for term in recipe["terms"]]
-    told = terms[0] if len(terms) == 1 else [f"term {i}: {', '.join(parts)}" for i, parts in enumerate(terms, 1)]
+    described = terms[0] if len(terms) == 1 else [f"term {i}: {', '.join(parts)}" for i, parts in enumerate(terms, 1)]
     rest = {key: value for key, value in recipe.items() if key not in (*OTHERS, "terms", "schedule")}
     later = [f"from round {patch['round']}: " + ", ".join(differing(patch["set"], {})) for patch in recipe["schedule"]]
-    return differing(rest, base) + told + later
+    return differing(rest, base) + described + later
 
 
 def differing(data: dict, base: dict) -> list[str]:
@@ -59,11 +59,11 @@ def text(variants: list[dict]) -> str:
     rows = [[v["name"], v["paper"], v["arxiv"] or "-", v["idea"], v["cost"], "yes" if v["reconstruction"] else ""]
             for v in variants]
     lines, wide = [], sum(WIDTHS.values()) + 2 * len(WIDTHS)
-    for row, told in zip([list(WIDTHS), *rows], ["", *("; ".join(v["differs"]) for v in variants)]):
+    for row, described in zip([list(WIDTHS), *rows], ["", *("; ".join(v["differs"]) for v in variants)]):
         cells = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, WIDTHS.values())]
         lines += ["  ".join(part.ljust(width) for part, width in zip(parts, WIDTHS.values())).rstrip()
                   for parts in zip_longest(*cells, fillvalue="")]
-        lines += textwrap.wrap(told, wide - 4, initial_indent="    ", subsequent_indent="    ") + [""]
+        lines += textwrap.wrap(described, wide - 4, initial_indent="    ", subsequent_indent="    ") + [""]
     return "\n".join([*lines, "", LEGEND])
 
 

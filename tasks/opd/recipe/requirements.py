@@ -72,11 +72,11 @@ def columns_read(term: Term) -> set[str]:
     chosen = [("rows", term.rows), *(("weight", weight) for weight in term.weights)]
     chosen += [("advantage", term.advantage)] if term.advantage else []
     ratio = term.advantage or completed(term.estimator, "estimator").get("ratio_cap") is not None
-    return ({"old"} if ratio else set()).union(
+    return ({"old_logprobs"} if ratio else set()).union(
         *(slots.constant(kind, "NEEDS", {}).get(slot.name, ()) for kind, slot in chosen))
 
 
-def asks(term: Term) -> dict[str, Any]:
+def term_requirements(term: Term) -> dict[str, Any]:
     """What the term asks of each of its models: {sampled, top_k, entropy, hidden}, absent ones not."""
     read, support, want = columns_read(term), term.support.name, {}
     unnormalised = term.target.name in slots.constant("target", "UNNORMALISED", frozenset())
@@ -97,7 +97,7 @@ def needs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """
     wants: dict[str, dict[str, Any]] = {}
     for part in terms_of(recipe):
-        asked = asks(recipe.terms[int(part["group"])]) if part["models"] else {}
+        asked = term_requirements(recipe.terms[int(part["group"])]) if part["models"] else {}
         for name in part["models"].values():
             want = wants.setdefault(name, {"sampled": True, "top_k": 0, "entropy": False, "hidden": False})
             want |= {column: max(want[column], amount) for column, amount in asked.items()}
@@ -123,7 +123,7 @@ def needs_teacher(term: Term) -> bool:
 
 
 def on_tokens_written(term: Term) -> bool:
-    """Whether the term judges only the tokens written, so that the law they were drawn from matters."""
+    """Whether the term judges only the tokens written, so that the distribution they were drawn from matters."""
     return term.support.name == "sampled" and (term.advantage is not None or compares(term))
 
 

@@ -50,7 +50,7 @@ class About(Model):
 
 
 class Sampling(Model):
-    """The law tokens are drawn from."""
+    """The distribution tokens are drawn from."""
     temperature: float = setting(1.0, "Temperature", "Divides the logits when sampling; 0 is greedy.", ge=0, le=10)
     top_p: float = setting(1.0, "Top-p", "Nucleus: smallest set of tokens with this mass; 1 is off.", gt=0, le=1)
     top_k: int = setting(0, "Top-k", "Sample among the k likeliest tokens; 0 is off.", ge=0)
@@ -85,7 +85,7 @@ class Benchmark(Source):
     """A source of held-out questions and how often each is answered."""
     samples: int = setting(1, "Samples", "Completions per question.", ge=1)
     pass_at: list[int] = setting([1], "pass@k", "Values of k for the unbiased pass@k; at most `samples`.")
-    sampling: Sampling = setting(Sampling(), "Sampling", "The law of the evaluation.")
+    sampling: Sampling = setting(Sampling(), "Sampling", "The distribution of the evaluation.")
 
     @model_validator(mode="after")
     def pass_at_fits(self):
@@ -118,7 +118,7 @@ class Rollout(Model):
     """How completions come to be."""
     prompts_per_round: int = setting(
         128, "Prompts a round", "Prompts taken from the training prompts each round.", ge=1)
-    sampling: Sampling = setting(Sampling(), "Sampling", "The law the writers sample from.")
+    sampling: Sampling = setting(Sampling(), "Sampling", "The distribution the writers sample from.")
     writers: list[Writer] = setting([Writer(name="student")], "Writers", "Who writes the completions.", min_length=1)
     filters: list[Slot] = setting(
         [], "Filters", "Which rollouts are unfit to learn from; each drop is kept and counted.")
@@ -268,8 +268,8 @@ class Recipe(Model):
     def engine_for(self, use: Literal["write", "score"]) -> dict[str, Any]:
         """What a stage is told of the engine that writes its completions, or scores them."""
         name = "torch" if use == "score" and self.engine.scores == "torch" else self.engine.name
-        told = self.engine.model_dump(mode="json", exclude={"scores"})
-        return told | {"name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0,
+        settings = self.engine.model_dump(mode="json", exclude={"scores"})
+        return settings | {"name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0,
                        "longest_tokens": self.pair.context_tokens + 1}  # scoring takes room for one token more
 
     def at(self, round_index: int) -> "Recipe":

@@ -1,6 +1,6 @@
 """SKD, where the teacher redraws unlikely tokens, and relays, where it takes over for a while.
 
-Both are rules (when the teacher writes, how much, under which law) for completions written in turns: see `turns`.
+Both are rules (when the teacher writes, how much, under which distribution) for completions written in turns: see `turns`.
 """
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from pydantic import Field
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import STUDENT, Rollout
 from tasks.opd.engines.torch_engine import batches_of
-from tasks.opd.rollouts.turns import Rule, Table
+from tasks.opd.rollouts.turns import InterleavedBatch, Rule
 from tasks.opd.rollouts.writers import Engines
 from tasks.opd.store.artifacts import model_folder
 
@@ -22,7 +22,7 @@ def skd(rollouts: list[Rollout], engines: Engines, *, k: Annotated[int, Field(ge
         decay_tokens: Annotated[int, Field(ge=0)] = 0) -> list[Rollout | None]:
     """A token that is not among the teacher's top k is drawn anew by the teacher, and the student goes on from there.
 
-    At a prefix the emitted law is pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v), with q the law the student samples
+    At a prefix the emitted distribution is pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v), with q the distribution the student samples
     from, p the teacher's at its temperature and top_p; the top k is of the teacher's own distribution, equals of the
     k-th included. k = 0 is the teacher's sampling; k = all of the vocabulary leaves rollouts as they are.
     With `decay_tokens` L, k falls by ceil(k / L) every max(int(L / k), 1) blocks, to 1 at least; then draft_tokens, the
@@ -30,8 +30,8 @@ def skd(rollouts: list[Rollout], engines: Engines, *, k: Annotated[int, Field(ge
     Source: speculative knowledge distillation, arXiv:2410.11325, algorithm 1 (the decay: the authors' code).
     Raises: DataError when the teacher is behind a server, or a model has layers whose reading cannot be taken back.
     """
-    teacher_law = {"temperature": teacher_temperature, "top_p": teacher_top_p}
-    rule = Rule(k=k, draft_tokens=draft_tokens, teacher_law=teacher_law, decay_tokens=decay_tokens)
+    teacher_sampling = {"temperature": teacher_temperature, "top_p": teacher_top_p}
+    rule = Rule(k=k, draft_tokens=draft_tokens, teacher_sampling=teacher_sampling, decay_tokens=decay_tokens)
     return interleaved("skd", rollouts, engines, rule)
 
 
@@ -47,8 +47,8 @@ def relay(rollouts: list[Rollout], engines: Engines, *, k: Annotated[int, Field(
     none of the student's is) and whose end after the last span are not these: a reconstruction.
     Raises: as skd.
     """
-    teacher_law = {key: engines.sampling[key] for key in ("temperature", "top_p", "top_k")}
-    rule = Rule(k=k, draft_tokens=draft_tokens, teacher_law=teacher_law, span=span, spans=spans, within=within)
+    teacher_sampling = {key: engines.sampling[key] for key in ("temperature", "top_p", "top_k")}
+    rule = Rule(k=k, draft_tokens=draft_tokens, teacher_sampling=teacher_sampling, span=span, spans=spans, within=within)
     return interleaved("relay", rollouts, engines, rule)
 
 
@@ -67,7 +67,7 @@ def interleaved(name: str, rollouts: list[Rollout], engines: Engines, rule: Rule
     with engines.session.progress(len(own), f"{name}: teacher and student", "rollouts") as bar:
         for batch in batches_of(lengths, min(student.batch_tokens, teacher.batch_tokens)):
             chosen = [own[i] for i in batch]
-            table = Table([rollouts[i] for i in chosen], engines, rule, student, teacher, ranking)
+            table = InterleavedBatch([rollouts[i] for i in chosen], engines, rule, student, teacher, ranking)
             table.run(bar)
             tables.append(table)
             for i, refined in zip(chosen, table.refined(name)):
@@ -76,7 +76,7 @@ def interleaved(name: str, rollouts: list[Rollout], engines: Engines, rule: Rule
     return out
 
 
-def report(tables: list[Table], num_rollouts: int) -> dict[str, float | None]:
+def report(tables: list[InterleavedBatch], num_rollouts: int) -> dict[str, float | None]:
     """What was proposed, accepted and forwarded. A token after the first rejection of its draft was not proposed."""
     def total(name: str) -> int:
         return sum(table.counts[name] for table in tables)

@@ -45,7 +45,7 @@ def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> 
     Raises: DataError when nothing is left.
     """
     before = read_rows(inputs["rollouts"] / "rollouts.parquet", Rollout)
-    engines, rollouts, gone, told = Engines(inputs, spec, session), before, [], {}
+    engines, rollouts, gone, counts = Engines(inputs, spec, session), before, [], {}
     for slot, label in zip(spec["refiners"], labels([slot["name"] for slot in spec["refiners"]])):
         engines.report = {}
         refined = REFINERS[slot["name"]](rollouts, engines, **slot["params"])
@@ -53,7 +53,7 @@ def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> 
                  for old, new in zip(rollouts, refined, strict=True) if new is None]
         rollouts = [rollout for rollout in refined if rollout is not None]
         prefix = f"{label}_" if len(spec["refiners"]) > 1 else ""
-        told |= {f"{prefix}{name}": value for name, value in engines.report.items() if value is not None}
+        counts |= {f"{prefix}{name}": value for name, value in engines.report.items() if value is not None}
     if not rollouts:
         names = ", ".join(slot["name"] for slot in spec["refiners"])
         raise DataError(f"refine {names} kept none of {len(before)} rollouts in round {spec['round']}: nothing is left "
@@ -65,5 +65,5 @@ def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> 
     tokens = sum(len(r.token_ids) for r in rollouts)
     session.log(out, spec["round"], {"refine/changed_share": changed / len(rollouts),
                                      "refine/length_mean_tokens": tokens / len(rollouts),
-                                     **{f"refine/{name}": float(value) for name, value in told.items()}})
-    return {"rollouts": len(rollouts), "refined": changed, "dropped": len(gone), "tokens": tokens, **told}
+                                     **{f"refine/{name}": float(value) for name, value in counts.items()}})
+    return {"rollouts": len(rollouts), "refined": changed, "dropped": len(gone), "tokens": tokens, **counts}

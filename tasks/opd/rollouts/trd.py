@@ -51,11 +51,11 @@ def trd(rollouts: list[Rollout], engines: Engines, *, which: Literal["all", "fai
     chosen = [r for r in rollouts if which == "all" or (r.reward >= PASS) == (which == "succeeded")]
     views = refinement_prompts(chosen, prompts, engines, solution)
     fitting = [r for r in chosen if views[r.rollout_id]]
-    law = {**engines.sampling, "temperature": temperature}
-    written = rewritten(fitting, [views[r.rollout_id] for r in fitting], prompts, engines, law)
+    sampling = {**engines.sampling, "temperature": temperature}
+    written = rewritten(fitting, [views[r.rollout_id] for r in fitting], prompts, engines, sampling)
     rewards = [grade(engines.spec["grader"], prompts[r.prompt_id], completion_text(engines.tokenizer, r.token_ids))[0]
                for r in written]
-    engines.report |= told(fitting, written, rewards) | gaps(engines, fitting[:MEASURED], written[:MEASURED])
+    engines.report |= outcome_counts(fitting, written, rewards) | gap_counts(engines, fitting[:MEASURED], written[:MEASURED])
     engines.report["not_rewritten"] = len(chosen) - len(fitting)
     kept = {old.rollout_id: new for old, new, reward in zip(fitting, written, rewards)
             if keep == "all" or old.reward < PASS <= reward}
@@ -98,19 +98,19 @@ def refinement_prompt(prompt: Prompt, draft: str, tokenizer, control: list[str],
 
 
 def rewritten(rollouts: list[Rollout], views: list[list[int]], prompts: dict[str, Prompt], engines: Engines,
-              law: dict) -> list[Rollout]:
-    """What the teacher writes after each view, under a law, as rollouts without a reward."""
+              sampling: dict) -> list[Rollout]:
+    """What the teacher writes after each view, under a distribution, as rollouts without a reward."""
     spec = engines.spec
     seeds = [derive_seed(spec["seed"], spec["round"], rollout.rollout_id, "trd") for rollout in rollouts]
     asked = [dataclasses.replace(prompts[rollout.prompt_id], token_ids=ids) for rollout, ids in zip(rollouts, views)]
-    drafts = drafts_of(engines, "teacher", asked, seeds, law) if rollouts else []
+    drafts = drafts_of(engines, "teacher", asked, seeds, sampling) if rollouts else []
     return [dataclasses.replace(
         rollout, rollout_id=f"{rollout.rollout_id}:trd", parent=rollout.rollout_id, teacher_prompt_ids=ids,
         reward=None, feedback=None, **dataclasses.asdict(draft))
         for rollout, ids, draft in zip(rollouts, views, drafts, strict=True)]
 
 
-def told(rollouts: list[Rollout], written: list[Rollout], rewards: list[float]) -> dict[str, float | None]:
+def outcome_counts(rollouts: list[Rollout], written: list[Rollout], rewards: list[float]) -> dict[str, float | None]:
     """Which passed before and after, and how many tokens it took."""
     turns = Counter((old.reward >= PASS, reward >= PASS) for old, reward in zip(rollouts, rewards))
     before, after = (sum(len(r.token_ids) for r in rows) for rows in (rollouts, written))
@@ -120,7 +120,7 @@ def told(rollouts: list[Rollout], written: list[Rollout], rewards: list[float]) 
             "teacher_written_tokens": after}
 
 
-def gaps(engines: Engines, rollouts: list[Rollout], written: list[Rollout]) -> dict[str, float | None]:
+def gap_counts(engines: Engines, rollouts: list[Rollout], written: list[Rollout]) -> dict[str, float | None]:
     """`gap_nats` of the rollouts and of their rewrites; nothing where the teacher's engine cannot score."""
     if not rollouts or "sampled" not in engines.teacher.capabilities().columns:
         return {}

@@ -5,7 +5,7 @@ not among its top k; there it writes itself, and the student drafts on from its 
 function of its tokens (nothing is drawn to accept them), and each position has one uniform of the student's and one of
 the teacher's: how long drafts are changes nothing but rounding, so they are as long as is cheapest. Both models' caches
 live over all blocks (see `rollback_cache`).
-Left out: a token of the teacher's after a draft that it keeps whole (it would change the law of what is emitted).
+Left out: a token of the teacher's after a draft that it keeps whole (it would change the distribution of what is emitted).
 """
 import dataclasses
 import math
@@ -17,9 +17,9 @@ from torch import Tensor
 from tasks.opd.core.errors import NonFinite
 from tasks.opd.core.records import STUDENT, TEACHER, Rollout
 from tasks.opd.core.seeds import derive_seed
-from tasks.opd.engines.in_top_k import among
-from tasks.opd.engines.rollback_cache import Sequences
-from tasks.opd.engines.sampling import COMPACT_BELOW, draw, law, uniforms_of
+from tasks.opd.engines.in_top_k import in_top_k
+from tasks.opd.engines.rollback_cache import RollbackCache
+from tasks.opd.engines.sampling import COMPACT_BELOW, draw, sampling_logprobs, uniforms_of
 from tasks.opd.engines.torch_engine import TorchEngine
 from tasks.opd.models.heads import Head
 from tasks.opd.rollouts.writers import Engines
@@ -34,14 +34,14 @@ class Rule:
     """When the teacher writes, and how much."""
     k: int                        # a token among the teacher's k likeliest stays
     draft_tokens: int             # that the student writes, at most, before the teacher reads
-    teacher_law: dict             # temperature and top_p
+    teacher_sampling: dict        # temperature and top_p
     decay_tokens: int = 0         # completions' expected length over which k falls to 1; 0: it does not
     span: int = 1                 # tokens the teacher writes at a rejection
     spans: float = math.inf       # how often it does so in a rollout
     within: float = math.inf      # tokens of the completion that it looks at
 
 
-class Table:
+class InterleavedBatch:
     """Rollouts being rewritten together. Rows [B] are of those unfinished; sequences begin with their prompts."""
 
     def __init__(self, rollouts: list[Rollout], engines: Engines, rule: Rule, student: TorchEngine,
@@ -74,23 +74,23 @@ class Table:
                          for who, name in ((STUDENT, "student drafts"), (TEACHER, "teacher redraws"))}
         self.rows = torch.arange(len(rollouts), device=device)        # [B] unfinished ones, in the caches' order
         self.place = self.rows.clone()                                # [all] where they stand there
-        self.student: Sequences | None = None
-        self.teacher: Sequences | None = None
+        self.student: RollbackCache | None = None
+        self.teacher: RollbackCache | None = None
 
     @torch.inference_mode()
     def run(self, progress) -> None:
         """Keep what the teacher accepts; where it stepped in, both write on until all rollouts have ended."""
         prompts = [r.prompt_token_ids for r in self.rollouts]
-        self.teacher = Sequences(self.engines[TEACHER].model, prompts)
-        self.settle(WINDOW, progress)
+        self.teacher = RollbackCache(self.engines[TEACHER].model, prompts)
+        self.verify(WINDOW, progress)
         self.leave(progress, 1.0)
         if len(self.rows):
-            self.student = Sequences(self.engines[STUDENT].model, [prompts[i] for i in self.rows.tolist()])
+            self.student = RollbackCache(self.engines[STUDENT].model, [prompts[i] for i in self.rows.tolist()])
             self.catch_up()
         while len(self.rows):
             tokens = self.draft_tokens()
             self.draft(tokens)
-            self.settle(tokens, progress)
+            self.verify(tokens, progress)
             self.leave(progress, COMPACT_BELOW)
         self.counts["read"] = self.teacher.num_read
         self.student = self.teacher = None  # their caches are large, and there may be more batches
@@ -144,14 +144,14 @@ class Table:
 
     def put(self, rows: Tensor, where: Tensor, hidden: Tensor, who: int) -> None:
         """Draw the tokens at places `where` [b] of rows [b] from the hidden states [b, d] before them."""
-        sampling = {"top_k": 0, **(self.sampling if who == STUDENT else self.rule.teacher_law)}
+        sampling = {"top_k": 0, **(self.sampling if who == STUDENT else self.rule.teacher_sampling)}
         logits = self.engines[who].head.logits(hidden)[..., :self.size]
-        logprobs = law(logits, sampling["temperature"], sampling["top_p"], sampling["top_k"])
+        logprobs = sampling_logprobs(logits, sampling["temperature"], sampling["top_p"], sampling["top_k"])
         chosen = draw(logprobs, self.uniforms[who][rows, where - self.start[rows]])
         self.tokens[rows, where], self.author[rows, where] = chosen, who
         self.logprobs[rows, where] = logprobs.gather(-1, chosen[:, None])[:, 0].double()
 
-    def settle(self, window: int, progress) -> None:
+    def verify(self, window: int, progress) -> None:
         """Read every draft to its first rejection or its end; the teacher writes where it rejects."""
         rows = self.rows
         self.begun[rows] = self.length[rows]
@@ -162,7 +162,7 @@ class Table:
             free = waiting[~seen]
             self.length[free] = self.drafted[free]
             if seen.any():
-                self.teach(*self.admit(waiting[seen], window))
+                self.resample(*self.accept(waiting[seen], window))
             progress.update(0, tokens=int((self.length[waiting] - before).sum()))
             waiting, window = waiting[self.length[waiting] < self.drafted[waiting]], 2 * window
         self.ended[rows] = self.stopped(rows) | (self.length[rows] == self.limit[rows]) | (self.spans[rows] == 0)
@@ -179,7 +179,7 @@ class Table:
         """Whether the teacher looks at what comes next in rows."""
         return (self.spans[rows] < self.rule.spans) & (self.length[rows] - self.start[rows] < self.rule.within)
 
-    def admit(self, rows: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    def accept(self, rows: Tensor, window: int) -> tuple[Tensor, Tensor]:
         """Accept at most `window` drafted tokens; the rows [r] with a rejection, the teacher's states there [r, d]."""
         length, places = self.length[rows], self.place[rows]
         ends = torch.minimum(self.drafted[rows], length + window)
@@ -190,7 +190,7 @@ class Table:
         row, offset = torch.nonzero(torch.arange(window, device=ends.device) < (ends - length)[:, None], as_tuple=True)
         where = length[row] + offset
         k = self.k_of(self.blocks[rows[row]] + (where - self.begun[rows[row]]) // self.rule.draft_tokens)
-        out = ~among(self.engines[TEACHER].head, self.ranking, self.size, hidden[row, where - 1 - filled[row]],
+        out = ~in_top_k(self.engines[TEACHER].head, self.ranking, self.size, hidden[row, where - 1 - filled[row]],
                      self.tokens[rows[row], where], k)
         first = ends.scatter_reduce(0, row[out], where[out], "amin")
         rejected = first < ends
@@ -206,7 +206,7 @@ class Table:
             return torch.full_like(blocks, k)
         return (k - math.ceil(k / expected) * (blocks // max(int(expected / k), 1))).clamp(min=1)
 
-    def teach(self, rows: Tensor, hidden: Tensor) -> None:
+    def resample(self, rows: Tensor, hidden: Tensor) -> None:
         """The teacher goes on from hidden states [r, d] in the place of what was drafted in rows [r]."""
         taught, places = rows, self.place[rows]
         for sequences in (self.teacher, self.student):
@@ -227,7 +227,7 @@ class Table:
         self.drafted[taught] = self.length[taught]
 
     def refined(self, name: str) -> list[Rollout]:
-        """The rollouts as they are now; an untouched one is itself. Raises NonFinite where a law was not finite."""
+        """The rollouts as they are now; an untouched one is itself. Raises NonFinite where a distribution was not finite."""
         out, stopped = [], self.stopped(torch.arange(len(self.rollouts), device=self.start.device)).tolist()
         for i, old in enumerate(self.rollouts):
             where = slice(len(old.prompt_token_ids), int(self.length[i]))

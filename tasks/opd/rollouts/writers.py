@@ -25,14 +25,14 @@ AUTHORS = {"student": STUDENT, "teacher": TEACHER}
 class Draft:
     """A completion before it is a rollout."""
     token_ids: list[int]        # [T]
-    logprobs: list[float]       # [T] nats, of the law sampled from; NaN where there is none
+    logprobs: list[float]       # [T] nats, of the distribution sampled from; NaN where there is none
     author: list[int]           # [T]
     finish_reason: str
     policy: str                 # fingerprint of the model that wrote it; empty for a dataset
 
 
 class Engines:
-    """The models a stage may use, started when first asked for, and the law completions are drawn from."""
+    """The models a stage may use, started when first asked for, and the distribution completions are drawn from."""
 
     def __init__(self, inputs: dict[str, Path], spec: dict, session):
         self.inputs, self.spec, self.session = inputs, spec, session
@@ -216,7 +216,7 @@ def counts_of(rollouts: list[Rollout]) -> dict:
 
 
 def log_rollouts(rollouts: list[Rollout], seconds: float, out: Path, step: int, session) -> None:
-    """Metrics; `sampled_surprise`, minus the mean log-probability of what was drawn, estimates the law's entropy."""
+    """Metrics; `sampled_surprise`, minus the mean log-probability of what was drawn, estimates the distribution's entropy."""
     counts = counts_of(rollouts)
     values = {"rollout/length_mean_tokens": counts["length_mean_tokens"],
               "rollout/truncated_share": counts["truncated_share"],

@@ -74,9 +74,9 @@ def sibling(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer, *
         if text := showable(answer_of(other, tokenizer), control):
             parts.append(CORRECT.format(sibling=text))
             break
-    told = showable(rollout.feedback or "", control)
-    if told and (feedback == "always" or feedback == "alone" and len(parts) == 1):
-        parts.append(FEEDBACK.format(feedback=told))
+    shown = showable(rollout.feedback or "", control)
+    if shown and (feedback == "always" or feedback == "alone" and len(parts) == 1):
+        parts.append(FEEDBACK.format(feedback=shown))
     return render(tokenizer, "\n\n".join([*parts, AGAIN])) if len(parts) > 1 else None
 
 
@@ -100,11 +100,11 @@ def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer
     if not tokenizer.chat_template:
         return tokenizer.encode(f"{text}\n\n{prompt.text}")
     messages = [{"role": "system", "content": text}, {"role": "user", "content": prompt.text}]
-    told = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
-    if told == render(tokenizer, prompt.text):
+    shown = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+    if shown == render(tokenizer, prompt.text):
         raise ValueError("the teacher's chat template leaves out the system message of teacher.context experience; "
                          "take a teacher whose template has system messages")
-    return told
+    return shown
 
 
 CONTEXTS = {"same": same, "solution": solution, "demonstration": demonstration, "sibling": sibling,

@@ -13,31 +13,31 @@ from torch import Tensor
 
 from tasks.opd.objective.columns import Candidates, Columns
 from tasks.opd.objective.divergences import forward_kl, reverse_kl
-from tasks.opd.objective.loss import Stats, aimed_at, aimed_at_written, compared
+from tasks.opd.objective.loss import Stats, divergence_values, target_logprobs, target_of_written
 from tasks.opd.objective.supports import StudentTokens, TeacherTokens
 from tasks.opd.objective.terms import Term, taking_part
 from tasks.opd.training.forward import Forward
 from tasks.opd.training.scored_set import ScoredSet
 
 KLS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
-FROM_STUDENT = frozenset({"old", "entropy", "divergence", "forward_kl", "reverse_kl", "candidates"})
+FROM_STUDENT = frozenset({"old_logprobs", "entropy", "divergence", "forward_kl", "reverse_kl", "candidates"})
 
 
-def observed(forward: Forward, terms: list[Term], scored: ScoredSet) -> list[Columns]:
+def collect(forward: Forward, terms: list[Term], scored: ScoredSet) -> list[Columns]:
     """The columns of every term; those that nothing needs stay NaN."""
-    own = [taught(term, forward.columns, scored) for term in terms]
+    own = [teacher_columns(term, forward.columns, scored) for term in terms]
     asked = [term.needs & FROM_STUDENT | ({"teacher"} if term.sees_student and "teacher" in term.needs else set())
              for term in terms]
     wanted = torch.stack([columns.mask if ask else torch.zeros_like(columns.mask) for columns, ask in zip(own, asked)])
     found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in terms]
-    for index, student, models in looks(forward, wanted.any(0), scored):
+    for index, student, models in iter_chunks(forward, wanted.any(0), scored):
         for term, ask, values, here in zip(terms, asked, found, wanted[:, index]):
-            look(term, ask, values, index, here.nonzero()[:, 0], student, models)
+            collect_columns(term, ask, values, index, here.nonzero()[:, 0], student, models)
     return [with_found(columns, {name: torch.cat(parts) for name, parts in values.items()}) if values else columns
             for columns, values in zip(own, found)]
 
 
-def look(term: Term, ask: set[str], values: dict[str, list[Tensor]], index: Tensor, some: Tensor,
+def collect_columns(term: Term, ask: set[str], values: dict[str, list[Tensor]], index: Tensor, some: Tensor,
          student: StudentTokens, models: dict[str, TeacherTokens]) -> None:
     """Add what is asked of a chunk to a term's values, at its `some` tokens; elsewhere models may have said nothing."""
     if some.numel() == 0:
@@ -48,7 +48,7 @@ def look(term: Term, ask: set[str], values: dict[str, list[Tensor]], index: Tens
         values[name].append(value.cpu())
 
 
-def taught(term: Term, columns: Columns, scored: ScoredSet) -> Columns:
+def teacher_columns(term: Term, columns: Columns, scored: ScoredSet) -> Columns:
     """A term's columns with what its models alone say, and its mask."""
     names = list(term.models.values())
     if not term.needs_teacher:
@@ -56,13 +56,13 @@ def taught(term: Term, columns: Columns, scored: ScoredSet) -> Columns:
     sampled = {name: scored.column(name, "sampled") for name in names}
     columns = replace(
         columns, has_signal=torch.stack([scored.has_signal(name) for name in names]).all(0),
-        teacher=sampled[names[0]] if term.sees_student else aimed_at_written(term, sampled, None),
+        teacher=sampled[names[0]] if term.sees_student else target_of_written(term, sampled, None),
         teacher_entropy=scored.column(names[0], "entropy"))
     return replace(columns, mask=taking_part(term, columns))
 
 
 @torch.no_grad()
-def looks(forward: Forward, wanted: Tensor, scored: ScoredSet
+def iter_chunks(forward: Forward, wanted: Tensor, scored: ScoredSet
           ) -> Iterator[tuple[Tensor, StudentTokens, dict[str, TeacherTokens]]]:
     """The student and the models at the wanted tokens, chunk by chunk, with the chunk's indices into the columns."""
     if wanted.any():
@@ -76,22 +76,22 @@ def looks(forward: Forward, wanted: Tensor, scored: ScoredSet
 def statistics(term: Term, ask: set[str], student: StudentTokens, models: dict[str, TeacherTokens]
                ) -> Iterator[tuple[str, Tensor]]:
     """What is asked of one chunk: column name, values [n] or [n, S]."""
-    if "old" in ask:
-        yield "old", student.sampled
+    if "old_logprobs" in ask:
+        yield "old_logprobs", student.sampled
     if "teacher" in ask:
-        yield "teacher", aimed_at_written(term, {name: m.sampled for name, m in models.items()}, student.sampled)
+        yield "teacher", target_of_written(term, {name: m.sampled for name, m in models.items()}, student.sampled)
     if "entropy" in ask:
         yield "entropy", student.entropy
     if "divergence" in ask:
-        yield "divergence", compared(term, student, models, Stats())
+        yield "divergence", divergence_values(term, student, models, Stats())
     if ask & {"forward_kl", "reverse_kl"}:
-        aimed = aimed_at(term, None, student, models).to(student.full.dtype)
+        aimed = target_logprobs(term, None, student, models).to(student.full.dtype)
         yield from ((name, apart(aimed, student.full)) for name, apart in KLS.items() if name in ask)
     if "candidates" in ask:
         ids = term.support(student, models[next(iter(term.models.values()))])
         yield "ids", ids
         yield "student", student.at(ids)
-        yield "target", aimed_at(term, ids, student, models)
+        yield "target", target_logprobs(term, ids, student, models)
 
 
 def with_found(columns: Columns, found: dict[str, Tensor]) -> Columns:

@@ -27,9 +27,9 @@ from tasks.opd.objective.terms import Prepared, Term, bind_terms, prepare
 from tasks.opd.store.artifacts import model_folder
 from tasks.opd.training.batching import optimizer_batches
 from tasks.opd.training.forward import Forward, old_logprobs
-from tasks.opd.training.prepass import observed
+from tasks.opd.training.prepass import collect
 from tasks.opd.training.scored_set import ScoredSet, read_scored
-from tasks.opd.training.trainer import Trainer, frozen, identity, learning_rate, resume, save, update_average
+from tasks.opd.training.trainer import Trainer, artifact_key, frozen, learning_rate, resume, save, update_average
 
 CANARY_TOKENS = 1024  # of the longest completions: in bfloat16 a hundred are too few for a mean
 
@@ -63,7 +63,7 @@ def start_round(model, scored: ScoredSet, terms: list[Term], spec: dict, special
     """What every term takes from its columns under the round's starting student."""
     columns = columns_of(scored.rollouts, special_ids=special)
     forward = Forward(model, scored.rollouts, columns, spec, tick)
-    return forward, [prepare(term, own) for term, own in zip(terms, observed(forward, terms, scored))]
+    return forward, [prepare(term, own) for term, own in zip(terms, collect(forward, terms, scored))]
 
 
 def check_domains(terms: list[Term], columns: Columns) -> None:
@@ -136,7 +136,7 @@ def step(trainer: Trainer, train: dict, rate: float, ema_decay: float | None) ->
     return norm
 
 
-def sing(model, rollouts: list[Rollout], spec: dict, folder: Path) -> None:
+def record_canary(model, rollouts: list[Rollout], spec: dict, folder: Path) -> None:
     """The canary of the weights just saved: what they make of the round's longest completions, up to CANARY_TOKENS.
 
     It is sung in the engine's precision: bfloat16 weights are another model than the float32 ones they round.
@@ -165,7 +165,7 @@ def resident(student: Path, spec: dict, session) -> Trainer:
     its memory before the next is loaded.
     """
     trainer, session.trainer = session.trainer, None
-    if trainer is not None and (trainer.source, trainer.settings) == (identity(student), frozen(spec["train"])):
+    if trainer is not None and (trainer.source, trainer.settings) == (artifact_key(student), frozen(spec["train"])):
         return trainer
     del trainer
     gc.collect()  # modules and optimizers may stand in reference cycles
@@ -174,7 +174,7 @@ def resident(student: Path, spec: dict, session) -> Trainer:
 
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
-    session.rest()
+    session.sleep()
     trainer = resident(inputs["student"], spec, session)
     torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round
     origin = model_folder(inputs["student"])
@@ -191,8 +191,8 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
             raise NonFinite(f"round {spec['round']}: {error}. It started from {inputs['student']}") from error
     session.log(out, trainer.step, {"train/teacher_tokens": trainer.teacher_tokens})
     save(trainer, out, origin)
-    sing(trainer.model, scored.rollouts, spec, out / "model")
-    trainer.source = identity(out)
+    record_canary(trainer.model, scored.rollouts, spec, out / "model")
+    trainer.source = artifact_key(out)
     session.trainer = trainer
     return {**counts, "step": trainer.step, "tokens_seen": trainer.tokens_seen,
             "teacher_tokens": trainer.teacher_tokens, "sampled_tokens": trainer.sampled_tokens}

@@ -43,7 +43,7 @@ class Trainer:
         return next(self.model.parameters()).device
 
 
-def identity(folder: Path) -> tuple[str, int]:
+def artifact_key(folder: Path) -> tuple[str, int]:
     """Tells an artifact from all others and from itself remade: fingerprint and inode, which outlive the rename."""
     return fingerprint_of(folder), folder.stat().st_ino
 
@@ -74,7 +74,7 @@ def resume(folder: Path, train: dict, ema_decay: float | None, seed: int = 0,
         model.gradient_checkpointing_enable()
         model.train()
     optimizer = new_optimizer(model, train)
-    trainer = Trainer(model=model, optimizer=optimizer, average=None, source=identity(folder), settings=frozen(train),
+    trainer = Trainer(model=model, optimizer=optimizer, average=None, source=artifact_key(folder), settings=frozen(train),
                       base=lora.base_named(folder) if train["lora"] else None, **dict.fromkeys(COUNTERS, 0))
     if (folder / "trainer.json").exists():
         load_state(trainer, folder)

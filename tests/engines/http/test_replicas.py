@@ -14,7 +14,7 @@ from tasks.opd.engines.http.server_engine import ServerEngine
 from tests.fault_proxy import QUICK, FakeServer, FaultProxy, listening, make
 from tests.small_llama import save_llama
 
-LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
 SECRET = "sk-7c1e9f-nobody-may-see-this"
 PROMPTS, COMPLETIONS = [[3, 4, 5], [9], [20, 21], [7, 8]], [[7, 8, 2], [30] * 40, [], [50]]
 
@@ -52,13 +52,13 @@ PASSING = ["500", "503", "429", "hang", "drip", "reset", "truncated", "not_json"
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_leaves_no_trace(opened, proxy, fault):
-    scored, written = opened.score(PROMPTS, COMPLETIONS, Want(top_k=2)), opened.generate(PROMPTS, LAW, [0, 1, 2, 3])
+    scored, written = opened.score(PROMPTS, COMPLETIONS, Want(top_k=2)), opened.generate(PROMPTS, SAMPLING, [0, 1, 2, 3])
     proxy.fail(fault, times=2)
     again = opened.score(PROMPTS, COMPLETIONS, Want(top_k=2))
     assert proxy.fired == 2
     assert all(torch.equal(a.logprobs, b.logprobs) for a, b in zip(again, scored, strict=True))
     proxy.fail(fault, times=2)
-    assert opened.generate(PROMPTS, LAW, [0, 1, 2, 3]) == written and proxy.fired == 2
+    assert opened.generate(PROMPTS, SAMPLING, [0, 1, 2, 3]) == written and proxy.fired == 2
 
 
 class Counting:
@@ -84,7 +84,7 @@ def test_what_does_not_pass_ends_all_within_bounds(opened, proxy, fault):
 @pytest.mark.parametrize("fault, error, part", [
     ("nan", NonFinite, "no numbers"), ("floor", NonFinite, "no numbers"), ("positive", EngineError, "0.5, above 0")])
 def test_what_is_no_log_probability_is_an_error_and_not_tried_again(opened, proxy, fault, error, part):
-    for ask in (lambda: opened.score([[3]], [[4, 5]], Want(top_k=2)), lambda: opened.generate([[3]], LAW, [0])):
+    for ask in (lambda: opened.score([[3]], [[4, 5]], Want(top_k=2)), lambda: opened.generate([[3]], SAMPLING, [0])):
         proxy.fail(fault)
         with pytest.raises(error, match=part):
             ask()

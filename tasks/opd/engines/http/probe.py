@@ -98,9 +98,9 @@ def abilities(engine: ServerEngine) -> dict:
     while high - low > 1:  # gives(low), not gives(high)
         middle = (low + high) // 2
         low, high = (middle, high) if gives(middle, {400}) else (low, middle)
-    # of a law that is a point mass, processed log-probabilities are 0
-    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 1, "max_new_tokens": 1}
-    written = engine.generate([[i] for i in range(3)], law, [0, 0, 0])
+    # of a distribution that is a point mass, processed log-probabilities are 0
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 1, "max_new_tokens": 1}
+    written = engine.generate([[i] for i in range(3)], sampling, [0, 0, 0])
     processed = all(abs(lp) < 1e-6 for completion in written for lp in completion.logprobs)
     return {"route": engine.route, "max_top_k": low, "processed": processed}
 
@@ -108,11 +108,11 @@ def abilities(engine: ServerEngine) -> dict:
 def canary_of(engine: ServerEngine) -> dict:
     """A few completions that the model writes after ids spread over its vocabulary, and its log-probabilities."""
     count, prompts, completions = engine.vocabulary, [], []
-    law = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": CANARY_TOKENS}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": CANARY_TOKENS}
     while sum(map(len, completions)) < CANARY_AT_LEAST:  # of a model that ends at once, more of them
         seeds = range(len(prompts), len(prompts) + CANARY_PROMPTS)
         more = [[(n * 7919 + i * count // 8) % count for i in range(8)] for n in seeds]
-        written = engine.generate(more, law, list(seeds))
+        written = engine.generate(more, sampling, list(seeds))
         prompts, completions = prompts + more, completions + [completion.token_ids for completion in written]
     signals = engine.score(prompts, completions, Want())
     return {"prompts": prompts, "completions": completions, "logprobs": [s.sampled.tolist() for s in signals]}

@@ -198,8 +198,8 @@ class Replicas:
                                                    replica.url + request.path, json=request.body)
         except self.passing as error:
             late = isinstance(error, TimeoutError)
-            told = f"has not answered in {timeout_seconds:g} s" if late else f"{type(error).__name__}: {error}"
-            raise Fault(self._hide(told), sent=not isinstance(error, self.refused)) from None
+            message = f"has not answered in {timeout_seconds:g} s" if late else f"{type(error).__name__}: {error}"
+            raise Fault(self._hide(message), sent=not isinstance(error, self.refused)) from None
         if answer.status_code in PASSING or answer.status_code >= 500 and answer.status_code not in NEVER:
             raise Fault(f"answers {answer.status_code}: {self._said(answer)}",
                         seconds_of(answer.headers.get("retry-after")))
@@ -209,8 +209,8 @@ class Replicas:
         try:
             return request.read(json.loads(answer.content))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            told = self._hide(f"({type(error).__name__}: {error})")
-            raise Fault(f"answers what was not asked for {told}: {self._said(answer)}") from None
+            message = self._hide(f"({type(error).__name__}: {error})")
+            raise Fault(f"answers what was not asked for {message}: {self._said(answer)}") from None
 
     def _way_out(self, status: int) -> str:
         if status != 401:

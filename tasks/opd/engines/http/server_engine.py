@@ -3,7 +3,7 @@
 Its folder holds the tokenizer's files and `server.json`: where it is, what it can do, and a canary by which it is known
 again, its log-probabilities of a few completions at the time it was named. Requests go to /inference/v1/generate where
 the server was started with --enable-scale-out (it spells nothing out), else to /v1/completions. Every parameter of the
-law is sent, since a server fills in what is missing from the model's generation config. Left out: servers that give no
+distribution is sent, since a server fills in what is missing from the model's generation config. Left out: servers that give no
 log-probabilities of prompt tokens, for nobody could say whose answers they are; entropies, hidden states and scoring at
 another temperature, which no such server gives. Padding ids of a vocabulary stay in its normaliser, and are dropped
 from the likeliest and from the tail.
@@ -60,7 +60,7 @@ class ServerEngine:
         """See Engine. A batch's neighbours may change a completion by rounding, in bfloat16 often.
 
         A server started without --logprobs-mode processed_logprobs gives log-probabilities of the whole softmax at
-        temperature 1; under another law they are NaN here, and 0 where the law is a point mass.
+        temperature 1; under another distribution they are NaN here, and 0 where the distribution is a point mass.
 
         Raises: ValueError at an empty prompt, DataError where the server's context is too short, NonFinite, EngineLost.
         """
@@ -69,7 +69,7 @@ class ServerEngine:
         self._check_room(prompts, sampling["max_new_tokens"])
         whole = sampling["temperature"] == 1 and sampling["top_p"] == 1 and sampling["top_k"] == 0
         if not (whole or self.processed or sampling["temperature"] == 0):
-            print(f"opd: {self.model} gives log-probabilities of another law than it samples from; they are NaN here. "
+            print(f"opd: {self.model} gives log-probabilities of another distribution than it samples from; they are NaN here. "
                   "Start its server with --logprobs-mode processed_logprobs if they are needed", file=sys.stderr)
         return self.replicas.ask_all([self._writing(p, sampling, seed, whole) for p, seed in zip(prompts, seeds)],
                                      progress)
@@ -169,9 +169,9 @@ class ServerEngine:
             self._check_ids(ids)
             own = [0.0] * len(ids) if greedy else logprobs if whole or self.processed else [math.nan] * len(ids)
             return Completion(token_ids=ids, logprobs=own, finish_reason="stop" if stopped else "length")
-        law = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": sampling["top_k"],
+        chosen = {"temperature": sampling["temperature"], "top_p": sampling["top_p"], "top_k": sampling["top_k"],
                "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-        return self._request(prompt, {**law, "seed": seed, "max_tokens": most, "logprobs": 0,
+        return self._request(prompt, {**chosen, "seed": seed, "max_tokens": most, "logprobs": 0,
                                       "stop_token_ids": sorted(self.eos_ids)}, read)
 
     def _check_logprobs(self, logprobs: list[float]) -> None:
@@ -207,7 +207,7 @@ class ServerEngine:
         """The tokens written and the likeliest ones, as many as its server gives; text."""
         return Capabilities(columns=frozenset({"sampled", "top_k"}))
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """It has no device here."""
 
     def close(self) -> None:

@@ -11,12 +11,12 @@ from tasks.opd.recipe.requirements import (
     COLUMNS,
     OF_EXPERTS,
     OF_STUDENT,
-    asks,
     completed,
     main_models,
     models_named,
     needs,
     needs_teacher,
+    term_requirements,
 )
 from tasks.opd.recipe.schema import Recipe, Source
 from tasks.opd.recipe.slots import Problem
@@ -64,10 +64,10 @@ def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str
 
 def refiners_fit(recipe: Recipe) -> Found:
     """Who asks a teacher has one; a rewrite can be kept, reads rewards that are there, and some term learns from it."""
-    asking = slots.constant("refiner", "BY_TEACHER", frozenset())
+    requiring = slots.constant("refiner", "BY_TEACHER", frozenset())
     for index, slot in enumerate(recipe.refine):
         key, params = f"refine.{index}", completed(slot, "refiner")
-        if slot.name in asking and recipe.teacher.model in OF_EXPERTS:
+        if slot.name in requiring and recipe.teacher.model in OF_EXPERTS:
             yield Problem("teacher.model", f"stands for several, but {key} {slot.name} asks one; use a model of the "
                           "pair by its name, or self", recipe.teacher.model)
         if slot.name == "trd":
@@ -176,12 +176,12 @@ def solutions_exist(recipe: Recipe) -> Found:
 def prompts_fit(recipe: Recipe) -> Found:
     """A prompt and its completion fill the context together; a round takes no more prompts than there are."""
     context = recipe.pair.context_tokens
-    laws = {"prompts": (recipe.prompts, recipe.rollout.sampling)}
-    laws |= {f"benchmarks.{i}": (b, b.sampling) for i, b in enumerate(recipe.benchmarks)}
-    for key, (source, law) in laws.items():
-        if source.max_prompt_tokens + law.max_new_tokens > context:
-            message = f"with max_new_tokens {law.max_new_tokens} exceeds pair.context_tokens {context}; " \
-                      f"use at most {max(0, context - law.max_new_tokens)}"
+    samplings = {"prompts": (recipe.prompts, recipe.rollout.sampling)}
+    samplings |= {f"benchmarks.{i}": (b, b.sampling) for i, b in enumerate(recipe.benchmarks)}
+    for key, (source, sampling) in samplings.items():
+        if source.max_prompt_tokens + sampling.max_new_tokens > context:
+            message = f"with max_new_tokens {sampling.max_new_tokens} exceeds pair.context_tokens {context}; " \
+                      f"use at most {max(0, context - sampling.max_new_tokens)}"
             yield Problem(f"{key}.max_prompt_tokens", message, source.max_prompt_tokens)
     if recipe.rollout.prompts_per_round > recipe.prompts.count:
         yield Problem("rollout.prompts_per_round", f"exceeds prompts.count {recipe.prompts.count}",
@@ -215,8 +215,8 @@ def engine_can(recipe: Recipe) -> Found:
     wants = {model: want for model, want in needs(recipe).items() if model not in served(recipe)}
     for model, want in wants.items():
         for column in (c for c in COLUMNS if want[c] and c not in ENGINES[scoring]):
-            asking = [f"terms.{i}" for i, term in enumerate(recipe.terms) if column in asks(term)]
-            yield Problem("engine.name", f"cannot give {column} of model {model}, which {', '.join(asking)} needs; "
+            requiring = [f"terms.{i}" for i, term in enumerate(recipe.terms) if column in term_requirements(term)]
+            yield Problem("engine.name", f"cannot give {column} of model {model}, which {', '.join(requiring)} needs; "
                           f"{WAY_OUT.get(column, 'use engine.scores=torch')}", recipe.engine.name)
     if scoring == "vllm" and recipe.loss.temperature != 1 and wants:
         yield Problem("loss.temperature", "vllm scores at temperature 1 only; use engine.scores=torch",
@@ -229,11 +229,11 @@ def vllm_can(recipe: Recipe) -> Found:
         return
     if recipe.engine.dtype == "float64":
         yield Problem("engine.dtype", "vllm computes in float32 or bfloat16", "float64")
-    laws = {"rollout.sampling": recipe.rollout.sampling}
-    laws |= {f"benchmarks.{i}.sampling": benchmark.sampling for i, benchmark in enumerate(recipe.benchmarks)}
-    for key, law in laws.items():
-        if law.temperature > 2:
-            yield Problem(f"{key}.temperature", "vllm samples at temperatures up to 2", law.temperature)
+    samplings = {"rollout.sampling": recipe.rollout.sampling}
+    samplings |= {f"benchmarks.{i}.sampling": benchmark.sampling for i, benchmark in enumerate(recipe.benchmarks)}
+    for key, sampling in samplings.items():
+        if sampling.temperature > 2:
+            yield Problem(f"{key}.temperature", "vllm samples at temperatures up to 2", sampling.temperature)
 
 
 RULES: list[Callable[[Recipe], Found]] = [

@@ -3,7 +3,7 @@ import re
 from collections.abc import Iterator
 
 from tasks.opd.recipe import slots
-from tasks.opd.recipe.requirements import COLUMNS, asks, completed, needs
+from tasks.opd.recipe.requirements import COLUMNS, completed, needs, term_requirements
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.recipe.slots import Problem
 
@@ -22,10 +22,10 @@ def servers_can(recipe: Recipe) -> Iterator[Problem]:
     for model, want in needs(recipe).items():
         if model not in served(recipe):
             continue
-        asking = [f"terms.{i}" for i, term in enumerate(recipe.terms) if {"hidden", "entropy"} & set(asks(term))]
+        requiring = [f"terms.{i}" for i, term in enumerate(recipe.terms) if {"hidden", "entropy"} & set(term_requirements(term))]
         for column in (c for c in COLUMNS if want[c] and c not in GIVEN):
             out = f"use support teacher_top_k, {way}" if column == "hidden" else way.removeprefix("or ")
-            yield Problem(key_of(model), f"a server cannot give {column}, which {', '.join(asking)} needs; {out}")
+            yield Problem(key_of(model), f"a server cannot give {column}, which {', '.join(requiring)} needs; {out}")
         if recipe.loss.temperature != 1:
             yield Problem("loss.temperature", f"model {model} is behind a server, which scores at temperature 1; use "
                           f"loss.temperature=1, {way}", recipe.loss.temperature)

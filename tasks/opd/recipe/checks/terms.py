@@ -105,16 +105,16 @@ def clip_has_a_sum(recipe: Recipe, term: Term, key: str) -> Found:
 
 
 def law_is_whole(recipe: Recipe, term: Term, key: str) -> Found:
-    """Terms on the tokens written need the law they assume: the one sampled from."""
+    """Terms on the tokens written need the distribution they assume: the one sampled from."""
     writing = any(writer.name == "student" for writer in recipe.rollout.writers)
     if not (writing and on_tokens_written(term)) or recipe.accepts.get("truncated_sampling"):
         return
-    law, tau = recipe.rollout.sampling, recipe.loss.temperature
-    odd = {"rollout.sampling.top_p": (law.top_p, law.top_p < 1), "rollout.sampling.top_k": (law.top_k, law.top_k > 0),
-           "rollout.sampling.temperature": (law.temperature, law.temperature != tau)}
+    sampling, tau = recipe.rollout.sampling, recipe.loss.temperature
+    odd = {"rollout.sampling.top_p": (sampling.top_p, sampling.top_p < 1), "rollout.sampling.top_k": (sampling.top_k, sampling.top_k > 0),
+           "rollout.sampling.temperature": (sampling.temperature, sampling.temperature != tau)}
     for name, (value, bad) in odd.items():
         if bad:
-            yield Problem(name, f"{key} learns from tokens written, to be drawn from the student's own law: top_p 1, "
+            yield Problem(name, f"{key} learns from tokens written, to be drawn from the student's own distribution: top_p 1, "
                           f"top_k 0, temperature {tau} (loss.temperature); or say accepts: {{truncated_sampling: why}}",
                           value)
     for name in sorted({slot.name for slot in recipe.refine} & slots.constant("refiner", "INTERLEAVED", frozenset())):

@@ -10,17 +10,17 @@ from tasks import workers
 from tasks.opd.recipe.schema import Recipe
 from tasks.progress import Page
 
-shared_crew: ContextVar[dict[str, workers.Crew]] = ContextVar("shared_crew")  # by kind, of the flow around this one
+shared_pool: ContextVar[dict[str, workers.WorkerPool]] = ContextVar("shared_pool")  # by kind, of the flow around this one
 
 
 @contextmanager
-def crew_of(recipe: Recipe):
-    """The crew of the flow around this one where it is of the kind wanted, else a crew of this run's own."""
+def pool_for(recipe: Recipe):
+    """The pool of the flow around this one where it is of the kind wanted, else a pool of this run's own."""
     lend_keys(recipe)
-    crew = shared_crew.get({}).get(recipe.workers)
-    with nullcontext(crew) if crew else workers.for_run(recipe) as crew, shown(crew):
-        crew.patience = recipe.engine.patience_seconds
-        yield crew
+    pool = shared_pool.get({}).get(recipe.workers)
+    with nullcontext(pool) if pool else workers.for_run(recipe) as pool, shown(pool):
+        pool.patience = recipe.engine.patience_seconds
+        yield pool
 
 
 def lend_keys(recipe: Recipe) -> None:
@@ -37,16 +37,16 @@ def lend_keys(recipe: Recipe) -> None:
 
 
 @contextmanager
-def shown(crew: workers.Crew):
-    """The crew's progress on the page of the flow run at work, if there is one."""
+def shown(pool: workers.WorkerPool):
+    """The pool's progress on the page of the flow run at work, if there is one."""
     if flow_run.id is None:
         yield
         return
-    before, crew.listener = crew.listener, Page()
+    before, pool.listener = pool.listener, Page()
     try:
-        crew.listener.thread.start()
+        pool.listener.thread.start()
         yield
     finally:
-        page, crew.listener = crew.listener, before
+        page, pool.listener = pool.listener, before
         page.ended.set()
         page.thread.join(timeout=5)  # Prefect may be away
