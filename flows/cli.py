@@ -170,11 +170,11 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, str]:
     from flows.evaluate import evaluate as run
     with tags(*(f"benchmark:{benchmark.name}" for benchmark in recipe.benchmarks)):
         reports = run(recipe, arguments.checkpoint)
-    return {"reports": reports}, "\n".join(f"{name}  {told(report.counts)}\n{report.path}"
+    return {"reports": reports}, "\n".join(f"{name}  {format_counts(report.counts)}\n{report.path}"
                                            for name, report in reports.items())
 
 
-def told(counts: dict) -> str:
+def format_counts(counts: dict) -> str:
     """Counts on one line."""
     return ", ".join(f"{name} {value:.4g}" for name, value in counts.items() if isinstance(value, int | float))
 
@@ -198,12 +198,12 @@ def check(arguments: argparse.Namespace) -> tuple[dict, str]:
     needs = [f"{model}: {', '.join(column for column, amount in want.items() if amount)}"
              for model, want in report["needs"].items()]
     files = ", ".join(report["files"])
-    told = f"{recipe.name} is sound; teachers give {'; '.join(needs) or 'nothing'}; read {files}"
-    return report, "\n".join([told, *report["notes"]])
+    summary = f"{recipe.name} is sound; teachers give {'; '.join(needs) or 'nothing'}; read {files}"
+    return report, "\n".join([summary, *report["notes"]])
 
 
 def variants(arguments: argparse.Namespace) -> tuple[dict, str]:
-    """All variants of the house, with the sizes their papers have."""
+    """All variants that come with opdlab, with the sizes their papers have."""
     base, *found = (loading.load(file, ["pair.tiny=false"]) for file in
                       [loading.CONFIGS / "base.yaml", *sorted((loading.CONFIGS / "variants").glob("*.yaml"))])
     found = [described(recipe, base) for recipe in found]

@@ -10,7 +10,7 @@ from tasks import workers
 from tasks.opd.recipe.schema import Recipe
 from tasks.progress import Page
 
-shared_pool: ContextVar[dict[str, workers.WorkerPool]] = ContextVar("shared_pool")  # by kind, of the flow around this one
+shared_pool: ContextVar[dict[str, workers.WorkerPool]] = ContextVar("shared_pool")  # by kind, of the outer flow
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from tasks.workers import WorkerPool
 
 
 @task(cache_policy=NO_CACHE, task_run_name="grades-{round_index:04d}")
-def grade_rollouts(recipe: Recipe, prompts: Artifact, rollouts: Artifact, pool: WorkerPool, round_index: int) -> Artifact:
+def grade_rollouts(recipe: Recipe, prompts: Artifact, rollouts: Artifact, pool: WorkerPool,
+                   round_index: int) -> Artifact:
     """The rollouts with rewards; unfit ones are dropped, but not before they were refined."""
     filters = recipe.rollout.filters if rollouts.kind == "refined" or not recipe.refine else []
     spec = {"grader": recipe.prompts.grader.model_dump(mode="json"),

@@ -158,12 +158,12 @@ def write_files(stage: str, spec: dict, inputs: Inputs, folder: Path, pool: Work
 
 def halved(spec: dict) -> tuple[dict, str]:
     """A copy of a spec that takes half as much at once, and what that is, in words; empty where it does not say."""
-    smaller, described = copy.deepcopy(spec), {}
+    smaller, changes = copy.deepcopy(spec), {}
     for (part, name), owner in AT_ONCE.items():
         if (before := smaller.get(part, {}).get(name, 1)) > 1:
             smaller[part][name] = before // 2
-            described.setdefault(f"{owner}.{name}", f"{before} -> {before // 2}")
-    return smaller, ", ".join(f"{name} {change}" for name, change in described.items())
+            changes.setdefault(f"{owner}.{name}", f"{before} -> {before // 2}")
+    return smaller, ", ".join(f"{name} {change}" for name, change in changes.items())
 
 
 def readable(artifact: Artifact, pool: WorkerPool) -> Artifact:
@@ -198,13 +198,13 @@ def recorded_derivation(artifact: Artifact, record: dict | None) -> tuple[str, d
 
 
 def log_made(pool: WorkerPool, artifact: Artifact, seconds: float) -> None:
-    """Say what was made: behind the bar of the rounds where there is one, else on a line with its counts."""
+    """Report what was made: behind the bar of the rounds where there is one, else on a line with its counts."""
     described = ", ".join(f"{key} {value:,}" if isinstance(value, int) else f"{key} {value:.4g}"
-                     for key, value in artifact.counts.items() if isinstance(value, int | float))
+                          for key, value in artifact.counts.items() if isinstance(value, int | float))
     if pool.bar is not None:
         pool.bar.set_postfix_str(f"{artifact.kind} {seconds:.1f} s", refresh=False)
-    log_line(f"made {artifact.kind} {artifact.fingerprint[:8]} in {seconds:.1f} s{': ' if described else ''}{described}",
-        to_person=pool.bar is None)
+    made = f"made {artifact.kind} {artifact.fingerprint[:8]} in {seconds:.1f} s"
+    log_line(f"{made}: {described}" if described else made, to_person=pool.bar is None)
 
 
 def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) -> Iterator[int]:

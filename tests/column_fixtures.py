@@ -14,7 +14,8 @@ def columns(lengths: list[int], *, group: list[int] | None = None, reward: list[
     count, num_rollouts = sum(lengths), len(lengths)
     blank = torch.full((count,), math.nan, dtype=torch.float64)
     own = {name: torch.as_tensor(values.pop(name), dtype=torch.float64) if name in values else blank for name in
-           ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")}
+           ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl",
+            "reverse_kl")}
     per_token = torch.tensor(lengths)
     return Columns(
         token_ids=torch.as_tensor(values.pop("token_ids", [0] * count)),

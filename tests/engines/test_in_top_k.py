@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from tasks.opd.engines import in_top_k
+from tasks.opd.engines import in_top_k as module
 from tasks.opd.engines.in_top_k import in_top_k
 from tasks.opd.models.heads import Head
 
@@ -18,8 +18,8 @@ def test_the_exact_head_is_asked_for_few_and_the_answer_is_exact(monkeypatch):
     places = torch.arange(600) % 60
     tokens, k = order[torch.arange(600), places], torch.full((600,), 25)
     hidden[7] = math.nan
-    sound = in_top_k.likelier
-    monkeypatch.setattr(in_top_k, "likelier", lambda head, size, hidden, *rest: (
+    sound = module.likelier
+    monkeypatch.setattr(module, "likelier", lambda head, size, hidden, *rest: (
         asked.append((head is exact, len(hidden))), sound(head, size, hidden, *rest))[1])
     inside = in_top_k(head, exact, 5000, hidden, tokens, k)
     assert inside.tolist() == [int(place) < 25 and i != 7 for i, place in enumerate(places)]

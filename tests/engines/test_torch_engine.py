@@ -1,4 +1,4 @@
-"""The distribution completions are drawn from, the decode loop, scoring, and swapping weights, on a Llama of two layers."""
+"""The sampling distribution, the decode loop, scoring, and swapping weights, on a Llama of two layers."""
 import weakref
 
 import pytest
@@ -43,7 +43,8 @@ def test_law_applies_temperature_then_top_k_then_top_p():
     logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log()
     # temperature 1/2 squares: 0.01 0.25 0.0225 0.0625; the top 2 stay: 0.8 and 0.2
     assert sampling_logprobs(logits, temperature=0.5, top_k=2).exp()[0].tolist() == pytest.approx([0, 0.8, 0, 0.2])
-    assert sampling_logprobs(logits, temperature=0.5, top_k=2, top_p=0.8).exp()[0].tolist() == pytest.approx([0, 1, 0, 0])
+    one = sampling_logprobs(logits, temperature=0.5, top_k=2, top_p=0.8)
+    assert one.exp()[0].tolist() == pytest.approx([0, 1, 0, 0])
 
 
 def test_draw_is_the_inverse_of_the_cumulative_law_and_never_an_excluded_token():

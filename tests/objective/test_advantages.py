@@ -161,8 +161,8 @@ def test_direction_with_beta_zero_is_grpo_exactly_and_beta_adds_to_it():
 
 
 def test_direction_is_grpo_where_all_entropies_are_equal_or_there_is_one_token():
-    row = columns([3, 1], old_logprobs=[0.0] * 4, teacher=[1.0, 2.0, 3.0, 4.0], entropy=[0.1, 0.1, 0.1, 7.0], group=[0, 0],
-                  reward=[1.0, 0.0])
+    row = columns([3, 1], old_logprobs=[0.0] * 4, teacher=[1.0, 2.0, 3.0, 4.0], entropy=[0.1, 0.1, 0.1, 7.0],
+                  group=[0, 0], reward=[1.0, 0.0])
     assert torch.equal(direction(row, beta=1.0), grpo(row))
 
 
@@ -234,7 +234,8 @@ def test_what_stands_outside_the_mask_reaches_no_token_inside(name):
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
 def test_an_advantage_reads_what_it_says_it_needs_and_no_more(name):
     given = {key: torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-             for key in ("old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")}
+             for key in ("old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl",
+                         "reverse_kl")}
     pair = Candidates(ids=torch.tensor([[0, 1]] * 6), student=torch.zeros(6, 2), target=torch.ones(6, 2))
     setting = {"group": [0, 0], "reward": [1.0, 0.0]}
     needed = slots.constant("advantage", "NEEDS").get(name, ())

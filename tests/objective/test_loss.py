@@ -187,7 +187,8 @@ def test_special_tokens_are_masked_and_rows_without_signal_leave_the_denominator
 
 
 def test_return_to_go_by_hand():
-    columns = with_teacher([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])], old_logprobs=torch.zeros(4, dtype=torch.float64),
+    columns = with_teacher([rollout(0, [5], [2, 3, 4]), rollout(1, [5], [2])],
+                         old_logprobs=torch.zeros(4, dtype=torch.float64),
                          teacher=[torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64),
                                   torch.tensor([9.0], dtype=torch.float64)])
     from tasks.opd.objective.advantages import return_to_go

@@ -12,7 +12,8 @@ from tasks.opd.recipe.schema import Slot
 from tests.column_fixtures import columns
 
 NAN = math.nan
-READ = ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl", "reverse_kl")
+READ = ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl",
+        "reverse_kl")
 TIP = {"entropy": [0.1, 0.5, 0.9, 0.2], "divergence": [0.9, 0.1, 0.5, 0.05]}
 NEW = sorted(set(WEIGHTS) - {"uniform", "skip_first", "special_token_mask"})
 
@@ -113,7 +114,7 @@ def test_importance_of_a_prefix_falls_as_the_gap_is_used_up():
     gaps = [1.0, 1.0, 2.0, 0.0] + [0.5, -1.0, 0.25, 0.75]
     weight = weigh("importance_prefix", [4, 4], teacher=gaps, old_logprobs=[0.0] * 8)
     assert weight == near([1.5, 1.375, 1.25, 1.0] + [1.5, 1.4, 1.2, 1.15])
-    assert weigh("importance_prefix", [4, 4], teacher=[0.0] * 8, old_logprobs=gaps) == near(weight)   # the sign does not matter
+    assert weigh("importance_prefix", [4, 4], teacher=[0.0] * 8, old_logprobs=gaps) == near(weight)  # the sign is free
 
 
 def test_importance_with_largest_one_is_one_and_without_gaps_largest():
@@ -222,9 +223,9 @@ def test_high_entropy_is_a_share_of_the_batch_with_ties():
 # the distribution sampled from
 
 def test_sampler_ratio_is_capped_and_one_where_nobody_says_what_was_sampled_from():
-    old, sampler = [-1.0, -1.0, -1.0, -1.0, -900.0], [-1.0, -0.5, -9.0, NAN, 0.0]
-    assert weigh("sampler_ratio", [5], old_logprobs=old, sampler_logprobs=sampler) == near([1, math.exp(-0.5), 2, 1, 0])
-    assert weigh("sampler_ratio", [5], {"cap": 1.0}, old_logprobs=old, sampler_logprobs=sampler) == near([1, math.exp(-0.5), 1, 1, 0])
+    given = {"old_logprobs": [-1.0, -1.0, -1.0, -1.0, -900.0], "sampler_logprobs": [-1.0, -0.5, -9.0, NAN, 0.0]}
+    assert weigh("sampler_ratio", [5], **given) == near([1, math.exp(-0.5), 2, 1, 0])
+    assert weigh("sampler_ratio", [5], {"cap": 1.0}, **given) == near([1, math.exp(-0.5), 1, 1, 0])
 
 
 # what holds for all

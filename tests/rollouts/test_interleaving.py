@@ -189,7 +189,8 @@ def test_the_emitted_law_by_enumeration(tmp_path, monkeypatch, ks, draft_tokens,
             with torch.no_grad():
                 ours, theirs = (model(torch.tensor([[1, *prefix]])).logits[0, -1] for model in models)
             return ours.softmax(-1), theirs, sampling_logprobs(theirs[None], 0.5, 0.9)[0].exp()
-        table = {prefix: distributions(prefix) for n in range(limit) for prefix in itertools.product(range(4), repeat=n)}
+        prefixes = (prefix for n in range(limit) for prefix in itertools.product(range(4), repeat=n))
+        table = {prefix: distributions(prefix) for prefix in prefixes}
 
         raw = [(*s[:limit],) for s in scripts]                        # the first draft: the student's own draws
         raw = [s[:s.index(0) + 1] if 0 in s else s for s in raw]
@@ -225,7 +226,8 @@ def test_the_emitted_law_of_the_golden_vectors():
 def test_of_equals_with_the_kth_all_are_accepted(engines):
     head, hidden = engines.teacher.head, torch.zeros(3, 64, dtype=torch.float64)    # without a bias: all logits are 0
     for precise in (head, head.to(torch.float32)):
-        assert in_top_k(head, precise, V, hidden, torch.tensor([3, 59, 60]), torch.ones(3)).tolist() == [True, True, False]
+        inside = in_top_k(head, precise, V, hidden, torch.tensor([3, 59, 60]), torch.ones(3))
+        assert inside.tolist() == [True, True, False]
         assert not in_top_k(head, precise, V, hidden[:1], torch.tensor([3]), torch.tensor([0])).any()
 
 
@@ -245,7 +247,8 @@ def test_a_bfloat16_teacher_ranks_without_rounding(folder, monkeypatch):
         first_out = exact.sort(-1, descending=True).indices[:, k]
         every = torch.full_like(first_out, k)
         heads = rounded, table.ranking, table.size
-        assert not in_top_k(*heads, hidden, first_out, every).any() and in_top_k(*heads, hidden, first_out, every + 1).all()
+        assert not in_top_k(*heads, hidden, first_out, every).any()
+        assert in_top_k(*heads, hidden, first_out, every + 1).all()
         assert in_top_k(rounded, rounded, V, hidden, first_out, every).sum() > 4
         assert all(engine.head.weight.dtype == torch.bfloat16 for engine in table.engines.values())
         assert table.ranking.weight.dtype == torch.float32

@@ -26,7 +26,7 @@ class Progress:
         self.label, self.total, self.unit, self.report = label, total, unit, report
         self.done = self.tokens = 0
         self.started = time.monotonic()
-        self.shown, self.reported, self.told = self.started + DELAY_SECONDS, self.started, None
+        self.shown, self.reported, self.last_report = self.started + DELAY_SECONDS, self.started, None
 
     def update(self, n: int = 1, tokens: int = 0) -> None:
         """`n` more units are done, and `tokens` more tokens, of units done or not."""
@@ -37,10 +37,10 @@ class Progress:
             self.shown = now
             self.bar.set_postfix_str(f"{self.tokens / (now - self.started):,.0f} tokens/s")
         if now - self.reported >= REPORT_SECONDS:
-            self._tell(now)
+            self._send(now)
 
-    def _tell(self, now: float) -> None:
-        self.reported, self.told = now, (self.done, self.tokens)
+    def _send(self, now: float) -> None:
+        self.reported, self.last_report = now, (self.done, self.tokens)
         if self.report is not None:
             self.report({"label": self.label, "done": self.done, "total": self.total, "unit": self.unit,
                          "seconds": round(now - self.started, 3), "tokens": self.tokens})
@@ -50,8 +50,8 @@ class Progress:
 
     def __exit__(self, *_) -> None:
         self.bar.close()
-        if self.told not in (None, (self.done, self.tokens)):
-            self._tell(time.monotonic())
+        if self.last_report not in (None, (self.done, self.tokens)):
+            self._send(time.monotonic())
 
 
 def percent_of(progress: dict) -> float:
@@ -62,11 +62,11 @@ def percent_of(progress: dict) -> float:
 def described(progress: dict) -> str:
     """A report in words: label, done / total, rates, and the time that is left at the mean rate."""
     done, total, unit, seconds = progress["done"], progress["total"], progress["unit"], max(progress["seconds"], 1e-9)
-    told = [f"{progress['label']}: {done:,}{f' / {total:,}' if total else ''} {unit}"]
+    parts = [f"{progress['label']}: {done:,}{f' / {total:,}' if total else ''} {unit}"]
     if done:
-        told.append(f"{done / seconds:,.3g} {unit}/s")
+        parts.append(f"{done / seconds:,.3g} {unit}/s")
     if progress["tokens"]:
-        told.append(f"{progress['tokens'] / seconds:,.0f} tokens/s")
+        parts.append(f"{progress['tokens'] / seconds:,.0f} tokens/s")
     if total and 0 < done < total:
-        told.append(f"ETA {timedelta(seconds=round(seconds / done * (total - done)))}")
-    return ", ".join(told)
+        parts.append(f"ETA {timedelta(seconds=round(seconds / done * (total - done)))}")
+    return ", ".join(parts)

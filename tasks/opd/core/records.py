@@ -1,4 +1,4 @@
-"""The records that flow through the house, and their Parquet files. No torch.
+"""The records that stages pass on, and their Parquet files. No torch.
 
 Rows are frozen dataclasses; a file's schema is read off the dataclass, never inferred from data, and pages carry
 checksums. Seeds are hashed from what they belong to, never added.

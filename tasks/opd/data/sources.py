@@ -56,8 +56,8 @@ def reasoning_gym(indices: range, *, dataset: str = "gsm_symbolic", seed: Annota
 
 def worked(item: dict) -> str | None:
     """The worked solution that a reasoning-gym item carries in its metadata; None without one."""
-    found = item["metadata"].get("answer_cot")
-    return None if not found else CLOSING.sub(f"\nThe answer is {item['answer']}.", found)
+    solution = item["metadata"].get("answer_cot")
+    return None if not solution else CLOSING.sub(f"\nThe answer is {item['answer']}.", solution)
 
 
 def gym_dataset(name: str, seed: int, size: int):
@@ -171,9 +171,9 @@ def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
     reasons = Counter(row.reason.split(":")[0] for row in quarantined)
     write_rows(out / "quarantined.parquet", quarantined, Quarantined)
     if not prompts:
-        found = " ".join(filter(None, [source["name"], *map(source["params"].get, ("path", "dataset"))]))
-        raise DataError(f"prompts {spec['name']}: none of items {indices.start} to {indices.stop - 1} of {found} can be "
-                        f"used ({dict(reasons) or 'the source has no such items'}); "
+        origin = " ".join(filter(None, [source["name"], *map(source["params"].get, ("path", "dataset"))]))
+        raise DataError(f"prompts {spec['name']}: none of items {indices.start} to {indices.stop - 1} of {origin} can "
+                        f"be used ({dict(reasons) or 'the source has no such items'}); "
                         f"{'for example ' + quarantined[0].reason + '; ' if quarantined else ''}"
                         "look at first, count and max_prompt_tokens")
     if "train" in inputs:

@@ -1,7 +1,7 @@
-"""Writing completions with a transformers model: a distribution to draw from, a cache that grows in place, one decode loop.
+"""Writing completions with a transformers model: a distribution to draw from, a growing cache, one decode loop.
 
 Why not `model.generate`: it has one random stream for the whole batch, so a completion would depend on its neighbours.
-Here each sample brings its own uniforms, one a token, and a token is the inverse of the cumulative distribution at its uniform.
+Here each sample brings its own uniforms, one a token: inverse transform sampling.
 Left out: beam search, penalties, grammars, refilling the batch while it runs. Finished rows are dropped as it runs.
 """
 
@@ -13,7 +13,7 @@ from transformers.cache_utils import DynamicLayer
 from tasks.opd.engines.api import Completion
 
 COMPACT_BELOW = 0.75  # share of unfinished rows under which the finished ones leave the cache
-NUCLEUS = 1024        # likeliest tokens ordered first: sorting a whole vocabulary costs ten times the rest of a distribution
+NUCLEUS = 1024        # likeliest tokens ordered first: sorting a whole vocabulary costs ten times the rest
 
 
 def sampling_logprobs(logits: Tensor, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Tensor:
@@ -52,7 +52,7 @@ def nucleus(logits: Tensor, top_p: float, first: int = NUCLEUS) -> Tensor:
 
 
 def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """The first token [B] at which the cumulative distribution of `logprobs` [B, V] exceeds `uniforms` [B] in [0, 1)."""
+    """The first token [B] at which the cumulative probability of `logprobs` [B, V] exceeds `uniforms` [B] in [0, 1)."""
     cumulative = logprobs.exp().cumsum(-1)
     total = cumulative[..., -1:]
     wanted = uniforms.to(total.dtype)[:, None] * total

@@ -71,8 +71,8 @@ def columns(head: Head, hidden: Tensor, ids: Tensor, want: Want, temperature: fl
 class TorchEngine:
     """A transformers model in this process. Scoring takes the head in float32 at least: bfloat16 hurts there most.
 
-    Engines may share the tensors of a base model (`share_base`), each with an adapter of its own or none; they sleep and wake
-    together. Whoever takes `model` or `head` of one that sleeps wakes it.
+    Engines may share the tensors of a base model (`share_base`), each with an adapter of its own or none; they sleep
+    and wake together. Whoever takes `model` or `head` of one that sleeps wakes it.
     """
 
     def __init__(self, folder: Path, dtype: str = "float32", batch_tokens: int = 65536,

@@ -159,7 +159,8 @@ ADVANTAGES = {"teacher_gap": teacher_gap, "centred_gap": centred_gap, "floored_g
               "shifted_gap": shifted_gap, "shuffled_gap": shuffled_gap, "fixed": fixed, "return_to_go": return_to_go,
               "grpo": grpo, "direction": direction, "candidate_gap": candidate_gap}
 NEEDS = {"teacher_gap": ("old_logprobs", "teacher"), "centred_gap": ("old_logprobs", "teacher", "reverse_kl"),
-         "floored_gap": ("old_logprobs", "teacher"), "shifted_gap": ("old_logprobs", "teacher"), "shuffled_gap": ("old_logprobs", "teacher"),
+         "floored_gap": ("old_logprobs", "teacher"), "shifted_gap": ("old_logprobs", "teacher"),
+         "shuffled_gap": ("old_logprobs", "teacher"),
          "return_to_go": ("old_logprobs", "teacher"), "direction": ("old_logprobs", "teacher", "entropy"),
          "candidate_gap": ("candidates",)}
 WITHOUT_TEACHER = frozenset({"grpo", "fixed"})

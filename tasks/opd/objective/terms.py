@@ -127,5 +127,5 @@ def prepare(term: Term, columns: Columns) -> Prepared:
         worth = advantage[mask].double()
         report |= {"advantage_mean": float(worth.mean()), "advantage_size": float(worth.abs().mean()),
                    "advantage_negative_share": float((worth < 0).double().mean())}
-    return Prepared(mask=mask, weight=torch.where(mask, weight, 0.0), old_logprobs=columns.old_logprobs, advantage=advantage,
-                    candidates=columns.candidates, position=columns.position, report=report)
+    return Prepared(mask=mask, weight=torch.where(mask, weight, 0.0), old_logprobs=columns.old_logprobs,
+                    advantage=advantage, candidates=columns.candidates, position=columns.position, report=report)

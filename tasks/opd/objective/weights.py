@@ -233,5 +233,6 @@ WEIGHTS = {"uniform": uniform, "skip_first": skip_first, "special_token_mask": s
            "sampler_ratio": sampler_ratio}
 NEEDS = {"keep_soft_or": ("entropy", "divergence"), "keep_entropy": ("entropy",),
          "keep_confidently_wrong": ("entropy", "forward_kl"), "teacher_entropy_above": ("teacher_entropy",),
-         "importance_prefix": ("old_logprobs", "teacher"), "dash": ("divergence",), "fire": ("entropy", "teacher_entropy"),
-         "gap_above_floor": ("old_logprobs", "teacher"), "high_entropy": ("entropy",), "sampler_ratio": ("old_logprobs",)}
+         "importance_prefix": ("old_logprobs", "teacher"), "dash": ("divergence",),
+         "fire": ("entropy", "teacher_entropy"), "gap_above_floor": ("old_logprobs", "teacher"),
+         "high_entropy": ("entropy",), "sampler_ratio": ("old_logprobs",)}

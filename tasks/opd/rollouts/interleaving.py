@@ -1,6 +1,6 @@
 """SKD, where the teacher redraws unlikely tokens, and relays, where it takes over for a while.
 
-Both are rules (when the teacher writes, how much, under which distribution) for completions written in turns: see `turns`.
+Both are rules (when the teacher writes, how much, from which distribution) for completions written in turns: `turns`.
 """
 from typing import Annotated
 
@@ -22,7 +22,7 @@ def skd(rollouts: list[Rollout], engines: Engines, *, k: Annotated[int, Field(ge
         decay_tokens: Annotated[int, Field(ge=0)] = 0) -> list[Rollout | None]:
     """A token that is not among the teacher's top k is drawn anew by the teacher, and the student goes on from there.
 
-    At a prefix the emitted distribution is pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v), with q the distribution the student samples
+    At a prefix, tokens follow pi(v) = 1[v in top k] q(v) + (1 - q(top k)) p(v), with q what the student samples
     from, p the teacher's at its temperature and top_p; the top k is of the teacher's own distribution, equals of the
     k-th included. k = 0 is the teacher's sampling; k = all of the vocabulary leaves rollouts as they are.
     With `decay_tokens` L, k falls by ceil(k / L) every max(int(L / k), 1) blocks, to 1 at least; then draft_tokens, the
@@ -48,7 +48,8 @@ def relay(rollouts: list[Rollout], engines: Engines, *, k: Annotated[int, Field(
     Raises: as skd.
     """
     teacher_sampling = {key: engines.sampling[key] for key in ("temperature", "top_p", "top_k")}
-    rule = Rule(k=k, draft_tokens=draft_tokens, teacher_sampling=teacher_sampling, span=span, spans=spans, within=within)
+    rule = Rule(k=k, draft_tokens=draft_tokens, teacher_sampling=teacher_sampling, span=span, spans=spans,
+                within=within)
     return interleaved("relay", rollouts, engines, rule)
 
 

@@ -55,7 +55,8 @@ def trd(rollouts: list[Rollout], engines: Engines, *, which: Literal["all", "fai
     written = rewritten(fitting, [views[r.rollout_id] for r in fitting], prompts, engines, sampling)
     rewards = [grade(engines.spec["grader"], prompts[r.prompt_id], completion_text(engines.tokenizer, r.token_ids))[0]
                for r in written]
-    engines.report |= outcome_counts(fitting, written, rewards) | gap_counts(engines, fitting[:MEASURED], written[:MEASURED])
+    engines.report |= outcome_counts(fitting, written, rewards)
+    engines.report |= gap_counts(engines, fitting[:MEASURED], written[:MEASURED])
     engines.report["not_rewritten"] = len(chosen) - len(fitting)
     kept = {old.rollout_id: new for old, new, reward in zip(fitting, written, rewards)
             if keep == "all" or old.reward < PASS <= reward}

@@ -5,7 +5,7 @@ not among its top k; there it writes itself, and the student drafts on from its 
 function of its tokens (nothing is drawn to accept them), and each position has one uniform of the student's and one of
 the teacher's: how long drafts are changes nothing but rounding, so they are as long as is cheapest. Both models' caches
 live over all blocks (see `rollback_cache`).
-Left out: a token of the teacher's after a draft that it keeps whole (it would change the distribution of what is emitted).
+Left out: a token of the teacher's after a draft that it keeps whole (it would change what distribution tokens follow).
 """
 import dataclasses
 import math
@@ -227,7 +227,7 @@ class InterleavedBatch:
         self.drafted[taught] = self.length[taught]
 
     def refined(self, name: str) -> list[Rollout]:
-        """The rollouts as they are now; an untouched one is itself. Raises NonFinite where a distribution was not finite."""
+        """The rollouts as they are now; an untouched one is itself. Raises NonFinite where logits were not finite."""
         out, stopped = [], self.stopped(torch.arange(len(self.rollouts), device=self.start.device)).tolist()
         for i, old in enumerate(self.rollouts):
             where = slice(len(old.prompt_token_ids), int(self.length[i]))

@@ -216,7 +216,7 @@ def counts_of(rollouts: list[Rollout]) -> dict:
 
 
 def log_rollouts(rollouts: list[Rollout], seconds: float, out: Path, step: int, session) -> None:
-    """Metrics; `sampled_surprise`, minus the mean log-probability of what was drawn, estimates the distribution's entropy."""
+    """Metrics; `sampled_surprise`, minus the mean log-probability of what was drawn, estimates the policy's entropy."""
     counts = counts_of(rollouts)
     values = {"rollout/length_mean_tokens": counts["length_mean_tokens"],
               "rollout/truncated_share": counts["truncated_share"],

@@ -100,11 +100,11 @@ def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer
     if not tokenizer.chat_template:
         return tokenizer.encode(f"{text}\n\n{prompt.text}")
     messages = [{"role": "system", "content": text}, {"role": "user", "content": prompt.text}]
-    shown = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
-    if shown == render(tokenizer, prompt.text):
+    ids = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+    if ids == render(tokenizer, prompt.text):
         raise ValueError("the teacher's chat template leaves out the system message of teacher.context experience; "
                          "take a teacher whose template has system messages")
-    return shown
+    return ids
 
 
 CONTEXTS = {"same": same, "solution": solution, "demonstration": demonstration, "sibling": sibling,

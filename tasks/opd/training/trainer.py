@@ -74,8 +74,9 @@ def resume(folder: Path, train: dict, ema_decay: float | None, seed: int = 0,
         model.gradient_checkpointing_enable()
         model.train()
     optimizer = new_optimizer(model, train)
-    trainer = Trainer(model=model, optimizer=optimizer, average=None, source=artifact_key(folder), settings=frozen(train),
-                      base=lora.base_named(folder) if train["lora"] else None, **dict.fromkeys(COUNTERS, 0))
+    trainer = Trainer(model=model, optimizer=optimizer, average=None, source=artifact_key(folder),
+                      settings=frozen(train), base=lora.base_named(folder) if train["lora"] else None,
+                      **dict.fromkeys(COUNTERS, 0))
     if (folder / "trainer.json").exists():
         load_state(trainer, folder)
     if ema_decay is not None:

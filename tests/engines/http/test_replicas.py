@@ -52,7 +52,8 @@ PASSING = ["500", "503", "429", "hang", "drip", "reset", "truncated", "not_json"
 
 @pytest.mark.parametrize("fault", PASSING)
 def test_what_passes_leaves_no_trace(opened, proxy, fault):
-    scored, written = opened.score(PROMPTS, COMPLETIONS, Want(top_k=2)), opened.generate(PROMPTS, SAMPLING, [0, 1, 2, 3])
+    scored = opened.score(PROMPTS, COMPLETIONS, Want(top_k=2))
+    written = opened.generate(PROMPTS, SAMPLING, [0, 1, 2, 3])
     proxy.fail(fault, times=2)
     again = opened.score(PROMPTS, COMPLETIONS, Want(top_k=2))
     assert proxy.fired == 2

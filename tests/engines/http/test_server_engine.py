@@ -140,7 +140,7 @@ def test_a_served_model_writes_by_its_seeds_under_its_own_law(real, llama):
     greedy = {**sampling, "temperature": 0.0}
     assert real.generate(prompts[:1], greedy, [0]) == TorchEngine(llama).generate(prompts[:1], greedy, [0])
     narrowed = real.generate(prompts[:1], {**sampling, "temperature": 0.5}, [0])[0].logprobs
-    assert all(map(math.isnan, narrowed))        # the server gives those of temperature 1, which are of another distribution
+    assert all(map(math.isnan, narrowed))        # the server gives those of temperature 1
 
 
 @NEEDS_VLLM

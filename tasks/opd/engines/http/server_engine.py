@@ -2,11 +2,11 @@
 
 Its folder holds the tokenizer's files and `server.json`: where it is, what it can do, and a canary by which it is known
 again, its log-probabilities of a few completions at the time it was named. Requests go to /inference/v1/generate where
-the server was started with --enable-scale-out (it spells nothing out), else to /v1/completions. Every parameter of the
-distribution is sent, since a server fills in what is missing from the model's generation config. Left out: servers that give no
-log-probabilities of prompt tokens, for nobody could say whose answers they are; entropies, hidden states and scoring at
-another temperature, which no such server gives. Padding ids of a vocabulary stay in its normaliser, and are dropped
-from the likeliest and from the tail.
+the server was started with --enable-scale-out (it spells nothing out), else to /v1/completions. All sampling
+parameters are sent, since a server fills in what is missing from the model's generation config. Left out: servers that
+give no log-probabilities of prompt tokens, for nobody could say whose answers they are; entropies, hidden states and
+scoring at another temperature, which no such server gives. Padding ids of a vocabulary stay in its normaliser, and are
+dropped from the likeliest and from the tail.
 """
 import json
 import math
@@ -69,8 +69,9 @@ class ServerEngine:
         self._check_room(prompts, sampling["max_new_tokens"])
         whole = sampling["temperature"] == 1 and sampling["top_p"] == 1 and sampling["top_k"] == 0
         if not (whole or self.processed or sampling["temperature"] == 0):
-            print(f"opd: {self.model} gives log-probabilities of another distribution than it samples from; they are NaN here. "
-                  "Start its server with --logprobs-mode processed_logprobs if they are needed", file=sys.stderr)
+            print(f"opd: {self.model} gives log-probabilities of another distribution than it samples from; they are "
+                  "NaN here. Start its server with --logprobs-mode processed_logprobs if they are needed",
+                  file=sys.stderr)
         return self.replicas.ask_all([self._writing(p, sampling, seed, whole) for p, seed in zip(prompts, seeds)],
                                      progress)
 

@@ -22,7 +22,8 @@ def servers_can(recipe: Recipe) -> Iterator[Problem]:
     for model, want in needs(recipe).items():
         if model not in served(recipe):
             continue
-        requiring = [f"terms.{i}" for i, term in enumerate(recipe.terms) if {"hidden", "entropy"} & set(term_requirements(term))]
+        requiring = [f"terms.{i}" for i, term in enumerate(recipe.terms)
+                     if {"hidden", "entropy"} & set(term_requirements(term))]
         for column in (c for c in COLUMNS if want[c] and c not in GIVEN):
             out = f"use support teacher_top_k, {way}" if column == "hidden" else way.removeprefix("or ")
             yield Problem(key_of(model), f"a server cannot give {column}, which {', '.join(requiring)} needs; {out}")

@@ -110,13 +110,14 @@ def law_is_whole(recipe: Recipe, term: Term, key: str) -> Found:
     if not (writing and on_tokens_written(term)) or recipe.accepts.get("truncated_sampling"):
         return
     sampling, tau = recipe.rollout.sampling, recipe.loss.temperature
-    odd = {"rollout.sampling.top_p": (sampling.top_p, sampling.top_p < 1), "rollout.sampling.top_k": (sampling.top_k, sampling.top_k > 0),
+    odd = {"rollout.sampling.top_p": (sampling.top_p, sampling.top_p < 1),
+           "rollout.sampling.top_k": (sampling.top_k, sampling.top_k > 0),
            "rollout.sampling.temperature": (sampling.temperature, sampling.temperature != tau)}
     for name, (value, bad) in odd.items():
         if bad:
-            yield Problem(name, f"{key} learns from tokens written, to be drawn from the student's own distribution: top_p 1, "
-                          f"top_k 0, temperature {tau} (loss.temperature); or say accepts: {{truncated_sampling: why}}",
-                          value)
+            yield Problem(name, f"{key} learns from tokens written, to be drawn from the student's own distribution: "
+                          f"top_p 1, top_k 0, temperature {tau} (loss.temperature); or say "
+                          "accepts: {truncated_sampling: why}", value)
     for name in sorted({slot.name for slot in recipe.refine} & slots.constant("refiner", "INTERLEAVED", frozenset())):
         yield Problem(f"{key}.support", f"learns from tokens written, but of the student's own refine {name} keeps "
                       "those that the teacher finds likely; use a divergence with support: full or teacher_top_k, or "
