@@ -35,7 +35,7 @@ def environment(tmp_path_factory):
     """One Prefect server and one MLflow store for all; what a command sets in the environment ends with the module."""
     before = dict(os.environ)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=600):
         os.environ["PREFECT_API_URL"] = PREFECT_API_URL.value()
         yield
     os.environ.clear()

@@ -118,13 +118,13 @@ def test_an_interrupted_and_a_killed_run_leave_no_process_and_are_taken_up_where
         next(line for line in run.stderr if line.startswith("opd: made checkpoint"))
         assert len(of_home(opd_home)) >= 3  # the command, the worker and Prefect's server, the last two supervised
         run.send_signal(sent)
-        run.communicate(timeout=60)
+        run.communicate(timeout=600)
         assert run.returncode == code
         time.sleep(1)
         assert of_home(opd_home) == []
 
     last = started(recipe, person)
-    out, said = last.communicate(timeout=200)
+    out, said = last.communicate(timeout=600)
     assert last.returncode == 0, said
     result = json.loads(out.splitlines()[-1])
     assert len(out.splitlines()) == 1 and result["recipe"] == "opd_reverse_kl"

@@ -35,7 +35,7 @@ TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pa
 @pytest.fixture(scope="session", autouse=True)
 def prefect_server():
     """A server of these tests' own, started once."""
-    with prefect_test_harness(server_startup_timeout=120):
+    with prefect_test_harness(server_startup_timeout=600):
         yield
 
 
@@ -49,7 +49,7 @@ def pages(kind: str, **wanted) -> list[dict]:
     """What Prefect's pages show: its server's answer to a filter."""
     request = urllib.request.Request(f"{PREFECT_API_URL.value()}/{kind}/filter", json.dumps(wanted).encode(),
                                      {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
 
 
@@ -58,7 +58,7 @@ def flow_run(name: str) -> dict:
     return pages("flow_runs", flow_runs={"name": {"any_": [name]}}, sort="START_TIME_ASC")[0]
 
 
-def lately(found, wanted, timeout_seconds: float = 20):
+def lately(found, wanted, timeout_seconds: float = 300):
     """What `found` returns once `wanted` holds of it: logs and task runs reach the server in batches."""
     until = time.monotonic() + timeout_seconds
     while not wanted(result := found()) and time.monotonic() < until:
