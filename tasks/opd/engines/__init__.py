@@ -2,6 +2,7 @@
 
 api             Engine, Want, Signal, Completion, Capabilities
 sampling        the distribution drawn from, and the decode loop
+mixture         two models write together
 torch_engine    transformers in this process
 rollback_cache  a key-value cache whose ends may change
 in_top_k        whether tokens are among the likeliest k

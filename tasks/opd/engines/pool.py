@@ -38,7 +38,7 @@ class Session:
             engine, old_weights = None, None
         self.sleep(but=engine)
         if engine is None:
-            engine = self._twin(Path(folder), kind) or open_engine(Path(folder), kind, settings)
+            engine = self._sharing(Path(folder), kind) or open_engine(Path(folder), kind, settings)
             self._engines[key] = engine, kind, None
         elif old_weights != weights:
             self._engines[key] = engine, kind, None  # whatever a failed load leaves behind is not those weights
@@ -50,10 +50,10 @@ class Session:
         self._engines[key] = engine, kind, weights
         return engine
 
-    def _twin(self, folder: Path, kind: dict):
+    def _sharing(self, folder: Path, kind: dict):
         """An engine on the base model that the engine of another role holds already; None where there is none."""
         for engine, other_kind, weights in self._engines.values():
-            alike = other_kind == kind and weights and hasattr(engine, "twin")
+            alike = other_kind == kind and weights and hasattr(engine, "share_base")
             if alike and (shared := engine.share_base(folder)):
                 return shared
         return None

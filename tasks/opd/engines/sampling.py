@@ -4,6 +4,7 @@ Why not `model.generate`: it has one random stream for the whole batch, so a com
 Here each sample brings its own uniforms, one a token: inverse transform sampling.
 Left out: beam search, penalties, grammars, refilling the batch while it runs. Finished rows are dropped as it runs.
 """
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -104,10 +105,15 @@ def new_cache(config) -> tuple[DynamicCache, bool]:
 
 
 class Batch:
-    """Prompts being continued together: tokens, cache and mask of the rows that are not finished yet."""
+    """Prompts being continued together: tokens, cache and mask of the rows that are not finished yet.
 
-    def __init__(self, model, head, prompts: list[list[int]], num_new: int):
-        self.model, self.head, self.device = model, head, head.weight.device
+    `size`: only the first ids of the vocabulary are drawn; all where it is None.
+    """
+
+    def __init__(self, model, head, prompts: list[list[int]], sampling: dict, size: int | None = None):
+        self.model, self.head, self.sampling, self.size = model, head, sampling, size
+        self.device = head.weight.device
+        num_new = sampling["max_new_tokens"]
         self.cache, self.plain = new_cache(model.config)
         unique = list(dict.fromkeys(map(tuple, prompts)))
         width = max(map(len, unique))
@@ -135,9 +141,11 @@ class Batch:
         self.bias = self.bias.masked_fill_(self.mask == 0, -torch.inf)[:, None, None]
         self.positions = self.mask[:, :self.width].sum(-1, keepdim=True)
 
-    def logits(self) -> Tensor:
-        """Logits [B, V] of the next token."""
-        return self.head.logits(self.hidden)
+    def next_logprobs(self) -> Tensor:
+        """Log-probabilities [B, V] that the next tokens are drawn from; what the sampling excludes is -inf."""
+        sampling = self.sampling
+        return sampling_logprobs(self.head.logits(self.hidden)[..., :self.size], sampling["temperature"],
+                                 sampling["top_p"], sampling["top_k"])
 
     def append(self, tokens: Tensor) -> None:
         """Continue every row by its token [B]."""
@@ -149,20 +157,34 @@ class Batch:
         self.positions = self.positions + 1
 
 
-def decode(model, head, prompts: list[list[int]], sampling: dict, seeds: list[int], eos_ids: set[int],
-           progress=None) -> list[Completion]:
-    """Continue each prompt until an EOS id or `sampling["max_new_tokens"]`, in one batch; `progress` counts rows."""
-    num_new = sampling["max_new_tokens"]
-    batch = Batch(model, head, prompts, num_new)
-    device, rows = batch.device, torch.arange(len(prompts), device=batch.device)
+class Continued(Protocol):
+    """Rows that `decode` continues token by token: one model's (`Batch`), or a mixture's (`mixture.MixedBatch`)."""
+    device: torch.device
+
+    def next_logprobs(self) -> Tensor:
+        """Log-probabilities [B, V] that the next tokens are drawn from."""
+
+    def append(self, tokens: Tensor) -> None:
+        """Continue every row by its token [B]."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+
+
+def decode(batch: Continued, num_new: int, seeds: list[int], eos_ids: set[int], progress=None) -> list[Completion]:
+    """Continue each row of a batch until an EOS id or `num_new` tokens, row i by the uniforms of seeds[i].
+
+    A completion's log-probabilities are those of `next_logprobs`. `progress` counts rows.
+    """
+    device, rows = batch.device, torch.arange(len(seeds), device=batch.device)
     uniforms = uniforms_of(seeds, num_new).to(device)
     eos = torch.tensor(sorted(eos_ids), dtype=torch.long, device=device)
-    tokens = torch.zeros(len(prompts), num_new, dtype=torch.long, device=device)
-    logprobs = torch.zeros(len(prompts), num_new, dtype=torch.float64, device=device)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    tokens = torch.zeros(len(seeds), num_new, dtype=torch.long, device=device)
+    logprobs = torch.zeros(len(seeds), num_new, dtype=torch.float64, device=device)
+    ended = torch.zeros(len(seeds), dtype=torch.bool, device=device)
     check_every = 8 if device.type == "cuda" else 1  # asking a GPU whether rows have ended stalls it
     for step in range(num_new):
-        lp = sampling_logprobs(batch.logits(), sampling["temperature"], sampling["top_p"], sampling["top_k"])
+        lp = batch.next_logprobs()
         chosen = draw(lp, uniforms[rows, step])
         tokens[rows, step] = chosen
         logprobs[rows, step] = lp.gather(-1, chosen[:, None])[:, 0].double()

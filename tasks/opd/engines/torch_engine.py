@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tasks.opd.core.errors import EngineError, NonFinite
 from tasks.opd.engines.api import Capabilities, Completion, Signal, Want, tail_of
-from tasks.opd.engines.sampling import decode
+from tasks.opd.engines.sampling import Batch, decode
 from tasks.opd.models import lora
 from tasks.opd.models.attention import group_heads
 from tasks.opd.models.digests import digests_of
@@ -131,8 +131,8 @@ class TorchEngine:
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds: give one seed a prompt and no empty prompt")
         done: dict[int, Completion] = {}
         for batch in batches_of([len(p) + sampling["max_new_tokens"] for p in prompts], self.batch_tokens):
-            written = decode(self.model, self.head, [prompts[i] for i in batch], sampling, [seeds[i] for i in batch],
-                             self.eos_ids, progress)
+            rows = Batch(self.model, self.head, [prompts[i] for i in batch], sampling)
+            written = decode(rows, sampling["max_new_tokens"], [seeds[i] for i in batch], self.eos_ids, progress)
             done |= zip(batch, written)
         if any(math.isnan(sum(completion.logprobs)) for completion in done.values()):
             raise NonFinite(f"the logits of the model in {self.folder} are not finite: look at its weights, and what "

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.opd.core.errors import DataError
+from tasks.opd.core.errors import DataError, NonFinite
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.store.artifacts import fingerprint_of, model_folder
@@ -107,7 +107,32 @@ def dataset(prompts: list[Prompt], seeds: list[int], engines: Engines) -> list[D
     return drafts
 
 
-WRITERS = {"student": student, "teacher": teacher, "dataset": dataset}
+def mixture(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
+            teacher_share: Annotated[float, Field(gt=0, lt=1)] = 0.2,
+            temperature: Annotated[float, Field(gt=0, le=10)] = 1.0) -> list[Draft | None]:
+    """Every token from teacher_share p + (1 - teacher_share) q, of the teacher at `temperature` and the student.
+
+    Tokens count as the student's; `logprobs` are the mixture's, so that the weight sampler_ratio corrects for it.
+    Source: teacher-mixed sampling, MiniLLM, arXiv:2306.08543, section 2.2.
+    Raises: DataError when the teacher is behind a server; NonFinite where logits are not finite.
+    """
+    from tasks.opd.engines.mixture import generate_mixed
+    own, theirs = (engines.engine(name, name="torch") for name in ("student", "teacher"))
+    if not hasattr(theirs, "model"):
+        raise DataError("writer mixture needs the teacher's distribution at every token, which no server gives; give "
+                        "teacher.model a model of the pair that lies in a folder")
+    with engines.session.progress(len(prompts), "student and teacher write", "rollouts") as bar:
+        written = generate_mixed(own, theirs, [p.token_ids for p in prompts], engines.sampling, seeds,
+                                 teacher_share=teacher_share, teacher_temperature=temperature, progress=bar)
+    if any(math.isnan(sum(completion.logprobs)) for completion in written):
+        raise NonFinite("the logits of the student or the teacher are not finite: look at their weights; for a model "
+                        "from outside, engine.dtype: float32 may help")
+    policy = fingerprint_of(engines.inputs["student"])
+    return [Draft(token_ids=c.token_ids, logprobs=c.logprobs, author=[STUDENT] * len(c.token_ids),
+                  finish_reason=c.finish_reason, policy=policy) for c in written]
+
+
+WRITERS = {"student": student, "teacher": teacher, "dataset": dataset, "mixture": mixture}
 
 
 def round_prompts(ids: list[str], per_round: int, round_index: int, seed: int) -> list[str]:
