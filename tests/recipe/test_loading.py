@@ -190,7 +190,7 @@ def test_all_errors_of_a_file_and_the_command_line_come_at_once(write):
         'v.yaml:4: seed = "many": must be a valid integer',
         "override 'train.beta1=1': train.beta1 = 1: must be less than 1",
         'v.yaml:10: rollout.writers.0 = "studnet": unknown writer; did you mean student? '
-        "known: student, teacher, dataset",
+        "known: student, teacher, dataset, mixture",
         "v.yaml:8: terms.0.divergence.beat = 0.5: unknown parameter of jsd; did you mean beta? known: beta"}
 
 
