@@ -6,7 +6,7 @@ import torch
 
 from tasks.opd.engines.api import Want
 from tasks.opd.engines.sampling import draw, sampling_logprobs, uniforms_of
-from tasks.opd.engines.torch_engine import TorchEngine, batches_of
+from tasks.opd.engines.torch_engine import TorchEngine
 from tasks.opd.models.digests import digests_of
 from tasks.opd.models.heads import head_of, load_model
 from tests.small_llama import save_llama
@@ -163,10 +163,6 @@ def test_a_sliding_window_model_generates_what_it_scores(tmp_path):
 
 
 # ---- score
-
-def test_batches_are_longest_first_and_bounded():
-    assert batches_of([3, 10, 4, 4, 50], 19) == [[4], [1], [2, 3, 0]]
-
 
 def test_score_does_not_depend_on_padding_batching_or_chunks(engine, folder, monkeypatch):
     completions = completions_of(engine.generate(PROMPTS, SAMPLING, SEEDS))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.opd.core.batches import padded_batches
 from tasks.opd.core.errors import DataError, NonFinite
 from tasks.opd.core.records import Rollout, write_rows
 from tasks.opd.engines.api import Signal
@@ -15,7 +16,7 @@ from tasks.opd.objective.loss import Stats, coefficients
 from tasks.opd.objective.terms import bind_terms
 from tasks.opd.recipe import loading, requirements
 from tasks.opd.store.artifacts import fingerprint_of
-from tasks.opd.training.batching import micro_batches, optimizer_batches, pack
+from tasks.opd.training.batching import optimizer_batches, pack
 from tasks.opd.training.round import accumulate, check_domains, cut, start_round, train_student
 from tasks.opd.training.scored_set import make_scored
 from tests.tiny_models import (
@@ -160,7 +161,7 @@ def test_batches_partition_and_respect_their_limit():
     assert sorted(sum(batches, [])) == list(range(10)) and [len(b) for b in batches] == [4, 4, 2]
     assert batches == optimizer_batches(10, 4, 0, "order", 1) != optimizer_batches(10, 4, 0, "order", 2)
     lengths = [5, 9, 2, 2, 30]
-    micros = micro_batches([0, 1, 2, 3, 4], lengths, 18)
+    micros = padded_batches(lengths, 18)
     assert micros == [[4], [1, 0], [2, 3]]
 
 

@@ -1,5 +1,6 @@
 """What everything stands on: errors, records, files, seeds, metrics. No torch.
 
+batches   rows that go through a model together
 errors    what can go wrong, each with its exit code
 files     writing durably to a disk that may be full; hashes, locks, folder versions
 metrics   a stage's metrics.jsonl

@@ -57,6 +57,12 @@ class Rollout:
     feedback: str | None                # what the grader had to say
 
 
+def first_tokens(rollout: Rollout, tokens: int) -> Rollout:
+    """The rollout with its first `tokens` tokens only."""
+    return dataclasses.replace(rollout, token_ids=rollout.token_ids[:tokens], logprobs=rollout.logprobs[:tokens],
+                               author=rollout.author[:tokens])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """One graded answer of an evaluation."""

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+LARGEST_MASS = -1e-7  # log of the mass on a support, at most: the tail stays above zero
+
 
 @dataclass(frozen=True, kw_only=True)
 class Want:
@@ -74,4 +76,4 @@ class Engine(Protocol):
 
 def tail_of(logprobs: Tensor) -> Tensor:
     """Log of the mass [T] that log-probabilities [T, K] leave to all other tokens; never log 0."""
-    return torch.log(-torch.expm1(logprobs.logsumexp(-1).clamp(max=-1e-7)))
+    return torch.log(-torch.expm1(logprobs.logsumexp(-1).clamp(max=LARGEST_MASS)))

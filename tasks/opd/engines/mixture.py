@@ -4,9 +4,10 @@ import math
 import torch
 from torch import Tensor
 
+from tasks.opd.core.batches import padded_batches
 from tasks.opd.engines.api import Completion
 from tasks.opd.engines.sampling import Batch, decode
-from tasks.opd.engines.torch_engine import TorchEngine, batches_of
+from tasks.opd.engines.torch_engine import TorchEngine
 
 
 class MixedBatch:
@@ -45,7 +46,7 @@ def generate_mixed(student: TorchEngine, teacher: TorchEngine, prompts: list[lis
     lengths = [len(prompt) + sampling["max_new_tokens"] for prompt in prompts]
     done: dict[int, Completion] = {}
     with torch.inference_mode():
-        for batch in batches_of(lengths, min(student.batch_tokens, teacher.batch_tokens)):
+        for batch in padded_batches(lengths, min(student.batch_tokens, teacher.batch_tokens)):
             asked = [prompts[i] for i in batch]
             rows = MixedBatch(Batch(student.model, student.head, asked, sampling, size),
                               Batch(teacher.model, teacher.head, asked, teachers, size), teacher_share)

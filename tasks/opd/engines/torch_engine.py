@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tasks.opd.core.batches import padded_batches
 from tasks.opd.core.errors import EngineError, NonFinite
 from tasks.opd.engines.api import Capabilities, Completion, Signal, Want, tail_of
 from tasks.opd.engines.sampling import Batch, decode
@@ -20,17 +21,6 @@ from tasks.opd.models.folders import architecture, base_version, eos_ids_of, voc
 from tasks.opd.models.heads import Head, head_of, hidden_states, load_model
 
 CHUNK_LOGITS = 2**25      # logits alive at once while scoring: 128 MiB in float32
-
-
-def batches_of(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Indices in batches, longest first; rows times longest stays within `batch_tokens` (one row always goes)."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):  # stable: ties in the order given
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= batch_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
 
 
 @torch.no_grad()
@@ -130,7 +120,7 @@ class TorchEngine:
         if len(prompts) != len(seeds) or not all(prompts):
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds: give one seed a prompt and no empty prompt")
         done: dict[int, Completion] = {}
-        for batch in batches_of([len(p) + sampling["max_new_tokens"] for p in prompts], self.batch_tokens):
+        for batch in padded_batches([len(p) + sampling["max_new_tokens"] for p in prompts], self.batch_tokens):
             rows = Batch(self.model, self.head, [prompts[i] for i in batch], sampling)
             written = decode(rows, sampling["max_new_tokens"], [seeds[i] for i in batch], self.eos_ids, progress)
             done |= zip(batch, written)
@@ -148,7 +138,7 @@ class TorchEngine:
             with torch.no_grad():
                 self.scoring_head = self.head.to(torch.promote_types(self.dtype, torch.float32))
         signals: dict[int, Signal] = {}
-        for batch in batches_of([len(p) + len(c) for p, c in zip(prompts, completions)], self.batch_tokens):
+        for batch in padded_batches([len(p) + len(c) for p, c in zip(prompts, completions)], self.batch_tokens):
             parts = self._score_batch([prompts[i] for i in batch], [completions[i] for i in batch], want, temperature)
             for place, i in enumerate(batch):  # cloned, for tensors of inference mode cannot meet a gradient
                 signals[i] = Signal(**{name: columns[place].clone() for name, columns in parts.items()})

@@ -13,9 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tasks.opd.engines.api import tail_of
 from tasks.opd.models.heads import Head
-
-LARGEST_MASS = -1e-7  # log of the mass on a support, at most: the tail stays above zero
 
 
 @dataclass(kw_only=True)
@@ -152,8 +151,7 @@ def renormalised(logprobs: Tensor, how: str) -> Tensor:
     some = torch.where(empty, 0.0, logprobs)  # a sum over nothing has no gradient
     if how == "both":
         return torch.where(empty, -torch.inf, torch.log_softmax(some, -1))
-    mass = torch.where(empty, -torch.inf, some.logsumexp(-1, keepdim=True).clamp(max=LARGEST_MASS))
-    return torch.cat([logprobs, (-torch.expm1(mass)).log()], -1)
+    return torch.cat([logprobs, torch.where(empty, 0.0, tail_of(some)[..., None])], -1)
 
 
 SUPPORTS = {"sampled": sampled, "full": full, "teacher_top_k": teacher_top_k, "student_top_k": student_top_k,

@@ -7,9 +7,9 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
+from tasks.opd.core.batches import padded_batches
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import STUDENT, Rollout
-from tasks.opd.engines.torch_engine import batches_of
 from tasks.opd.rollouts.turns import InterleavedBatch, Rule
 from tasks.opd.rollouts.writers import Engines
 from tasks.opd.store.artifacts import model_folder
@@ -66,7 +66,7 @@ def interleaved(name: str, rollouts: list[Rollout], engines: Engines, rule: Rule
     lengths = [len(rollouts[i].prompt_token_ids) + max(room, len(rollouts[i].token_ids)) for i in own]
     out, tables = list(rollouts), []
     with engines.session.progress(len(own), f"{name}: teacher and student", "rollouts") as bar:
-        for batch in batches_of(lengths, min(student.batch_tokens, teacher.batch_tokens)):
+        for batch in padded_batches(lengths, min(student.batch_tokens, teacher.batch_tokens)):
             chosen = [own[i] for i in batch]
             table = InterleavedBatch([rollouts[i] for i in chosen], engines, rule, student, teacher, ranking)
             table.run(bar)

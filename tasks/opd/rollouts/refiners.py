@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.records import Quarantined, Rollout, read_rows, write_rows
+from tasks.opd.core.records import Quarantined, Rollout, first_tokens, read_rows, write_rows
 from tasks.opd.rollouts.interleaving import relay, skd
 from tasks.opd.rollouts.trd import trd
 from tasks.opd.rollouts.writers import Engines, labels
@@ -23,15 +23,9 @@ def truncate(rollouts: list[Rollout], engines: Engines, *,
 
     Source: early-stopped rollouts, arXiv:2605.27028 (100 tokens there; 50 to 200 do as well).
     """
-    return [cut(rollout, tokens) if len(rollout.token_ids) > tokens else rollout for rollout in rollouts]
-
-
-def cut(rollout: Rollout, tokens: int) -> Rollout:
-    """The rollout with its first tokens only."""
-    return dataclasses.replace(
-        rollout, rollout_id=f"{rollout.rollout_id}:truncate", parent=rollout.rollout_id, finish_reason="length",
-        token_ids=rollout.token_ids[:tokens], logprobs=rollout.logprobs[:tokens], author=rollout.author[:tokens],
-        reward=None, feedback=None)
+    return [dataclasses.replace(first_tokens(rollout, tokens), rollout_id=f"{rollout.rollout_id}:truncate",
+                                parent=rollout.rollout_id, finish_reason="length", reward=None, feedback=None)
+            if len(rollout.token_ids) > tokens else rollout for rollout in rollouts]
 
 
 REFINERS = {"truncate": truncate, "trd": trd, "skd": skd, "relay": relay}

@@ -24,17 +24,6 @@ def optimizer_batches(num_rollouts: int, size: int, *seed_parts: int | str) -> l
     return [sorted(order[i:i + size]) for i in range(0, num_rollouts, size)]
 
 
-def micro_batches(indices: list[int], lengths: list[int], limit: int) -> list[list[int]]:
-    """Split rollouts, longest first: rows * longest row <= `limit` padded tokens (a row alone may exceed it)."""
-    batches: list[list[int]] = []
-    for i in sorted(indices, key=lambda i: (-lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= limit:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
 def pack(rollouts: list[Rollout], indices: list[int], starts: Tensor, wanted: Tensor) -> Packed:
     """Pad the rollouts `indices`.
 

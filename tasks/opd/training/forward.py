@@ -6,11 +6,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from tasks.opd.core.batches import padded_batches
 from tasks.opd.core.records import Rollout
 from tasks.opd.models.heads import head_of, hidden_states
 from tasks.opd.objective.columns import Columns
 from tasks.opd.objective.supports import StudentTokens
-from tasks.opd.training.batching import micro_batches, pack
+from tasks.opd.training.batching import pack
 
 
 class Forward:
@@ -34,7 +35,7 @@ class Forward:
         rows = torch.zeros(self.columns.num_rollouts, dtype=torch.bool)
         rows[self.columns.rollout[wanted]] = True
         limit = self.spec["effort"]["micro_batch_tokens"]
-        for micro in micro_batches([i for i in batch if rows[i]], self.lengths, limit):
+        for micro in padded_batches(self.lengths, limit, [i for i in batch if rows[i]]):
             packed = pack(self.rollouts, micro, self.starts, wanted)
             with self.autocast():
                 hidden = hidden_states(self.model, packed.token_ids.to(self.device), packed.mask.to(self.device))

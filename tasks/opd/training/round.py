@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tasks.opd.core.errors import DataError, NonFinite
-from tasks.opd.core.records import STUDENT, Rollout
+from tasks.opd.core.records import STUDENT, Rollout, first_tokens
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.engines.canary import write_canary
 from tasks.opd.models.heads import special_ids
@@ -139,23 +139,17 @@ def step(trainer: Trainer, train: dict, rate: float, ema_decay: float | None) ->
 def record_canary(model, rollouts: list[Rollout], spec: dict, folder: Path) -> None:
     """The canary of the weights just saved: what they make of the round's longest completions, up to CANARY_TOKENS.
 
-    It is sung in the engine's precision: bfloat16 weights are another model than the float32 ones they round.
+    Its precision is the engine's: bfloat16 weights are another model than the float32 ones they round.
     """
     by_length = sorted(rollouts, key=lambda r: -len(r.token_ids))
     before = itertools.accumulate((len(r.token_ids) for r in by_length), initial=0)
-    known = [cut_to(r, CANARY_TOKENS - n) for r, n in zip(by_length, before) if n < CANARY_TOKENS]
+    known = [first_tokens(r, CANARY_TOKENS - n) for r, n in zip(by_length, before) if n < CANARY_TOKENS]
     columns = columns_of(known)
     precision = {"train": {**spec["train"], "autocast": spec["canary_autocast"]}, "loss": {"temperature": 1.0}}
     forward = Forward(model, known, columns, spec | precision)
     logprobs = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
     write_canary(folder, [r.prompt_token_ids for r in known], [r.token_ids for r in known],
                  [part.tolist() for part in logprobs.split(columns.lengths.tolist())])
-
-
-def cut_to(rollout: Rollout, tokens: int) -> Rollout:
-    """The rollout with its first tokens only."""
-    return replace(rollout, token_ids=rollout.token_ids[:tokens], logprobs=rollout.logprobs[:tokens],
-                   author=rollout.author[:tokens])
 
 
 def resident(student: Path, spec: dict, session) -> Trainer:
