@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.opd.core.costs import summed
+from tasks.opd.evaluation.costs import ROUND
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, home
 from tasks.tracking.client import alone, client_at, entities, experiment_id, is_there, tracking_uri
@@ -130,15 +132,16 @@ class Run:
         made = [(f"{note.artifact.kind}/{note.name}", log_key(note, record)) for note, record in zip(notes, records)]
         if any(sent.get(name, known) != known for name, known in made):
             sent = self._begin_anew(client)
-        points, files, seconds = [], dict(self.files), 0.0
+        points, files, seconds, stages = [], dict(self.files), 0.0, []
         if "about" not in sent:
             files |= self.about.files
             for some in chunks(list(self.about.params.items()), 100):
                 client.log_batch(self.state["run"], params=[entities().Param(*item) for item in some])
         for note, record, (name, _) in zip(notes, records, made):
             seconds += record.get("seconds") or 0.0
+            stages += [(note.artifact.kind, note.artifact.counts)] if note.artifact.kind in ROUND else []
             if name not in sent and record:
-                points += points_of(note, record, seconds)
+                points += points_of(note, record, {**summed(stages), "seconds": seconds})
                 files[f"stages/{name}.json"] = json.dumps(record, indent=1)
         self._send(client, points, files)
         self._send_shown(client, sent.get("shown", {}))

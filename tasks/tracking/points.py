@@ -11,7 +11,6 @@ from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
 
 PREFIXES = {"rollouts": "rollout", "grades": "grade", "refined": "refine", "scores": "score"}  # as stages log theirs
-SPENT = ("tokens_seen", "teacher_tokens", "sampled_tokens")  # so far, by round: a checkpoint's other counts are train/
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,18 +28,17 @@ def log_key(note: Note, record: dict) -> list:
     return [note.artifact.fingerprint, record.get("created"), points]
 
 
-def points_of(note: Note, record: dict, seconds: float) -> list[dict]:
+def points_of(note: Note, record: dict, spent: dict[str, float]) -> list[dict]:
     """A stage's metrics as points: its own under the note's prefix, and those numeric counts that are not among them.
 
-    Of a checkpoint's counts only how far the run is (tokens, seconds of making) stands under `round/`; the others, and
-    all of a report's own points, would be there twice.
+    For a checkpoint, what the run has `spent` up to it (tokens, seconds of making) stands under `round/` instead of its
+    counts; they, and all of a report's own points, would be there twice.
     """
     kind, counts, prefix, stage = note.artifact.kind, record["counts"], note.prefix, note.prefix.partition("/")[0]
     own = [] if kind == "report" else metrics.read(note.artifact.path / metrics.FILE)
     own = [{**point, "key": re.sub(f"^{stage}/", f"{prefix}/", point["key"])} for point in own]  # two teachers: two
     if kind == "checkpoint":
-        prefix, counts = "round", {name: counts[name] for name in SPENT if name in counts} | {"seconds": seconds}
-        own = [point for point in own if point["key"] != "train/teacher_tokens"]  # one a round
+        prefix, counts = "round", spent
     at, there = int(datetime.fromisoformat(record["created"]).timestamp() * 1000), {point["key"] for point in own}
     values = {f"{prefix}/{name}": value for name, value in counts.items()
               if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}

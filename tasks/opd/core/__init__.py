@@ -1,6 +1,7 @@
-"""What everything stands on: errors, records, files, seeds, metrics. No torch.
+"""What everything stands on: errors, records, files, seeds, metrics, costs. No torch.
 
 batches   rows that go through a model together
+costs     tokens written, read and trained on: names and sums
 errors    what can go wrong, each with its exit code
 files     writing durably to a disk that may be full; hashes, locks, folder versions
 metrics   a stage's metrics.jsonl

@@ -11,8 +11,9 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+from tasks.opd.core.costs import READ, WRITTEN, counted
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.records import Prompt, Sample, read_rows, write_rows
+from tasks.opd.core.records import STUDENT, Prompt, Sample, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data.graders import completion_text, grade
 from tasks.opd.evaluation.teacher_divergence import teacher_divergence
@@ -72,18 +73,25 @@ def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
                               finish_reason=completion.finish_reason))
     report = report_of(samples, benchmark["pass_at"]) | produced_by(tokenizer, sampling, spec)
     if "teacher" in inputs:
-        whole = {**spec["engine"], "name": "torch"}  # whole distributions, whoever wrote
-        teacher = session.engine(teacher_role(inputs["teacher"]), model_folder(inputs["teacher"]), whole)
-        if "hidden" in teacher.capabilities().columns:  # not so behind a server
-            with session.progress(2 * len(places), "distance to the teacher", "answers") as bar:
-                report["counts"] |= teacher_divergence(session.engine("student", folder, whole), teacher,
-                                               [p.token_ids for p, _ in places], [c.token_ids for c in written],
-                                               progress=bar)
+        asked, answers = [p.token_ids for p, _ in places], [c.token_ids for c in written]
+        report["counts"] |= distance_to_teacher(inputs["teacher"], folder, spec["engine"], asked, answers, session)
     write_rows(out / "samples.parquet", samples, Sample)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     session.log(out, 0, {f"evaluate/{benchmark['name']}_{key.replace('@', '_at_')}": value
                          for key, value in report["counts"].items()})
     return report["counts"]
+
+
+def distance_to_teacher(teacher: Path, student: Path, engine: dict, prompts: list[list[int]],
+                        answers: list[list[int]], session) -> dict[str, float]:
+    """`teacher_divergence` of the answers, and how many tokens the teacher read for it; empty behind a server."""
+    whole = {**engine, "name": "torch"}  # whole distributions, whoever wrote
+    theirs = session.engine(teacher_role(teacher), model_folder(teacher), whole)
+    if "hidden" not in theirs.capabilities().columns:
+        return {}
+    with session.progress(2 * len(answers), "distance to the teacher", "answers") as bar:
+        gaps = teacher_divergence(session.engine("student", student, whole), theirs, prompts, answers, progress=bar)
+    return {**gaps, READ: sum(map(len, answers))}
 
 
 def fitting(sampling: dict, prompts: list[Prompt], context_tokens: int) -> dict:
@@ -97,7 +105,7 @@ def fitting(sampling: dict, prompts: list[Prompt], context_tokens: int) -> dict:
 
 
 def report_of(samples: list[Sample], ks: list[int]) -> dict:
-    """Counts (avg, pass@k, lengths, truncation) and the mean reward of every question."""
+    """Counts (avg, pass@k, lengths, truncation, costs) and the mean reward of every question."""
     rewards = defaultdict(list)
     for sample in samples:
         rewards[sample.prompt_id].append(sample.reward)
@@ -105,7 +113,8 @@ def report_of(samples: list[Sample], ks: list[int]) -> dict:
     counts = {**summary(rewards, ks), "prompts": len(rewards), "samples": len(samples),
               "length_mean_tokens": statistics.fmean(lengths), "length_median_tokens": statistics.median(lengths),
               "length_max_tokens": max(lengths),
-              "truncated_share": statistics.fmean(s.finish_reason == "length" for s in samples)}
+              "truncated_share": statistics.fmean(s.finish_reason == "length" for s in samples),
+              **counted("report", {WRITTEN[STUDENT]: sum(lengths)})}
     return {"counts": counts, "mean_reward": {prompt_id: avg_at(r) for prompt_id, r in rewards.items()}}
 
 

@@ -3,7 +3,7 @@
 Each cell (variant, seed) is a mean reward a prompt. A variant's difference to the baseline is taken prompt by prompt,
 averaged over its seeds, and its interval comes from resampling prompts. So the interval covers which prompts were
 asked, not which seeds were run: with few seeds, look at the seeds' own columns. The difference to a variant's placebo
-is made the same way. Beside the rewards stands what they cost in tokens. A cell that failed is shown as failed.
+is made the same way. Below the rewards stands what they cost (see `costs`). A cell that failed is shown as failed.
 """
 import json
 import shlex
@@ -15,18 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from tasks.opd.core.costs import TRAINED
 from tasks.opd.core.seeds import derive_seed
+from tasks.opd.evaluation.costs import NOTE, Costs, cost_tables, mean_of
 
 RESAMPLES = 10_000
 CHUNK = 500                       # resamples drawn at once
 LEVEL = 0.95
 EQUAL = 0.01                      # trained tokens are called equal when no two cells differ by more, of the largest
-WIDTH = 160                       # a wider text table has the tokens in a table of their own
 START = "start"                   # the untrained student: one cell, the same for every seed
 VERDICTS = ("worse", "not distinguishable", "better")
 BEATEN = ("not above its placebo", "above its placebo")
-TOKENS = {"sampled_tokens": "sampled_tokens", "teacher_tokens": "teacher_tokens",
-          "trained_tokens": "tokens_seen"}  # what a cell spent: under which name a checkpoint counts it
 
 Rewards = dict[str, float]                      # prompt_id -> mean reward over its samples
 Cells = dict[int, np.ndarray]                   # seed -> mean rewards, prompts in one order
@@ -48,7 +47,7 @@ class Row:
     placebo_interval: Interval | None
     placebo_difference_by_seed: dict[int, float]
     placebo_verdict: str                        # one of BEATEN; empty: not compared
-    spent: dict[str, float | None]              # TOKENS: mean over the seeds that finished; None: not known
+    costs: Costs                                # means over the seeds that finished
     trained_by_seed: dict[int, int]             # trained tokens of each seed, where known
     errors: dict[int, str]
 
@@ -69,43 +68,38 @@ class Comparison:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
     def to_markdown(self, facts: dict[str, str] | None = None) -> str:
-        """A Markdown table with its note; failures below, and above, when given, a line of facts (see `provenance`)."""
-        header, *body = self.cells()
+        """Markdown tables with their note; failures below, and above, when given, a line of facts (see `provenance`)."""
         seeds = ", ".join(map(str, self.seeds))
         above = ["; ".join(f"{name}: {fact}" for name, fact in {**facts, "seeds": seeds}.items()), ""] if facts else []
-        lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header),
-                 *("| " + " | ".join(row) + " |" for row in body), "", " ".join(self.note())]
+        lines = [line for table in self.tables() for line in (*in_markdown(table), "")]
         listed = [f"- {line}" for line in [*self.placebos(), *self.failures()]]
-        return "\n".join([*above, *lines, *([""] if listed else []), *listed])
+        return "\n".join([*above, *lines, " ".join(self.note()), *([""] if listed else []), *listed])
 
     def to_text(self) -> str:
-        """The same, aligned for a terminal of WIDTH columns."""
-        table, below = aligned(self.cells()), []
-        if self.knows_tokens() and max(map(len, table)) > WIDTH:
-            header = ["variant", *map(short, TOKENS), ""]
-            table = aligned(self.cells(tokens=False))
-            below = ["", *aligned([header, *([row.variant, *spent_cells(row), ""] for row in self.rows)])]
-        return "\n".join([*table, *below, "", *self.note(), *self.placebos(), *self.failures()])
+        """The same, aligned for a terminal."""
+        lines = [line for table in self.tables() for line in (*aligned(table), "")]
+        return "\n".join([*lines, *self.note(), *self.placebos(), *self.failures()])
 
-    def knows_tokens(self) -> bool:
-        return any(value is not None for row in self.rows for value in row.spent.values())
+    def tables(self) -> list[list[list[str]]]:
+        """The rewards, and what they cost where that is known; each is a header and rows, as text."""
+        return [self.cells(), *cost_tables([(row.variant, percent(row.mean), row.costs) for row in self.rows])]
 
-    def cells(self, tokens: bool = True) -> list[list[str]]:
-        """Header and rows as text, in percent, points and thousands of tokens; columns nobody fills are left out."""
-        tokens, placebos = tokens and self.knows_tokens(), self.has_placebos()
-        header = ["variant", "mean", *(f"seed {s}" for s in self.seeds), *(map(short, TOKENS) if tokens else ()),
-                  f"vs {self.baseline}", *(["vs placebo"] if placebos else ()), "verdict"]
-        return [header, *(self.line(row, tokens, placebos) for row in self.rows)]
+    def cells(self) -> list[list[str]]:
+        """Header and rows as text, in percent and points; columns nobody fills are left out."""
+        placebos = self.has_placebos()
+        header = ["variant", "mean", *(f"seed {s}" for s in self.seeds), f"vs {self.baseline}",
+                  *(["vs placebo"] if placebos else ()), "verdict"]
+        return [header, *(self.line(row, placebos) for row in self.rows)]
 
-    def line(self, row: Row, tokens: bool, placebos: bool) -> list[str]:
+    def line(self, row: Row, placebos: bool) -> list[str]:
         """One variant's cells."""
         shown = {} if row.variant == START else row.by_seed
         seeds = ["failed" if s in row.errors else percent(shown.get(s)) for s in self.seeds]
         mark = f", {row.placebo_verdict}" if row.placebo_verdict == BEATEN[0] else ""
         missing = "-" if row.placebo else ""
         placebo = [points(row.placebo_difference, row.placebo_interval) or missing] if placebos else []
-        return [row.variant, percent(row.mean), *seeds, *(spent_cells(row) if tokens else ()),
-                points(row.difference, row.interval), *placebo, row.verdict + mark]
+        return [row.variant, percent(row.mean), *seeds, points(row.difference, row.interval), *placebo,
+                row.verdict + mark]
 
     def note(self) -> list[str]:
         """What the numbers are and what the intervals cover, by sentences."""
@@ -114,9 +108,8 @@ class Comparison:
                 f"{self.num_prompts} prompts and {count} seed{'s' if count != 1 else ''}.",
                 f"An interval is a bootstrap over prompts ({self.resamples:,} resamples): it covers the choice of "
                 "prompts, not of seeds, so also see the seeds' own columns."]
-        if self.knows_tokens():
-            said += ["Sampled (written by the student), teacher (scored or written by teachers) and trained (with a "
-                     "non-zero coefficient): thousands of tokens, mean over seeds; -: not known.", *self.trained_note()]
+        if len(self.tables()) > 1:
+            said += [NOTE, *self.trained_note()]
         if self.has_placebos():
             said.append(f"A variant marked `{BEATEN[0]}` was not shown to do more than its control: the interval of "
                         "its paired difference to its placebo starts at or below 0; -: could not be compared.")
@@ -157,11 +150,17 @@ class Comparison:
                 for row in self.rows for seed, error in row.errors.items()]
 
 
+def in_markdown(table: list[list[str]]) -> list[str]:
+    """Lines of a table, a rule under the header."""
+    lines = ["| " + " | ".join(row) + " |" for row in table]
+    return [lines[0], "|" + " --- |" * len(table[0]), *lines[1:]]
+
+
 def aligned(table: list[list[str]]) -> list[str]:
-    """Lines of a table whose first and last columns are words, a rule under the header."""
+    """Lines of a table, words to the left and numbers to the right, a rule under the header."""
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    ends = (0, len(widths) - 1)
-    lines = ["  ".join(cell.ljust(width) if i in ends else cell.rjust(width)
+    words = {i for i, header in enumerate(table[0]) if i == 0 or header == "verdict"}
+    lines = ["  ".join(cell.ljust(width) if i in words else cell.rjust(width)
                        for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in table]
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
@@ -175,16 +174,6 @@ def points(difference: float | None, interval: Interval | None) -> str:
     return "" if difference is None else f"{100 * difference:+.1f} [{100 * interval[0]:+.1f} {100 * interval[1]:+.1f}]"
 
 
-def short(name: str) -> str:
-    """A column's header: `sampled` of sampled_tokens."""
-    return name.removesuffix("_tokens")
-
-
-def spent_cells(row: Row) -> list[str]:
-    """Thousands of tokens; `-` where not known."""
-    return ["-" if row.spent[name] is None else f"{row.spent[name] / 1000:,.1f}" for name in TOKENS]
-
-
 def provenance(suite: str, overrides: list[str], benchmark: str, environment: dict) -> dict[str, str]:
     """Facts of a table made now by `opd compare`; `environment` is {"device": kind, "versions": {name: version}}."""
     command = ["opd", "compare", suite, *overrides]
@@ -193,17 +182,12 @@ def provenance(suite: str, overrides: list[str], benchmark: str, environment: di
             "benchmark": benchmark, "device": environment["device"], "versions": versions}
 
 
-def spent_in(counts: dict) -> dict[str, int]:
-    """What a cell spent, from its last checkpoint's counts; what was not counted is left out."""
-    return {name: counts[counted] for name, counted in TOKENS.items() if counted in counts}
-
-
 def compare(cells: dict[tuple[str, int], Rewards | str], baseline: str, *,
-            spent: dict[tuple[str, int], dict[str, int]] | None = None, placebos: dict[str, str] | None = None,
+            spent: dict[tuple[str, int], Costs] | None = None, placebos: dict[str, str] | None = None,
             seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
     """Compare every variant with `baseline`. A cell is {prompt_id: mean reward}, or the text of its error.
 
-    `spent` has the TOKENS of cells, `placebos` the variant that a variant must beat; both may be incomplete.
+    `spent` has the costs of cells, `placebos` the variant that a variant must beat; both may be incomplete.
     `start` has one cell of any seed, which stands for every seed. A difference uses the seeds that both sides finished.
     Raises: ValueError when the baseline has no cell, or when cells were asked different prompts.
     """
@@ -235,7 +219,7 @@ def seeds_of(variant: str, values: dict[tuple[str, int], Any]) -> dict[int, Any]
 
 
 def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells], errors: dict[int, str],
-           spent: dict[int, dict[str, int]], interval_of: Callable[[np.ndarray], Interval]) -> Row:
+           spent: dict[int, Costs], interval_of: Callable[[np.ndarray], Interval]) -> Row:
     """One variant against the baseline and its placebo; `rewards` are all variants', the rest is its own."""
     own = rewards[variant]
     difference, interval, by_seed = paired(variant, baseline, rewards, interval_of)
@@ -243,15 +227,14 @@ def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells],
     if interval:
         verdict = VERDICTS[1 + int(interval[0] > 0) - int(interval[1] < 0)]
     control, control_interval, control_by_seed = paired(variant, placebo, rewards, interval_of)
-    known = {name: [tokens[name] for tokens in spent.values() if name in tokens] for name in TOKENS}
     return Row(variant=variant, mean=float(np.mean(list(own.values()))) if own else None,
                by_seed={s: float(v.mean()) for s, v in sorted(own.items())} | dict.fromkeys(errors),
                difference=difference, interval=interval, difference_by_seed=by_seed, verdict=verdict, errors=errors,
                placebo=placebo, placebo_difference=control, placebo_interval=control_interval,
                placebo_difference_by_seed=control_by_seed,
                placebo_verdict=BEATEN[int(control_interval[0] > 0)] if control_interval else "",
-               spent={name: float(np.mean(values)) if values else None for name, values in known.items()},
-               trained_by_seed={s: t["trained_tokens"] for s, t in sorted(spent.items()) if "trained_tokens" in t})
+               costs=mean_of(list(spent.values())),
+               trained_by_seed={s: c.tokens[TRAINED] for s, c in sorted(spent.items()) if TRAINED in c.tokens})
 
 
 def paired(variant: str, other: str, rewards: dict[str, Cells], interval_of: Callable[[np.ndarray], Interval]

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 
 from tasks.opd.core.batches import padded_batches
+from tasks.opd.core.costs import READ, WRITTEN
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.records import STUDENT, Rollout
+from tasks.opd.core.records import STUDENT, TEACHER, Rollout
 from tasks.opd.rollouts.turns import InterleavedBatch, Rule
 from tasks.opd.rollouts.writers import Engines
 from tasks.opd.store.artifacts import model_folder
@@ -74,6 +75,8 @@ def interleaved(name: str, rollouts: list[Rollout], engines: Engines, rule: Rule
             for i, refined in zip(chosen, table.refined(name)):
                 out[i] = refined
     engines.report.update(report(tables, len(own)))
+    for cost, name in ((WRITTEN[STUDENT], "drafted"), (WRITTEN[TEACHER], "taught"), (READ, "verified")):
+        engines.costs[cost] += sum(table.counts[name] for table in tables)
     return out
 
 
@@ -84,5 +87,4 @@ def report(tables: list[InterleavedBatch], num_rollouts: int) -> dict[str, float
     proposed = total("proposed")
     return {"accepted_share": total("accepted") / proposed if proposed else None,
             "blocks_mean": total("blocks") / num_rollouts if num_rollouts else None,
-            "teacher_written_tokens": total("taught"), "student_draft_tokens": total("drafted"),
             "teacher_forward_tokens": total("read")}

@@ -2,7 +2,8 @@
 
 `refiner(rollouts, engines, *, ..) -> rollouts`, None in the place of one that goes. A changed rollout has a new id, its
 parent's id in `parent`, the writer's name still in `origin`, and no reward until it is graded again. What a refiner has
-to tell it puts into `engines.report`; among several refiners each one's numbers bear its name.
+to tell it puts into `engines.report`; among several refiners each one's numbers bear its name. What it spends it adds
+to `engines.costs`, which are the stage's, whoever spent them.
 """
 import dataclasses
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.opd.core.costs import counted
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Quarantined, Rollout, first_tokens, read_rows, write_rows
 from tasks.opd.rollouts.interleaving import relay, skd
@@ -60,4 +62,5 @@ def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> 
     session.log(out, spec["round"], {"refine/changed_share": changed / len(rollouts),
                                      "refine/length_mean_tokens": tokens / len(rollouts),
                                      **{f"refine/{name}": float(value) for name, value in counts.items()}})
-    return {"rollouts": len(rollouts), "refined": changed, "dropped": len(gone), "tokens": tokens, **counts}
+    return {"rollouts": len(rollouts), "refined": changed, "dropped": len(gone), "tokens": tokens,
+            **counted("refined", engines.costs), **counts}

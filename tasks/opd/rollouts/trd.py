@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
+from tasks.opd.core.costs import READ
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Rollout, read_rows
 from tasks.opd.core.seeds import derive_seed
@@ -105,6 +106,7 @@ def rewritten(rollouts: list[Rollout], views: list[list[int]], prompts: dict[str
     seeds = [derive_seed(spec["seed"], spec["round"], rollout.rollout_id, "trd") for rollout in rollouts]
     asked = [dataclasses.replace(prompts[rollout.prompt_id], token_ids=ids) for rollout, ids in zip(rollouts, views)]
     drafts = drafts_of(engines, "teacher", asked, seeds, sampling) if rollouts else []
+    engines.costs[READ] += sum(len(rollout.token_ids) for rollout in rollouts)
     return [dataclasses.replace(
         rollout, rollout_id=f"{rollout.rollout_id}:trd", parent=rollout.rollout_id, teacher_prompt_ids=ids,
         reward=None, feedback=None, **dataclasses.asdict(draft))
@@ -112,13 +114,12 @@ def rewritten(rollouts: list[Rollout], views: list[list[int]], prompts: dict[str
 
 
 def outcome_counts(rollouts: list[Rollout], written: list[Rollout], rewards: list[float]) -> dict[str, float | None]:
-    """Which passed before and after, and how many tokens it took."""
+    """Which passed before and after, and how the length changed."""
     turns = Counter((old.reward >= PASS, reward >= PASS) for old, reward in zip(rollouts, rewards))
     before, after = (sum(len(r.token_ids) for r in rows) for rows in (rollouts, written))
     return {"fail_to_pass": turns[False, True], "pass_to_fail": turns[True, False],
             "fail_to_fail": turns[False, False], "pass_to_pass": turns[True, True],
-            "length_change_mean_tokens": (after - before) / len(rollouts) if rollouts else None,
-            "teacher_written_tokens": after}
+            "length_change_mean_tokens": (after - before) / len(rollouts) if rollouts else None}
 
 
 def gap_counts(engines: Engines, rollouts: list[Rollout], written: list[Rollout]) -> dict[str, float | None]:
@@ -133,5 +134,6 @@ def gap_nats(engines: Engines, rollouts: list[Rollout]) -> float:
     """Mean over tokens of log teacher - log student, the student after the prompt, the teacher after what it saw."""
     completions = [r.token_ids for r in rollouts]
     theirs = engines.teacher.score([r.teacher_prompt_ids or r.prompt_token_ids for r in rollouts], completions, Want())
+    engines.costs[READ] += sum(map(len, completions))
     own = engines.student.score([r.prompt_token_ids for r in rollouts], completions, Want())
     return torch.cat([one.sampled.double() - other.sampled.double() for one, other in zip(theirs, own)]).mean().item()

@@ -52,7 +52,7 @@ class InterleavedBatch:
         self.size = min(student.vocabulary, teacher.vocabulary)
         self.ends = {who: torch.tensor(sorted(ids), dtype=torch.long, device=device) for who, ids in
                      ((STUDENT, student.eos_ids), (TEACHER, student.eos_ids | teacher.eos_ids))}
-        self.counts = dict.fromkeys(("proposed", "accepted", "blocks", "taught", "drafted"), 0)
+        self.counts = dict.fromkeys(("proposed", "accepted", "blocks", "taught", "drafted", "verified"), 0)
         room, spec = self.sampling["max_new_tokens"], engines.spec
         start, written = ([len(getattr(r, key)) for r in rollouts] for key in ("prompt_token_ids", "token_ids"))
         width = max(p + max(room, t) for p, t in zip(start, written)) + 1
@@ -194,6 +194,7 @@ class InterleavedBatch:
                      self.tokens[rows[row], where], k)
         first = ends.scatter_reduce(0, row[out], where[out], "amin")
         rejected = first < ends
+        self.counts["verified"] += int((ends - length).sum())  # those after a rejection were read too
         self.counts["accepted"] += (accepted := int((first - length).sum()))
         self.counts["proposed"] += accepted + int(rejected.sum())
         self.length[rows] = first

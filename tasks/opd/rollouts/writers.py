@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.opd.core.costs import WRITTEN, counted
 from tasks.opd.core.errors import DataError, NonFinite
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
@@ -38,6 +39,7 @@ class Engines:
         self.inputs, self.spec, self.session = inputs, spec, session
         self.sampling = spec.get("sampling")
         self.report: dict[str, float | None] = {}  # what a refiner tells of its work: counts and metrics
+        self.costs: Counter = Counter()            # tokens that the stage has spent, see `core.costs`
 
     @functools.cached_property
     def student(self):
@@ -75,6 +77,7 @@ def drafts_of(engines: Engines, name: str, prompts: list[Prompt], seeds: list[in
     engine, author, policy = getattr(engines, name), AUTHORS[name], fingerprint_of(engines.inputs[name])
     with engines.session.progress(len(prompts), f"{name} writes", "rollouts") as bar:
         written = engine.generate([p.token_ids for p in prompts], sampling, seeds, progress=bar)
+    engines.costs[WRITTEN[author]] += sum(len(c.token_ids) for c in written)
     return [Draft(token_ids=c.token_ids, logprobs=c.logprobs, author=[author] * len(c.token_ids),
                   finish_reason=c.finish_reason, policy=policy) for c in written]
 
@@ -104,6 +107,7 @@ def dataset(prompts: list[Prompt], seeds: list[int], engines: Engines) -> list[D
         ids = [*ids, tokenizer.eos_token_id]
         drafts.append(Draft(token_ids=ids, logprobs=[math.nan] * len(ids), author=[DATASET] * len(ids),
                             finish_reason="stop", policy="") if len(ids) > 1 else None)
+    engines.costs[WRITTEN[DATASET]] += sum(len(draft.token_ids) for draft in drafts if draft)
     return drafts
 
 
@@ -196,7 +200,8 @@ def write_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
     write_rows(out / "rollouts.parquet", rollouts, Rollout)
     write_rows(out / "quarantined.parquet", quarantined, Quarantined)
     log_rollouts(rollouts, time.perf_counter() - started, out, spec["round"], session)
-    return counts_of(rollouts) | {"prompts": len(chosen), "quarantined": len(quarantined)}
+    return counts_of(rollouts) | {"prompts": len(chosen), "quarantined": len(quarantined),
+                                  **counted("rollouts", engines.costs)}
 
 
 def labels(names: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tasks.opd.core.costs import READ, counted
 from tasks.opd.core.errors import CorruptArtifact, DataError, NonFinite, TokenizerMismatch
 from tasks.opd.core.records import Prompt, Rollout, read_rows
 from tasks.opd.engines.api import Signal, Want
@@ -82,8 +83,8 @@ def score_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
     write_signal(out, [r.rollout_id for r in rollouts], signals, views.prompt_ids)
     tokens = sum(len(rollouts[i].token_ids) for i in live)
     log_scores(rollouts, scored, tokens / max(seconds, 1e-9), out, session)
-    return {"rollouts": len(rollouts), "scored": len(live), "teacher_tokens": tokens,
-            "without_context": views.num_without, "too_long": views.num_too_long}
+    return {"rollouts": len(rollouts), "scored": len(live), "without_context": views.num_without,
+            "too_long": views.num_too_long, **counted("scores", {READ: tokens})}
 
 
 def check_vocabulary(engine, vocabulary: int) -> None:

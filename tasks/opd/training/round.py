@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tasks.opd.core.costs import TRAINED, counted
 from tasks.opd.core.errors import DataError, NonFinite
-from tasks.opd.core.records import STUDENT, Rollout, first_tokens
+from tasks.opd.core.records import Rollout, first_tokens
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.engines.canary import write_canary
 from tasks.opd.models.heads import special_ids
@@ -109,7 +110,7 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
         if not torch.isfinite(parameter).all():
             raise NonFinite(f"the weights of {name} are not finite after step {trainer.step - 1}; they are not kept, "
                             "the last checkpoint stands: lower train.learning_rate or train.weight_decay")
-    return {"trained_tokens": trained, "steps": steps, "loss": loss}
+    return {**counted("checkpoint", {TRAINED: trained}), "steps": steps, "loss": loss}
 
 
 def cut(prepared: list[Prepared], columns: Columns, batch: list[int], left: int) -> list[Prepared]:
@@ -173,8 +174,6 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
     torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round
     origin = model_folder(inputs["student"])
     scored = read_scored(inputs, spec, trainer.device)
-    trainer.teacher_tokens += sum(scored.num_scored(name) for name in scored.flat)
-    trainer.sampled_tokens += sum(r.author.count(STUDENT) for r in scored.rollouts)
     batch = spec["train"]["batch_rollouts"] or len(scored.rollouts)
     steps = spec["train"]["epochs"] * math.ceil(len(scored.rollouts) / batch)
     with session.progress(steps, f"train round {spec['round'] + 1}/{spec['rounds']}", "steps") as bar:
@@ -183,10 +182,8 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
                                  lambda at, values: session.log(out, at, values), bar)
         except NonFinite as error:
             raise NonFinite(f"round {spec['round']}: {error}. It started from {inputs['student']}") from error
-    session.log(out, trainer.step, {"train/teacher_tokens": trainer.teacher_tokens})
     save(trainer, out, origin)
     record_canary(trainer.model, scored.rollouts, spec, out / "model")
     trainer.source = artifact_key(out)
     session.trainer = trainer
-    return {**counts, "step": trainer.step, "tokens_seen": trainer.tokens_seen,
-            "teacher_tokens": trainer.teacher_tokens, "sampled_tokens": trainer.sampled_tokens}
+    return {**counts, "step": trainer.step, "tokens_seen": trainer.tokens_seen}

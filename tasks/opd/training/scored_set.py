@@ -28,10 +28,6 @@ class ScoredSet:
         """Which rollouts the model had a context for: bool [R]."""
         return self.present[name]
 
-    def num_scored(self, name: str) -> int:
-        """How many of the N tokens the model has a signal for."""
-        return sum(len(r.token_ids) for r, there in zip(self.rollouts, self.present[name].tolist()) if there)
-
     def column(self, name: str, which: str) -> Tensor:
         """A model's `sampled` or `entropy` at all tokens, [N] nats; NaN where it gave none."""
         if which in self.flat[name]:

@@ -20,7 +20,7 @@ from tasks.opd.models.heads import load_model
 from tasks.opd.store.artifacts import fingerprint_of, model_folder
 
 FROZEN = ("beta1", "beta2", "epsilon", "weight_decay", "gradient_checkpointing", "lora")  # in model and optimizer
-COUNTERS = ("step", "tokens_seen", "teacher_tokens", "sampled_tokens")
+COUNTERS = ("step", "tokens_seen")
 
 
 @dataclass(kw_only=True)
@@ -31,8 +31,6 @@ class Trainer:
     average: dict[str, torch.Tensor] | None     # exponential moving average of the weights that learn, by name
     step: int                                   # optimizer steps so far
     tokens_seen: int                            # tokens trained on so far
-    teacher_tokens: int                         # tokens scored by teachers so far
-    sampled_tokens: int                         # tokens written by the student so far
     source: tuple[str, int]
     settings: dict                              # those of `train` that it was built with, see FROZEN
     base: dict | None = None                    # the artifact an adapter stands on: kind, fingerprint, digest
