@@ -1,7 +1,7 @@
 """What distillations returned, as tables: a suite's, or one run's against its own start."""
 import json
 
-from tasks.opd.evaluation import comparison, costs
+from tasks.opd.evaluation import cell_costs, comparison
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 
@@ -21,7 +21,7 @@ def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Ex
     order = dict.fromkeys((variant, seed) for variant, seed, _ in cells)
     return comparison.compare(
         {(comparison.START, 0): rewards(start), **order, **errors, **ends}, baseline,
-        spent={cell: costs.costs_of(result["checkpoint"], [*result["start"].values(), *result["end"].values()])
+        spent={cell: cell_costs.costs_of(result["checkpoint"], [*result["start"].values(), *result["end"].values()])
                for cell, result in done.items()},
         placebos={variant: recipe.about.placebo for variant, _, recipe in cells})
 

@@ -186,9 +186,8 @@ def test_a_suites_run_shows_a_note_and_numbers_and_a_replay_adds_only_what_chang
 
 
 @pytest.mark.parametrize("kind, prefix, counts, own, expected", [
-    ("checkpoint", "checkpoint", {"tokens_seen": 7, "sampled_tokens": 5, "loss": 0.1, "steps": 1},
-     {"train/tokens_seen": 7, "train/teacher_tokens": 9},
-     {"train/tokens_seen": 7, "round/tokens_seen": 7, "round/sampled_tokens": 5, "round/seconds": 2.5}),
+    ("checkpoint", "checkpoint", {"tokens_seen": 7, "trained_tokens": 3, "loss": 0.1, "steps": 1},
+     {"train/tokens_seen": 7}, {"train/tokens_seen": 7, "round/trained_tokens": 7, "round/seconds": 2.5}),
     ("rollouts", "rollout", {"rollouts": 8, "truncated_share": 0.5}, {"rollout/truncated_share": 0.5},
      {"rollout/truncated_share": 0.5, "rollout/rollouts": 8}),
     ("scores", "score/teacher", {"scored": 8}, {"score/tokens_per_second": 3},
@@ -200,7 +199,8 @@ def test_a_number_stands_under_one_name(kind, prefix, counts, own, expected, opd
     made.path.mkdir(parents=True)
     metrics.append(made.path / metrics.FILE, 3, own)
     note = Note(artifact=made, name="0000", step=0, prefix=prefix)
-    points = points_of(note, {"counts": counts, "created": "2026-01-01T00:00:00+00:00"}, 2.5)
+    points = points_of(note, {"counts": counts, "created": "2026-01-01T00:00:00+00:00"},
+                       {"trained_tokens": 7, "seconds": 2.5})
     assert sorted((point["key"], point["value"]) for point in points) == sorted(expected.items())
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.opd.core.costs import summed
-from tasks.opd.evaluation.costs import ROUND
+from tasks.opd.evaluation.cell_costs import ROUND
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, home
 from tasks.tracking.client import alone, client_at, entities, experiment_id, is_there, tracking_uri

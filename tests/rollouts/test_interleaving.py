@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from tasks.opd.core import progress
+from tasks.opd.core.costs import READ, WRITTEN
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER
 from tasks.opd.core.seeds import derive_seed
@@ -67,8 +68,8 @@ def what(rollouts):
 def test_with_k_the_whole_vocabulary_a_rollout_stays_itself(engines):
     before = drafts(engines)
     assert all(new is old for new, old in zip(skd(before, engines, k=V), before))
-    assert engines.report["accepted_share"] == 1.0 and engines.report["teacher_written_tokens"] == 0
-    assert engines.report["student_draft_tokens"] == 0 and engines.report["blocks_mean"] == 1.0
+    assert engines.report["accepted_share"] == 1.0 and engines.report["blocks_mean"] == 1.0
+    assert engines.costs == {WRITTEN[STUDENT]: 0, WRITTEN[TEACHER]: 0, READ: sum(len(r.token_ids) for r in before)}
 
 
 @pytest.mark.parametrize("other", [{}, {"teacher_temperature": 0.5, "teacher_top_p": 0.7}])
@@ -92,6 +93,19 @@ def test_others_rollouts_pass_unchanged(engines):
     assert skd(theirs, engines, k=0) == theirs and engines.report["accepted_share"] is None
 
 
+def test_every_token_drafted_written_and_verified_is_counted(engines):
+    """With k 0 and drafts of one token every draft is rejected: of a rollout the teacher reads the first window, then
+    each draft; all but the first token that it writes stand in the place of one of the student's."""
+    before = drafts(engines)
+    lengths = [len(r.token_ids) for r in skd(before, engines, k=0, draft_tokens=1)]
+    redrafted = sum(lengths) - len(lengths)
+    first = sum(min(turns.WINDOW, len(r.token_ids)) for r in before)
+    assert engines.costs == {WRITTEN[STUDENT]: redrafted, WRITTEN[TEACHER]: sum(lengths), READ: first + redrafted}
+    engines.costs.clear()
+    relay(before, engines, k=V, within=10)                            # nothing is rejected, ten tokens are looked at
+    assert engines.costs[READ] == sum(min(10, len(r.token_ids)) for r in before) and engines.costs.total() > 40
+
+
 # ---- what drafts may not change
 
 @pytest.mark.parametrize(("refiner", "params"), [
@@ -105,7 +119,7 @@ def test_the_length_of_drafts_changes_nothing(folder, refiner, params, sampling)
         before, told = drafts(engines, PROMPTS * 4), []
         for draft_tokens in (1, 2, 5, 24, 256):
             after = refiner(before, engines, draft_tokens=draft_tokens, **params)
-            told.append((what(after), engines.report["accepted_share"], engines.report["teacher_written_tokens"],
+            told.append((what(after), engines.report["accepted_share"], engines.costs.pop(WRITTEN[TEACHER]),
                          pytest.approx([lp for r in after for lp in r.logprobs], abs=1e-9)))
         for *same, logprobs in told[1:]:
             assert same == list(told[0][:-1]) and logprobs == told[0][-1].expected
@@ -137,7 +151,7 @@ def test_every_token_is_where_its_author_put_it(engines):
             rejected += author == TEACHER
         assert r.finish_reason == ("stop" if r.token_ids[-1] == EOS else "length") and EOS not in r.token_ids[:-1]
         assert len(r.token_ids) == NEW or r.finish_reason == "stop"
-    assert rejected == engines.report["teacher_written_tokens"] > 50
+    assert rejected == engines.costs[WRITTEN[TEACHER]] > 50
 
 
 # ---- the emitted distribution

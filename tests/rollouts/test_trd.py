@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from tasks.opd.core.costs import READ, WRITTEN
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Rollout, write_rows
 from tasks.opd.core.seeds import derive_seed
@@ -147,14 +148,14 @@ def test_passes_and_failures_lengths_and_tokens_are_told(make):
     trd([*RAW, dataclasses.replace(RAW[1], rollout_id="again")], engines)
     before, after = sum(len(r.token_ids) for r in [*RAW, RAW[1]]), sum(map(len, [*REWRITES, REWRITES[1]]))
     assert engines.report == {"fail_to_pass": 2, "pass_to_fail": 1, "fail_to_fail": 1, "pass_to_pass": 1,
-                              "length_change_mean_tokens": (after - before) / 5, "teacher_written_tokens": after,
-                              "no_room": 0, "not_rewritten": 0}
+                              "length_change_mean_tokens": (after - before) / 5, "no_room": 0, "not_rewritten": 0}
+    assert engines.costs == {WRITTEN[TEACHER]: after, READ: before}               # each draft stands in a prompt
 
 
 def test_nothing_chosen_is_nothing_asked(make):
     engines = make([])
     assert trd([RAW[0], RAW[2]], engines, which="failed", others="keep") == [RAW[0], RAW[2]]
-    assert engines.teacher.asked == [] and engines.report["teacher_written_tokens"] == 0
+    assert engines.teacher.asked == [] and not engines.costs.total()
 
 
 def test_what_cannot_be_rewritten_is_one_of_the_others_and_counted(make):
@@ -200,6 +201,8 @@ def test_the_gap_is_the_teachers_under_what_it_saw_minus_the_students_under_the_
     assert engines.report["teacher_gap_rewritten_nats"] == pytest.approx(1.0)     # -0.5 + 1.5
     assert [prompt for prompt, _ in engines.student.scored] == [r.prompt_token_ids for r in RAW] * 2
     assert [ids for _, ids in engines.teacher.scored] == [r.token_ids for r in RAW] + REWRITES
+    drafts, rewrites = sum(len(r.token_ids) for r in RAW), sum(map(len, REWRITES))
+    assert engines.costs == {WRITTEN[TEACHER]: rewrites, READ: drafts + (drafts + rewrites)}  # shown, then scored
 
 
 def test_the_gap_of_unequal_lengths_is_over_tokens_and_of_few_rollouts(make):

@@ -131,6 +131,19 @@ def test_nothing_to_write_is_an_error_with_a_way_out(inputs, session, tmp_path):
         write(without, spec({"name": "teacher"}), tmp_path, session)
 
 
+def test_what_was_written_is_counted_by_author_kept_or_not(inputs, session, tmp_path):
+    """A prompt of 2 tokens and its solution of 3 exceed a context of 4: 8 solutions are supplied, none is kept."""
+    made = spec({"name": "student", "n": 2}, {"name": "dataset"}, prompts_per_round=9, context_tokens=4)
+    made["sampling"]["max_new_tokens"] = 1
+    counts, rollouts, _ = write(inputs, made, tmp_path / "a", session)
+    assert {r.origin for r in rollouts} == {"student"} and counts["tokens"] == 18
+    written = {name: counts[f"{name}_written_tokens"] for name in ("student", "teacher", "dataset")}
+    assert written == {"student": 9 * 2, "teacher": 0, "dataset": 8 * 3}
+    counts, rollouts, _ = write(inputs, spec({"name": "teacher"}), tmp_path / "b", session)
+    assert counts["teacher_written_tokens"] == sum(len(r.token_ids) for r in rollouts)
+    assert counts["student_written_tokens"] == counts["dataset_written_tokens"] == 0
+
+
 def test_two_writers_of_one_name_write_different_rollouts(inputs, session, tmp_path):
     assert labels(["student", "teacher", "student"]) == ["student", "teacher", "student.1"]
     rollouts = write(inputs, spec({"name": "student"}, {"name": "student"}), tmp_path, session)[1]
@@ -167,12 +180,15 @@ def test_what_several_refiners_tell_stands_under_their_names(inputs, session, tm
         counts = refine_rollouts({**inputs, "rollouts": tmp_path / "r"}, spec(refiners=list(refiners)),
                                  tmp_path / name, session)
         points = {point["key"]: point["value"] for point in metrics.read(tmp_path / name / metrics.FILE)}
-        assert all(points[f"refine/{key}"] == value for key, value in counts.items() if "written" in key)
+        assert all(points[f"refine/{key}"] == value for key, value in counts.items() if "accepted" in key)
+        theirs = sum(r.author.count(TEACHER) for r in read_rows(tmp_path / name / "rollouts.parquet", Rollout))
+        assert counts["teacher_written_tokens"] == theirs  # of all refiners together
         return counts
     alone, both = told("alone", relay), told("both", relay, skd)
-    own = {"accepted_share", "blocks_mean", "teacher_written_tokens", "student_draft_tokens", "teacher_forward_tokens"}
-    assert own < alone.keys() and alone["teacher_written_tokens"] > 0
+    own = {"accepted_share", "blocks_mean", "teacher_forward_tokens"}
+    assert own < alone.keys() and both["teacher_written_tokens"] > alone["teacher_written_tokens"] > 0
+    assert both["teacher_read_tokens"] > alone["teacher_read_tokens"] > 0
     assert {key: both[f"relay_{key}"] for key in own} == {key: alone[key] for key in own}
     assert both["skd_accepted_share"] == 0 and own.isdisjoint(both)   # k 0: of the untouched rollouts nothing stays
     again = told("again", relay, relay)
-    assert {"relay_teacher_written_tokens", "relay.1_teacher_written_tokens"} < again.keys()
+    assert {"relay_blocks_mean", "relay.1_blocks_mean"} < again.keys()

@@ -52,7 +52,7 @@ def score(inputs, out, session, context="same", **other):
 
 def test_every_rollout_is_scored_after_the_prompt_its_teacher_sees(inputs, session, tmp_path):
     counts, signals = score(inputs, tmp_path / "out", session)
-    assert counts == {"rollouts": 3, "scored": 3, "teacher_tokens": 8, "without_context": 0, "too_long": 0}
+    assert counts == {"rollouts": 3, "scored": 3, "teacher_read_tokens": 8, "without_context": 0, "too_long": 0}
     seen = [[7, 8], [11], [30, 31, 32]]  # what a refiner stored wins
     want = Want(top_k=3, entropy=True, hidden=True)
     expected = TorchEngine(inputs["model"] / "model", "float64").score(seen, [r.token_ids for r in ROLLOUTS], want)
@@ -64,7 +64,7 @@ def test_every_rollout_is_scored_after_the_prompt_its_teacher_sees(inputs, sessi
 def test_a_rollout_whose_context_is_none_has_no_signal(inputs, session, tmp_path):
     counts, signals = score(inputs, tmp_path / "out", session, context="solution")
     assert [s is not None for s in signals] == [True, False, True]
-    assert (counts["scored"], counts["without_context"], counts["teacher_tokens"]) == (2, 1, 6)
+    assert (counts["scored"], counts["without_context"], counts["teacher_read_tokens"]) == (2, 1, 6)
     same = score(inputs, tmp_path / "same", session)[1]
     assert not torch.allclose(signals[0].sampled, same[0].sampled)
     assert torch.allclose(signals[2].sampled, same[2].sampled, atol=1e-9)  # its own prompt either way
@@ -141,5 +141,5 @@ def test_only_rollouts_of_the_domains_named_are_scored(inputs, session, tmp_path
         assert [s is not None for s in signals] == there
         assert counts["scored"] == sum(there) and counts["rollouts"] == 3 and counts["without_context"] == 0
         tokens = sum(len(r.token_ids) for r, has in zip(rollouts, there) if has)
-        assert counts["teacher_tokens"] == tokens
+        assert counts["teacher_read_tokens"] == tokens
         assert all(torch.allclose(one.sampled, two.sampled, atol=1e-9) for one, two in zip(signals, everyone) if one)

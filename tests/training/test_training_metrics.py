@@ -24,7 +24,7 @@ def trained(student, scored, terms, **train):
     spec, points = train_spec(terms, train=train), []
     model = copy.deepcopy(student)
     trainer = Trainer(model=model, optimizer=new_optimizer(model, spec["train"]), average=None, step=0, tokens_seen=0,
-                      teacher_tokens=0, sampled_tokens=0, source=("", 0), settings={})
+                      source=("", 0), settings={})
     with Session().progress(1, "train", "steps") as bar:
         counts = train_round(trainer, scored, spec, frozenset({1}), lambda step, values: points.append((step, values)),
                              bar)

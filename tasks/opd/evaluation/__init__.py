@@ -2,6 +2,6 @@
 
 benchmarks          answers, graded; the stage `report`
 teacher_divergence  exact divergence to the teacher on the student's own answers
-costs               what a cell cost in tokens, seconds and bytes
+cell_costs          what a cell cost in tokens, seconds and bytes
 comparison          variants paired over prompts
 """

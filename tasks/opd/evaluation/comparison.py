@@ -3,7 +3,7 @@
 Each cell (variant, seed) is a mean reward a prompt. A variant's difference to the baseline is taken prompt by prompt,
 averaged over its seeds, and its interval comes from resampling prompts. So the interval covers which prompts were
 asked, not which seeds were run: with few seeds, look at the seeds' own columns. The difference to a variant's placebo
-is made the same way. Below the rewards stands what they cost (see `costs`). A cell that failed is shown as failed.
+is made the same way. Below the rewards stands what they cost (see `cell_costs`). A cell that failed is shown as failed.
 """
 import json
 import shlex
@@ -17,7 +17,7 @@ import numpy as np
 
 from tasks.opd.core.costs import TRAINED
 from tasks.opd.core.seeds import derive_seed
-from tasks.opd.evaluation.costs import NOTE, Costs, cost_tables, mean_of
+from tasks.opd.evaluation.cell_costs import NOTE, Costs, cost_tables, mean_of
 
 RESAMPLES = 10_000
 CHUNK = 500                       # resamples drawn at once
