@@ -18,7 +18,9 @@ from flows.compare import compare
 from flows.distill import distill
 from flows.evaluate import evaluate
 from flows.pools import lend_keys, pool_for, shared_pool
+from flows.tables import of_run
 from tasks import progress, workers
+from tasks.opd.core.costs import NAMES
 from tasks.opd.core.errors import OpdError
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
@@ -123,11 +125,15 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     assert run.info.status == "FINISHED" and run.data.params["pair.teacher.params.hidden"] == "96"
     assert run.data.metrics["final/tiny/avg"] == there.first["end"]["tiny"].counts["avg"]
     client = client_at(tracking_uri())
-    tokens = client.get_metric_history(run.info.run_id, "round/tokens_seen")
+    tokens = client.get_metric_history(run.info.run_id, "round/trained_tokens")
     counted = [record["counts"]["tokens_seen"] for record in records("checkpoint")]
     assert [(m.step, m.value) for m in sorted(tokens, key=lambda m: m.step)] == list(enumerate(counted))
-    wanted = {"round/teacher_tokens", "round/seconds", "train/loss_nats", "rollout/length_mean_tokens"}
+    wanted = {"round/seconds", "train/loss_nats", "rollout/length_mean_tokens", "final/tiny/teacher_read_tokens"}
     assert wanted <= set(run.data.metrics)
+    [table] = of_run(there.first).values()                           # what the run says it cost is what its table says
+    assert table.rows[1].costs.tokens == {name: run.data.metrics[f"round/{name}"] for name in NAMES}
+    wrote = sum(record["counts"]["tokens"] for record in records("rollouts"))
+    assert table.rows[1].costs.tokens["student_written_tokens"] == wrote
     stages = {key.partition("/")[0] for key in run.data.metrics}
     assert stages == {"model", "prompts", "start", "rollout", "grade", "score", "train", "round", "final"}
     stages = {file.path for file in client.list_artifacts(run.info.run_id, "stages")}

@@ -1,4 +1,4 @@
-"""The comparison: pairing, intervals, verdicts, seeds, failures, tokens and placebos, on numbers worked by hand."""
+"""The comparison: pairing, intervals, verdicts, seeds, failures, costs and placebos, on numbers worked by hand."""
 import json
 import re
 from types import SimpleNamespace
@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 
 from flows.compare import table_of
-from tasks.opd.evaluation.comparison import WIDTH, bootstrap, compare, provenance, spent_in
+from tasks.opd.core.costs import NAMES, counted
+from tasks.opd.evaluation.cell_costs import Costs
+from tasks.opd.evaluation.comparison import bootstrap, compare, provenance
+from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
 
 ASKED = ("a", "b", "c", "d")
+WIDTH = 160                      # columns of a terminal that the tables of a large suite fit into
 
 
 def cell(*rewards: float) -> dict[str, float]:
@@ -103,37 +107,42 @@ def test_other_prompts_or_an_unknown_baseline_are_refused():
         compare({("sft", 0): cell(0, 0, 0, 0)}, "stf")
 
 
-def spent(sampled: int, teacher: int, trained: int) -> dict[str, int]:
-    return {"sampled_tokens": sampled, "teacher_tokens": teacher, "trained_tokens": trained}
+def costs(**tokens: int) -> Costs:
+    """A cell's costs: `trained=2000` are so many trained tokens; two seconds of training, none of anything else."""
+    return Costs(tokens={f"{name}_tokens": count for name, count in tokens.items()}, evaluation_tokens={},
+                 seconds={"checkpoint": 2.0}, size={})
 
 
-def table_line(text: str, variant: str) -> list[str]:
-    """A variant's cells in the text table."""
-    return re.split(r"  +", next(line for line in text.splitlines() if line.startswith(f"{variant} ")))
+def table_line(text: str, variant: str, table: int = 0) -> list[str]:
+    """A variant's cells in one of the tables: rewards, tokens, seconds."""
+    lines = [line for line in text.split("\n\n")[table].splitlines() if line.startswith(f"{variant} ")]
+    return re.split(r"  +", lines[0])
 
 
 def test_tokens_are_means_over_the_seeds_that_finished_in_thousands():
     cells = {("start", 0): cell(0, 0, 0, 0), ("sft", 0): cell(0, 0, 0, 0), ("sft", 1): cell(0, 0, 0, 0),
              ("gkd", 0): cell(1, 1, 1, 1), ("gkd", 1): "died"}
-    known = {("sft", 0): spent(0, 9000, 2000), ("sft", 1): spent(0, 12000, 2000), ("gkd", 0): spent(1500, 2400, 2000)}
+    known = {("sft", seed): costs(teacher_written=written, trained=2000) for seed, written in ((0, 9000), (1, 12000))}
+    known["gkd", 0] = costs(teacher_written=0, trained=2000)
     found = compare(cells, "start", spent=known)
-    assert row(found, "sft").spent == spent(0, 10500, 2000) and row(found, "gkd").spent == spent(1500, 2400, 2000)
+    assert row(found, "sft").costs == costs(teacher_written=10500, trained=2000)
     assert row(found, "sft").trained_by_seed == {0: 2000, 1: 2000}
     text = found.to_text()
-    assert table_line(text, "sft")[4:7] == ["0.0", "10.5", "2.0"]
-    assert table_line(text, "gkd")[2:7] == ["100.0", "failed", "1.5", "2.4", "2.0"]
-    assert table_line(text, "start")[-4:-1] == ["-", "-", "-"]
-    assert "| 0.0 | 10.5 | 2.0 |" in found.to_markdown()
-    assert json.loads(found.to_json())["rows"][1]["spent"]["teacher_tokens"] == 10500
+    assert table_line(text, "sft", 1) == ["sft", "0.0", "10.5", "2.0"]
+    assert table_line(text, "gkd")[2:4] == ["100.0", "failed"] and table_line(text, "gkd", 1)[2:] == ["0.0", "2.0"]
+    assert table_line(text, "start", 1)[2:] == ["-", "-"] and table_line(text, "sft", 2)[1:3] == ["2.0", "2.0"]
+    assert "| sft | 0.0 | 10.5 | 2.0 |" in found.to_markdown()
+    assert json.loads(found.to_json())["rows"][1]["costs"]["tokens"]["teacher_written_tokens"] == 10500
 
 
 def test_tokens_that_were_not_counted_are_a_dash_and_a_column_that_nobody_fills_is_left_out():
     cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}
-    some = compare(cells, "sft", spent={("gkd", 0): {"trained_tokens": 1234567}})
-    assert table_line(some.to_text(), "gkd")[3:6] == ["-", "-", "1,234.6"]
-    assert row(some, "gkd").spent == {"sampled_tokens": None, "teacher_tokens": None, "trained_tokens": 1234567}
+    some = compare(cells, "sft", spent={("gkd", 0): costs(trained=1234567), ("sft", 0): costs(teacher_read=500)})
+    assert table_line(some.to_text(), "gkd", 1)[2:] == ["-", "1,234.6"]
+    assert table_line(some.to_text(), "sft", 1)[2:] == ["0.5", "-"] and "wrote" not in some.to_text()
     assert some.trained_equal is None and "Trained tokens are" not in some.to_text()  # of one cell there is no saying
-    none = compare(cells, "sft", spent={("gkd", 0): {}}).to_text()
+    nothing = Costs(tokens={}, evaluation_tokens={}, seconds={}, size={})
+    none = compare(cells, "sft", spent={("gkd", 0): nothing}).to_text()
     assert "trained" not in none and "placebo" not in none
 
 
@@ -145,7 +154,7 @@ def test_tokens_that_were_not_counted_are_a_dash_and_a_column_that_nobody_fills_
     ((0, 0), 0, True, "are equal in 2 cells")])
 def test_the_table_says_whether_trained_tokens_are_equal(trained, difference, equal, said):
     cells = {("start", 0): cell(0, 0, 0, 0), ("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}
-    known = {("sft", 0): {"trained_tokens": trained[0]}, ("gkd", 0): {"trained_tokens": trained[1]}}
+    known = {("sft", 0): costs(trained=trained[0]), ("gkd", 0): costs(trained=trained[1])}
     found = compare(cells, "start", spent=known)
     assert (found.trained_difference, found.trained_equal) == (difference, equal)
     assert all(f"Trained tokens {said}" in text for text in (found.to_text(), found.to_markdown()))
@@ -222,7 +231,10 @@ def zoo(seeds: int) -> tuple[list[str], str]:
     cells = {(v, s): "died" if i % 3 == 0 else cell(*np.random.default_rng([i, s]).random(4))
              for i, v in enumerate(variants) for s in range(seeds)}
     cells = {("opd_reverse_kl", s): cell(0.5, 0.5, 0.5, 0.5) for s in range(seeds)} | cells
-    known = {key: spent(123456, 234567, 123456) for key, value in cells.items() if value != "died"}
+    stages = ("rollouts", "grades", "refined", "scores", "checkpoint", "report")
+    spent = Costs(tokens=dict.fromkeys(NAMES, 1234567), evaluation_tokens=dict.fromkeys(NAMES, 1234567),
+                  seconds=dict.fromkeys(stages, 1234.5), size={"bytes": 1e9})
+    known = {key: spent for key, value in cells.items() if value != "died"}
     found = compare(cells, "opd_reverse_kl", spent=known, placebos=dict.fromkeys(variants, variants[1]), resamples=500)
     return ["opd_reverse_kl", *variants], found.to_text()
 
@@ -230,34 +242,37 @@ def zoo(seeds: int) -> tuple[list[str], str]:
 @pytest.mark.parametrize("seeds", [2, 4])
 def test_seventy_rows_stand_as_given_within_the_width_with_failed_cells_as_failed(seeds):
     variants, text = zoo(seeds)
-    table = text.split("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in table[2:]] == variants
-    assert all(len(line) <= WIDTH for line in table)
+    for table in (tables := [part.splitlines() for part in text.split("\n\n")[:3]]):
+        assert [line.split()[0] for line in table[2:]] == variants
+        assert all(len(line) <= WIDTH for line in table)
     assert table_line(text, variants[1])[1:1 + seeds] == ["failed"] * seeds
-    tokens = table if seeds == 2 else text.split("\n\n")[1].splitlines()  # wider tables have a second one
-    assert all(["123.5", "234.6", "123.5"] == re.findall(r"\b[12]\d\d\.\d\b", line) for line in tokens
-               if line.startswith(variants[2]))
-    assert [line.split()[0] for line in tokens[2:]] == variants
+    assert [tables[1][0].count("wrote"), tables[2][0].split()[1:6]] == [
+        4, ["rollouts", "grades", "refined", "scores", "checkpoint"]]
+    assert table_line(text, variants[2], 1)[2:] == ["1,234.6"] * 7
+    assert table_line(text, variants[2], 2)[6:] == ["6,172.5", "1,234.5", "1,000.0"]  # of five stages; apart; megabytes
 
 
-def test_a_suites_rows_stand_in_its_order_with_what_the_checkpoint_counts(tmp_path, monkeypatch):
+def test_a_suites_rows_stand_in_its_order_with_what_each_cell_cost(tmp_path, monkeypatch):
     monkeypatch.setenv("OPD_HOME", str(tmp_path))
 
+    def made(kind: str, name: str, counts: dict, **files: dict) -> Artifact:
+        folder = artifacts.begin(kind, name)
+        for file, content in files.items():
+            (folder / f"{file}.json").write_text(json.dumps(content))
+        return artifacts.seal(folder, {"kind": kind, "fingerprint": name, "counts": counts, "inputs": {}, "seconds": 2})
+
     def report(name: str, *rewards: float) -> Artifact:
-        made = Artifact(kind="report", fingerprint=name, digest="", counts={})
-        made.path.mkdir(parents=True)
-        (made.path / "report.json").write_text(json.dumps({"mean_reward": cell(*rewards)}))
-        return made
-    counts = {"sampled_tokens": 10, "teacher_tokens": 30, "tokens_seen": 20, "steps": 7}
-    checkpoint = Artifact(kind="checkpoint", fingerprint="c", digest="", counts=counts)
-    assert spent_in(counts) == spent(10, 30, 20) and spent_in({"tokens_seen": 20}) == {"trained_tokens": 20}
-    start = report("start", 0, 0, 0, 0)
+        wrote = counted("report", {"student_written_tokens": 4})
+        return made("report", name, wrote, report={"mean_reward": cell(*rewards)})
+    checkpoint, start = made("checkpoint", "c", {"trained_tokens": 20, "steps": 7}), report("start", 0, 0, 0, 0)
     done = {(name, 0): {"checkpoint": checkpoint, "start": {"tiny": start}, "end": {"tiny": report(name, *rewards)}}
             for name, rewards in (("gkd", (1, 1, 1, 1)), ("sft", (0.5, 0.5, 0.5, 0.5)))}
     suite = [(name, 0, SimpleNamespace(about=SimpleNamespace(placebo=placebo)))
              for name, placebo in (("gkd", "sft"), ("tip", "sft"), ("sft", ""))]
     found = table_of(done, {("tip", 0): ValueError("no")}, "tiny", "start", suite)
     assert [r.variant for r in found.rows] == ["start", "gkd", "tip", "sft"]
-    assert row(found, "gkd").placebo_difference == 0.5 and row(found, "gkd").spent == spent(10, 30, 20)
+    assert row(found, "gkd").placebo_difference == 0.5 and row(found, "gkd").costs.tokens["trained_tokens"] == 20
+    assert row(found, "gkd").costs.evaluation_tokens["student_written_tokens"] == 8     # before and after
+    assert row(found, "gkd").costs.seconds == {"checkpoint": 2, "report": 4}
     assert row(found, "tip").verdict == "failed" and row(found, "tip").placebo == "sft" and found.trained_equal
     assert table_of(done, {}, "tiny", "start").rows[1].placebo == ""
