@@ -5,7 +5,8 @@ written   completion tokens generated or supplied, by author, kept or not: draft
 read      completion tokens given to a teacher or a reference to score, verify or rewrite; prompts are not
 trained   tokens with a coefficient other than zero, in every pass over them
 They are counted where they arise, so work done twice costs twice. For equal batch sizes they are equal in equal runs;
-seconds, which are not, stand in `artifact.json` only. Left out: what a student reads, and preflight's few prompts.
+seconds, which are not, stand in `artifact.json` only. Left out: what a student reads, preflight's few prompts, and what
+a stage had done before its worker was lost.
 """
 from collections import Counter
 from collections.abc import Iterable, Mapping
