@@ -8,6 +8,7 @@ from flows.distill import distill
 from flows.pools import shared_pool
 from flows.tables import table_of
 from tasks import workers
+from tasks.hidden_states import held_for
 from tasks.opd.evaluation import comparison
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.schema import Recipe
@@ -27,9 +28,10 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
     """Run a suite's cells, go on where one fails, and compare what finished with the baseline, paired over prompts."""
     plan, cells = loading.load_suite(suite, overrides)
     first, done, failed = cells[0][2], {}, {}
-    with runs.suite_for(plan.name) as study, workers.for_run(first) as pool:
+    with runs.suite_for(plan.name) as study, workers.for_run(first) as pool, held_for(cells, pool):
         token = shared_pool.set({first.workers: pool})
         for variant, seed, recipe in cells:
+            pool.later = pool.later[1:]
             try:
                 done[variant, seed] = tagged(variant, seed, recipe, plan.name)
             except Exception as error:  # it is shown in the table; the other cells do not depend on it

@@ -2,7 +2,8 @@
 
 An artifact is reused when its files are those that were written and its recorded inputs are those of now, by digest; so
 an artifact that was remade with other bytes takes its descendants with it, and one with the same bytes does not. A
-damaged, retired or missing input is remade from its own derivation, but only when a stage has to read it.
+damaged, retired or missing input is remade from its own derivation, but only when a stage has to read it; of scores
+whose hidden states were retired only these. While a stage reads its inputs, nobody removes them (`leased`).
 """
 import contextlib
 import copy
@@ -21,7 +22,7 @@ from tasks.opd.core.errors import CorruptArtifact, EngineLost
 from tasks.opd.recipe.checks import recipes
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
-from tasks.opd.store import artifacts, fingerprints
+from tasks.opd.store import artifacts, fingerprints, hidden_states
 from tasks.opd.store.artifacts import Artifact
 from tasks.workers import WorkerPool
 
@@ -106,33 +107,73 @@ def obtain(kind: str, fingerprint: str, pool: WorkerPool, *, to_read: bool = Fal
         artifact = usable(kind, fingerprint)
         if artifact and not (to_read and artifacts.is_retired(artifact)):
             return artifact, True
-        inputs = {name: readable(artifact, pool) for name, artifact in inputs.items()}
-        return make_files(stage, spec, inputs, fingerprint, pool), False
+        with leased(inputs, pool) as ready:
+            return make_files(stage, spec, ready, fingerprint, pool, artifact), False
 
 
-def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, pool: WorkerPool) -> Artifact:
-    """Have the pool write the files of an artifact beside its place, and put it there; on any error nothing remains."""
+@contextlib.contextmanager
+def leased(inputs: Inputs, pool: WorkerPool) -> Iterator[Inputs]:
+    """Inputs as a stage may read them, made again where they must be; as long as this is open nobody removes them.
+
+    Under leases a run waits for the readers of what it replaces, never for its makers; so two runs do not wait for each
+    other.
+    """
+    while True:
+        ready = {name: readable(artifact, pool) for name, artifact in inputs.items()}
+        with contextlib.ExitStack() as leases:
+            for artifact in ready.values():
+                leases.enter_context(artifacts.lease(artifact.kind, artifact.fingerprint))
+            if all(is_readable(artifact) for artifact in ready.values()):
+                yield ready
+                return
+
+
+def is_readable(artifact: Artifact) -> bool:
+    """Whether an artifact's files are there, and still those of the reference."""
+    return current(artifact).digest == artifact.digest and artifact.path.exists() and not artifacts.is_retired(artifact)
+
+
+def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, pool: WorkerPool,
+               retired: Artifact | None = None) -> Artifact:
+    """Have the pool write the files of an artifact beside its place, and put it there; on any error nothing remains.
+
+    Where a `retired` one stands there that lacks its hidden states only, these are put into it and the rest stays.
+    """
     started, kind = time.monotonic(), kind_of(stage)
     folder = artifacts.begin(kind, fingerprint)
     try:
         made, attempts = write_files(stage, spec, inputs, folder, pool)
-        environment = fingerprints.environment(spec)
-        artifact = artifacts.seal(folder, {
-            "kind": kind, "fingerprint": fingerprint, "stage": stage, "spec": spec, **made,
-            "attempts": attempts,
-            "inputs": {name: {key: getattr(artifact, key) for key in ("kind", "fingerprint", "digest")}
-                       for name, artifact in inputs.items()},
-            "versions": {**environment["versions"], "python": platform.python_version()},
-            "environment": {"device": environment["device"], "machine": platform.machine(), "cores": os.cpu_count(),
-                            "threads": os.environ.get("OMP_NUM_THREADS")},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - started, 3)})
+        if retired and lacks_only_hidden(retired):
+            artifact = hidden_states.restore(retired, folder)
+        else:
+            artifact = artifacts.seal(folder, {
+                "kind": kind, "fingerprint": fingerprint, "stage": stage, "spec": spec, **made,
+                "attempts": attempts,
+                "inputs": {name: {key: getattr(artifact, key) for key in ("kind", "fingerprint", "digest")}
+                           for name, artifact in inputs.items()},
+                **surroundings(spec),
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": round(time.monotonic() - started, 3)})
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     pool.made += 1
     log_made(pool, artifact, time.monotonic() - started)
     return artifact
+
+
+def lacks_only_hidden(artifact: Artifact) -> bool:
+    """Whether a retired artifact is whole but for hidden states, and made from its inputs as they are now."""
+    record = artifacts.read_record(artifact.path)
+    return hidden_states.are_all_that_lacks(artifact.path, record) and not outdated(record)
+
+
+def surroundings(spec: dict) -> dict:
+    """What a record says of the libraries and the machine."""
+    environment = fingerprints.environment(spec)
+    return {"versions": {**environment["versions"], "python": platform.python_version()},
+            "environment": {"device": environment["device"], "machine": platform.machine(), "cores": os.cpu_count(),
+                            "threads": os.environ.get("OMP_NUM_THREADS")}}
 
 
 def write_files(stage: str, spec: dict, inputs: Inputs, folder: Path, pool: WorkerPool) -> tuple[dict, int]:

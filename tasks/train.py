@@ -2,9 +2,10 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.hidden_states import release_hidden
 from tasks.opd.recipe import requirements, slots
 from tasks.opd.recipe.schema import Recipe
-from tasks.opd.store.artifacts import Artifact, retire
+from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
@@ -16,7 +17,7 @@ EFFORT = {"micro_batch_tokens", "chunk_tokens"}  # may not change the result
 @task(cache_policy=NO_CACHE, task_run_name="checkpoint-{round_index:04d}")
 def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact, rollouts: Artifact,
                   scores: dict[str, Artifact], pool: WorkerPool, round_index: int) -> Artifact:
-    """The student after the round. Hidden states, which fill the disk, then go unless the recipe keeps them."""
+    """The student after the round, which alone reads its hidden states."""
     needs, teacher = requirements.needs(recipe), recipe.teacher
     ema = slots.bind(teacher.refresh, "refresh").get("decay") if teacher.model == "self" else None
     own = "bfloat16" if recipe.engine.dtype == "bfloat16" else "off"  # the precision the engine computes in
@@ -31,6 +32,6 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
     inputs = {"rollouts": rollouts, "student": student, **{f"scores:{name}": made for name, made in scores.items()}}
     inputs |= {f"model:{name}": model for name, (model, _) in teaching.items() if needs[name]["hidden"]}
     made = log_artifact(run_stage("checkpoint", spec, inputs, pool), f"{round_index:04d}", step=round_index)
-    for name in () if recipe.keep_hidden else (name for name in scores if needs[name]["hidden"]):
-        retire(scores[name], ("hidden.safetensors",))
+    for name in (name for name in scores if needs[name]["hidden"]):
+        release_hidden(recipe, name, scores[name], pool, round_index)
     return made

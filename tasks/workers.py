@@ -64,6 +64,8 @@ class WorkerPool(abc.ABC):
         self.listener = Listener()
         self.derivations = {}  # (kind, fingerprint) -> (stage, spec, inputs)
         self.made = self.reused = 0
+        self.later = []        # recipes of the suite's cells that are still to come
+        self.held = []         # scores whose hidden states one of them will read
         self.bar = None        # of the rounds, while they run and a person is told so
 
     @abc.abstractmethod

@@ -7,10 +7,12 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import IO
 
 from tasks.opd.core.errors import DiskFull
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+NOT_PERMITTED = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_ROOM = NOT_PERMITTED | {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
 FULL_BYTES = 1 << 20  # with less than this free, a worker that died without a word found the disk full
 
 
@@ -85,21 +87,63 @@ def sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def flock(path: Path, *, wait: bool = True):
-    """Hold a lock that the kernel frees when this process ends; yields whether it was obtained (always, if waiting)."""
-    with room_to_write(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab")
+def flock(path: Path, *, wait: bool = True, shared: bool = False):
+    """Hold a lock that the kernel frees when this process ends; yields whether it was obtained (always, if waiting).
+
+    A shared lock stands beside other shared ones. Where nobody can write, nobody can remove what it protects either:
+    there a shared lock is one in name only.
+    """
+    file = acquired(path, wait=wait, shared=shared)
+    if file is None:
+        yield shared and wait
+        return
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield True
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked process may hold a copy of the descriptor
+
+
+def acquired(path: Path, *, wait: bool, shared: bool) -> IO | None:
+    """The locked file; None when others hold it and nobody waits, or where a shared lock cannot be written."""
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        file = open_lock(path, shared)
+        if file is None:
+            return None
+        try:
+            fcntl.flock(file, operation | fcntl.LOCK_NB)
         except BlockingIOError:
             if not wait:
-                yield False
-                return
+                file.close()
+                return None
             print(f"opd: another run holds {path.stem}; waiting for it", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield True
+            fcntl.flock(file, operation)
+        if is_at(file, path):
+            return file
+        file.close()  # whoever held it before removed it: others lock another file
+
+
+def open_lock(path: Path, shared: bool) -> IO | None:
+    """A lock's file, made where there is none; None for a shared lock where nothing may be written. Raises DiskFull."""
+    try:
+        with room_to_write(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return open(path, "ab")
+    except DiskFull as error:
+        if not shared or error.__cause__.errno not in NOT_PERMITTED:
+            raise
+    with contextlib.suppress(OSError):
+        return open(path, "rb")
+    return None
+
+
+def is_at(file: IO, path: Path) -> bool:
+    """Whether an open file is the one that lies at a path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def folder_version(folder: Path) -> tuple:

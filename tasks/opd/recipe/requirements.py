@@ -104,6 +104,17 @@ def needs(recipe: Recipe) -> dict[str, dict[str, Any]]:
     return wants
 
 
+def share_scores(one: Recipe, other: Recipe, model: str) -> bool:
+    """Whether two recipes, each as it is in one round, may ask a model for the same scores of the same rollouts.
+
+    Settings of the engine are not compared: recipes that differ in them alone are said to share.
+    """
+    def asked(recipe: Recipe) -> list:
+        return [recipe.seed, recipe.pair, recipe.prompts, recipe.rollout, recipe.refine, recipe.teacher.context,
+                recipe.loss.temperature, needs(recipe).get(model), domains_of(recipe, model)]
+    return asked(one) == asked(other)
+
+
 def domains_of(recipe: Recipe, model: str) -> list[str] | None:
     """The domains of the rollouts that a model has to score; None: all."""
     asked = [part["domain"] for part in terms_of(recipe) if model in part["models"].values()]

@@ -1,7 +1,8 @@
 """Having a teacher score rollouts: its distribution at every token of every completion, as files and back.
 
 signal.parquet has one row a rollout, in the rollouts' order: has_signal, the prompt the teacher saw and the columns
-asked for ([T], or [T * K] laid flat), null where there are none. hidden.safetensors has a tensor [T, d] a rollout id.
+asked for ([T], or [T * K] laid flat), null where there are none. hidden.safetensors has a tensor [T, d] a rollout id;
+it goes after the round, and can be made again without the rest.
 """
 import time
 from collections import defaultdict
@@ -20,7 +21,7 @@ from tasks.opd.core.records import Prompt, Rollout, read_rows
 from tasks.opd.engines.api import Signal, Want
 from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.scoring.contexts import CONTEXTS
-from tasks.opd.store.artifacts import model_folder
+from tasks.opd.store.artifacts import HIDDEN, model_folder, promised
 
 COLUMNS = ("sampled", "ids", "logprobs", "tail", "entropy")
 
@@ -134,14 +135,15 @@ def write_signal(out: Path, rollout_ids: list[str], signals: list[Signal | None]
     pq.write_table(pa.table(table), out / "signal.parquet", compression="zstd", write_page_checksum=True)
     hidden = {i: s.hidden.contiguous() for i, s in zip(rollout_ids, signals) if s is not None and s.hidden is not None}
     if hidden:
-        save_file(hidden, out / "hidden.safetensors")
+        save_file(hidden, out / HIDDEN)
 
 
 def read_signal(folder: Path) -> list[Signal | None]:
-    """What `write_signal` wrote, in the rollouts' order. Raises CorruptArtifact when a file is damaged."""
+    """What `write_signal` wrote, in the rollouts' order. Raises CorruptArtifact when a file is damaged or was removed."""
+    file = promised(folder, HIDDEN)
     try:
         table = pq.read_table(folder / "signal.parquet", page_checksum_verification=True, memory_map=False)
-        hidden = read_hidden(folder / "hidden.safetensors")
+        hidden = read_hidden(file) if file else {}
     except Exception as error:
         raise CorruptArtifact(f"the signal in {folder} cannot be read: {error}") from error
     columns = {name: table[name] for name in COLUMNS}
@@ -163,8 +165,6 @@ def tensor_of(cell: pa.ListScalar) -> torch.Tensor | None:
 
 
 def read_hidden(path: Path) -> dict[str, torch.Tensor]:
-    """Hidden states by rollout id; none when there is no such file."""
-    if not path.exists():
-        return {}
+    """Hidden states by rollout id."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}

@@ -1,5 +1,6 @@
 """Artifacts: finished directories named by what made them. No torch.
 
-artifacts     write, verify, retire and lock them
-fingerprints  the hash of all that can change one
+artifacts      write, verify, retire and lock them
+fingerprints   the hash of all that can change one
+hidden_states  made again without the rest of their scores
 """

@@ -1,8 +1,8 @@
 """Finished directories: `artifact.json` with the SHA-256 of every file, written last, then one atomic rename. No torch.
 
 No `artifact.json`, no artifact. Whoever makes one holds an flock on its fingerprint (the kernel frees it when a process
-dies) and works in `.tmp-<fingerprint>-<uuid>` beside the place it will have. Left out: garbage collection of finished
-artifacts; they are small next to the weights, which `retire` removes.
+dies) and works in `.tmp-<fingerprint>-<uuid>` beside the place it will have. Whoever reads one holds a shared flock on
+its lease until it has read; large files are removed, and the whole is replaced, only while nobody does.
 """
 import dataclasses
 import hashlib
@@ -22,7 +22,8 @@ from tasks.opd.store.fingerprints import canonical
 RECORD = "artifact.json"
 LOCATION = "location.json"
 WEIGHTS = ("model/*", "ema/*", "trainer.safetensors")  # what `retire` removes from a checkpoint
-_verified: set[tuple[str, str]] = set()  # (path, digest) of what this process has verified or made
+HIDDEN = "hidden.safetensors"                          # and from scores
+_verified: set[tuple[str, str]] = set()  # (path, hash of the record) of what this process has verified or made
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,7 @@ class Artifact:
     """A reference to a finished directory; small, frozen, JSON-able."""
     kind: str                           # the stage that made it
     fingerprint: str                    # 32 hex characters: the hash of what made it
-    digest: str                         # the hash of its bytes, metrics apart
+    digest: str                         # the hash of the bytes that stay, metrics apart
     counts: dict                        # what the stage counted
 
     @property
@@ -69,10 +70,15 @@ def read_record(path: Path) -> dict | None:
     except (ValueError, UnicodeDecodeError) as error:
         raise CorruptArtifact(f"{file} is not JSON: {error}") from error
     expected = record.pop("sha256", None) if isinstance(record, dict) else None
-    actual = hashlib.sha256(canonical(record).encode()).hexdigest()
+    actual = hash_record(record)
     if actual != expected:
         raise CorruptArtifact(f"{file}: sha256 of its contents is {actual}, expected {expected}")
     return record
+
+
+def hash_record(record: dict) -> str:
+    """SHA-256 of a record's contents, in hex."""
+    return hashlib.sha256(canonical(record).encode()).hexdigest()
 
 
 def find(kind: str, fingerprint: str) -> Artifact | None:
@@ -82,20 +88,20 @@ def find(kind: str, fingerprint: str) -> Artifact | None:
 
 
 def verify(artifact: Artifact) -> None:
-    """Compare every file with its recorded SHA-256, once a process; of a retired artifact, the files that remain.
+    """Compare every file with its recorded SHA-256, once a process; of a retired artifact, the files that stay.
 
     Files of a model that lies outside (`location.json`) are compared too.
     Raises: CorruptArtifact naming the file, the expected and the actual hash.
     """
-    key = str(artifact.path), artifact.digest
-    if key in _verified:
-        return
     record = read_record(artifact.path)
     if record is None:
         raise CorruptArtifact(f"{artifact.path / RECORD} is missing")
+    key = str(artifact.path), hash_record(record)
+    if key in _verified:
+        return
     expected = {artifact.path / name: entry["sha256"] for name, entry in record["files"].items()}
     if record["retired"]:
-        expected = {file: sha for file, sha in expected.items() if file.exists()}
+        expected = {file: sha for file, sha in expected.items() if file.exists() and file.name != HIDDEN}
     compare(expected)
     if (artifact.path / LOCATION).exists():
         location = json.loads((artifact.path / LOCATION).read_text())
@@ -112,8 +118,12 @@ def compare(expected: dict[Path, str]) -> None:
 
 
 def digest_of(files: dict[str, dict]) -> str:
-    """The hash of a files table without its metrics, whose timestamps differ each time."""
-    table = {name: entry["sha256"] for name, entry in files.items() if name != METRICS}
+    """The hash of a files table without metrics and hidden states.
+
+    Metrics have other timestamps each time. Hidden states go after their round; made again, with another batch size
+    perhaps, they may differ by rounding, and what was made from the first ones stays valid.
+    """
+    table = {name: entry["sha256"] for name, entry in files.items() if name not in (METRICS, HIDDEN)}
     return hashlib.sha256(canonical(table).encode()).hexdigest()[:32]
 
 
@@ -131,29 +141,35 @@ def begin(kind: str, fingerprint: str) -> Path:
 def seal(folder: Path, record: dict) -> Artifact:
     """Turn a finished directory into an artifact: hash and sync its files, write its record, rename.
 
-    record holds kind, fingerprint and whatever else `artifact.json` should say. What stood in its place is removed.
+    record holds kind, fingerprint and whatever else `artifact.json` should say. What stood in its place is removed, once
+    nobody reads it.
     """
     with room_to_write(folder):
-        files = {}
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            sync(file)
-            files[str(file.relative_to(folder))] = {"sha256": hash_file(file), "bytes": file.stat().st_size}
+        files = {str(file.relative_to(folder)): entry_of_file(file)
+                 for file in sorted(path for path in folder.rglob("*") if path.is_file())}
         record = {**record, "files": files, "digest": digest_of(files), "retired": False}
         write_record(folder, record)
         for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
             sync(path)
         final = place(record["kind"], record["fingerprint"])
-        discard(final)
+        if final.exists():
+            with lease(record["kind"], record["fingerprint"], shared=False):
+                discard(final)
         os.rename(folder, final)
         sync(final.parent)
-    artifact = Artifact.from_json(record)
-    _verified.add((str(artifact.path), artifact.digest))
-    return artifact
+    _verified.add((str(final), hash_record(record)))
+    return Artifact.from_json(record)
+
+
+def entry_of_file(file: Path) -> dict:
+    """Sync a file; its entry in a record."""
+    sync(file)
+    return {"sha256": hash_file(file), "bytes": file.stat().st_size}
 
 
 def write_record(folder: Path, record: dict) -> None:
     """Replace `artifact.json` in one step; it carries the hash of its own contents."""
-    text = json.dumps({**record, "sha256": hashlib.sha256(canonical(record).encode()).hexdigest()}, indent=1)
+    text = json.dumps({**record, "sha256": hash_record(record)}, indent=1)
     draft = folder / f".{RECORD}"
     draft.write_text(text, encoding="utf-8")
     sync(draft)
@@ -175,15 +191,31 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def retire(artifact: Artifact, patterns: tuple[str, ...] = WEIGHTS) -> None:
-    """Remove an artifact's large files, keep its record: it can be passed on, and is remade when it has to be read."""
+def retire(artifact: Artifact, patterns: tuple[str, ...] = WEIGHTS) -> bool:
+    """Remove an artifact's large files, keep its record: it can be passed on, and is remade when it has to be read.
+
+    Returns whether they are gone. They stay while somebody reads them, and where `keep` was called.
+    """
+    with lock(artifact.kind, artifact.fingerprint), \
+            lease(artifact.kind, artifact.fingerprint, shared=False, wait=False) as unread:
+        record = read_record(artifact.path)
+        files = [file for pattern in patterns for file in artifact.path.glob(pattern)]
+        if record is None or not files:
+            return True
+        if record.get("kept") or not unread:
+            return False
+        write_record(artifact.path, {**record, "retired": True})
+        for file in files:
+            file.unlink()
+    return True
+
+
+def keep(artifact: Artifact) -> None:
+    """Have `retire` leave the artifact as it is, whoever calls it."""
     with lock(artifact.kind, artifact.fingerprint):
         record = read_record(artifact.path)
-        if record is None or record["retired"]:
-            return
-        write_record(artifact.path, {**record, "retired": True})
-        for file in [file for pattern in patterns for file in artifact.path.glob(pattern)]:
-            file.unlink()
+        if record and not record.get("kept"):
+            write_record(artifact.path, {**record, "kept": True})
 
 
 def is_retired(artifact: Artifact) -> bool:
@@ -197,6 +229,11 @@ def lock(kind: str, fingerprint: str, *, wait: bool = True):
     return flock(home() / "locks" / f"{kind}-{fingerprint}.lock", wait=wait)
 
 
+def lease(kind: str, fingerprint: str, *, shared: bool = True, wait: bool = True):
+    """Hold the flock under which an artifact is read (shared) or its files are removed (alone); see `files.flock`."""
+    return flock(home() / "locks" / f"{kind}-{fingerprint}.lease", wait=wait, shared=shared)
+
+
 def sweep() -> int:
     """Remove the unfinished directories of runs that died (their lock is free); returns how many."""
     removed = 0
@@ -208,12 +245,26 @@ def sweep() -> int:
     return removed
 
 
+def promised(path: Path, name: str) -> Path | None:
+    """A file of an artifact's directory; None when it is not there and no record lists it.
+
+    Raises: CorruptArtifact when the record lists it and it is not there.
+    """
+    if (path / name).exists():
+        return path / name
+    record = read_record(path)
+    if record is None or name not in record["files"]:
+        return None
+    raise CorruptArtifact(f"{path / name} is not there, though {RECORD} lists it (retired: {record['retired']}): it was "
+                          "removed before it was read. Run the same command again, which makes it again")
+
+
 def model_folder(path: Path, folder: str = "model") -> Path:
     """Where the model of an artifact's directory lies: inside it, or where its `location.json` points.
 
     Raises: DataError when it has neither, which is so for a retired checkpoint.
     """
-    if (path / folder).is_dir():
+    if any((path / folder).glob("*")):
         return path / folder
     if (path / LOCATION).exists():
         return Path(json.loads((path / LOCATION).read_text())["path"])
