@@ -1,5 +1,5 @@
 """Small real stages, and a chain of them to run in a process of its own: `python -m tests.stages_for_tests process`;
-with the name of a stage and its spec as JSON, that stage alone.
+with the name of a stage, its spec and perhaps its inputs as JSON, that stage alone.
 
 numbers -> doubled -> total, the last also reading numbers. Each writes a line to spec["effort"]["journal"], where
 given, when it is really made. `trouble`, also in effort, makes the stage of that name misbehave; `trouble_once` does so
@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 from tasks import workers
 from tasks.opd.core.errors import NonFinite
+from tasks.opd.store.artifacts import HIDDEN, Artifact, promised
 from tasks.stage import run_stage
 
 HERE = "tests.stages_for_tests"
@@ -55,6 +56,26 @@ def weights(inputs, spec, out, session):
     (out / "model").mkdir()
     (out / "model" / "w").write_text(str(before + 1))
     return {"weight": before + 1}
+
+
+def scored(inputs, spec, out, session):
+    """Scores in miniature: a signal that stays, and hidden states whose rounding the batch decides."""
+    note("scored", spec, out)
+    (out / "signal").write_text("signal")
+    (out / HIDDEN).write_text(f"of a batch of {spec['effort'].get('batch_tokens')}")
+    return {}
+
+
+def trained(inputs, spec, out, session):
+    """Training in miniature: it reads hidden states, after a while where `effort.reading` says which file to await."""
+    note("trained", spec, out)
+    if reading := spec["effort"].get("reading"):
+        Path(reading).touch()
+        while Path(reading).exists():
+            time.sleep(0.01)
+    (out / "model").mkdir()
+    (out / "model" / "w").write_text(promised(inputs["scores"], HIDDEN).read_text())
+    return {}
 
 
 def fill(inputs, spec, out, session):
@@ -180,7 +201,9 @@ def run_with(kind: str, patience_seconds: float = 600):
 if __name__ == "__main__":
     with workers.for_run(run_with(sys.argv[1])) as the_pool:
         if sys.argv[2:]:
-            run_stage(f"{HERE}:{sys.argv[2]}", json.loads(sys.argv[3]), {}, the_pool)
+            given = json.loads(sys.argv[4]) if sys.argv[4:] else {}
+            read = {name: Artifact.from_json(data) for name, data in given.items()}
+            run_stage(f"{HERE}:{sys.argv[2]}", json.loads(sys.argv[3]), read, the_pool)
             sys.exit()
         last = chain(the_pool, effort=json.loads(os.environ.get("CHAIN_EFFORT", "{}")))[-1]
         print(json.dumps({"total": last.counts["total"], "digest": last.digest, "made": the_pool.made,

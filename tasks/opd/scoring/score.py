@@ -139,7 +139,7 @@ def write_signal(out: Path, rollout_ids: list[str], signals: list[Signal | None]
 
 
 def read_signal(folder: Path) -> list[Signal | None]:
-    """What `write_signal` wrote, in the rollouts' order. Raises CorruptArtifact when a file is damaged or was removed."""
+    """What `write_signal` wrote, in the rollouts' order. Raises CorruptArtifact where a file is damaged or missing."""
     file = promised(folder, HIDDEN)
     try:
         table = pq.read_table(folder / "signal.parquet", page_checksum_verification=True, memory_map=False)

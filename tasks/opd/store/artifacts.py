@@ -141,8 +141,8 @@ def begin(kind: str, fingerprint: str) -> Path:
 def seal(folder: Path, record: dict) -> Artifact:
     """Turn a finished directory into an artifact: hash and sync its files, write its record, rename.
 
-    record holds kind, fingerprint and whatever else `artifact.json` should say. What stood in its place is removed, once
-    nobody reads it.
+    record holds kind, fingerprint and whatever else `artifact.json` should say. What stood in its place is removed,
+    once nobody reads it.
     """
     with room_to_write(folder):
         files = {str(file.relative_to(folder)): entry_of_file(file)
@@ -255,8 +255,8 @@ def promised(path: Path, name: str) -> Path | None:
     record = read_record(path)
     if record is None or name not in record["files"]:
         return None
-    raise CorruptArtifact(f"{path / name} is not there, though {RECORD} lists it (retired: {record['retired']}): it was "
-                          "removed before it was read. Run the same command again, which makes it again")
+    raise CorruptArtifact(f"{path / name} is not there, though {RECORD} lists it (retired: {record['retired']}): it "
+                          "was removed before it was read. Run the same command again: what is needed is made again")
 
 
 def model_folder(path: Path, folder: str = "model") -> Path:

@@ -1,4 +1,4 @@
-"""Hidden states of scores, which are removed after their round: made again without the rest of their artifact. No torch.
+"""Hidden states of scores, which are removed after their round, and made again without the rest. No torch.
 
 They are files like others, listed with their SHA-256, but the artifact's digest does not cover them: what was trained
 on the first ones stays valid when a second recipe needs them again, with another batch size perhaps.
