@@ -235,6 +235,18 @@ def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
         quietly(compare, write_suite(tmp_path, variants=["gkd"], seeds=[0]), ["accepts={shift: ''}"])
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_cells_share_scores_and_their_hidden_states_which_go_with_the_last_cell(tmp_path, keep):
+    shared = {"variants": ["opd_reverse_kl_full", "opd_jsd"], "seeds": [0], "set": [*TINY, f"keep_hidden={keep}"],
+              "variant_set": {"opd_jsd": ["engine.batch_tokens=64"]}}
+    _, said = quietly(compare, write_suite(tmp_path, **shared), ["rounds=2", "benchmarks.0.count=4"])
+    assert said.count("made scores") == 3 and "is retired and needed" not in said  # round 0 once, round 1 by each cell
+    assert len(list(artifacts.home().glob("artifacts/scores/*/hidden.safetensors"))) == (3 if keep else 0)
+    _, said = quietly(compare, write_suite(tmp_path, **shared), ["rounds=2", "benchmarks.0.count=4"])
+    assert "made 0 artifacts" in said and "was made from another" not in said
+    assert len(records("checkpoint")) == 4
+
+
 def test_a_flow_within_another_has_its_workers_and_its_own_patience():
     short, long = (loading.load("gkd", ["workers=inline", f"engine.patience_seconds={n}"]) for n in (7, 70))
     with workers.for_run(long) as pool:
