@@ -15,6 +15,7 @@ import time
 import traceback
 from pathlib import Path
 
+from flows.gc import add_options, gc
 from tasks import server, workers
 from tasks.opd.core.errors import OpdError, RecipeError
 from tasks.opd.core.files import try_writing
@@ -100,6 +101,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     command(bootstrap, "make a recipe's models and prompts; takes key=value", "recipe")
     added = command(variants, "the variants in configs/variants: paper, arXiv id, idea, cost; --json: slots, placebo")
     added.add_argument("--markdown", action="store_true", help="print configs/variants/README.md")
+    add_options(command(gc, "what no recorded run refers to, listed or removed"))
     command(doctor, "versions, cores, GPU, disk, telemetry switches")
     arguments, rest = top.parse_known_args(argv)
     arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]

@@ -9,6 +9,7 @@ from tasks.evaluate import evaluate_student
 from tasks.grade import grade_rollouts
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
+from tasks.opd.store.run_records import recorded
 from tasks.preflight import preflight
 from tasks.prompts import make_prompts
 from tasks.publish import publish
@@ -23,7 +24,8 @@ from tasks.train import train_student
 @flow(flow_run_name="{recipe.name}-seed{recipe.seed}", persist_result=False)
 def distill(recipe: Recipe, suite: str = "") -> dict:
     """Distil the teacher into the student on the student's own rollouts; benchmark it before and after."""
-    with pool_for(recipe) as pool, runs.run_for(recipe, suite or None) as run:
+    this = recorded(f"{recipe.name}-seed{recipe.seed}", suite=suite, recipe=recipe.model_dump(mode="json"))
+    with pool_for(recipe) as pool, this, runs.run_for(recipe, suite or None) as run:
         models = make_models(recipe.pair, models_needed(recipe), pool)
         student, teacher, ask = models["student"], models.get("teacher"), {"context_tokens": recipe.pair.context_tokens}
         prompts = make_prompts(recipe.prompts, student, pool, **ask, use="train")

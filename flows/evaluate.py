@@ -10,6 +10,7 @@ from tasks.evaluate import evaluate_student
 from tasks.opd.core.errors import DataError
 from tasks.opd.recipe.schema import Recipe, Slot
 from tasks.opd.store.artifacts import Artifact, read_record
+from tasks.opd.store.run_records import recorded, refer
 from tasks.prompts import make_prompts
 
 
@@ -35,9 +36,10 @@ def evaluate(recipe: Recipe, folder: str) -> dict[str, Artifact]:
     place = Path(folder).expanduser().absolute()
     if not place.is_dir():
         raise DataError(f"{folder} is not a folder; give a checkpoint's or a model's")
-    with pool_for(recipe) as pool:
+    with pool_for(recipe) as pool, recorded(run_name(), folder=str(place), recipe=recipe.model_dump(mode="json")):
         given = recipe.pair.model_copy(update={"student": Slot(name="folder", params={"path": str(place)})})
         student = artifact_at(place) or make_models(given, {"student"}, pool)["student"]
+        refer(student.kind, student.fingerprint)
         ask = {"context_tokens": recipe.pair.context_tokens, "use": "test"}
         prompts = {benchmark.name: make_prompts(benchmark, student, pool, **ask) for benchmark in recipe.benchmarks}
         return evaluate_student(recipe, student, prompts, pool, when="final")

@@ -22,7 +22,7 @@ from tasks.opd.core.errors import CorruptArtifact, EngineLost
 from tasks.opd.recipe.checks import recipes
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
-from tasks.opd.store import artifacts, fingerprints, hidden_states
+from tasks.opd.store import artifacts, fingerprints, hidden_states, run_records
 from tasks.opd.store.artifacts import Artifact
 from tasks.workers import WorkerPool
 
@@ -103,6 +103,7 @@ def outdated(record: dict) -> list[str]:
 def obtain(kind: str, fingerprint: str, pool: WorkerPool, *, to_read: bool = False) -> tuple[Artifact, bool]:
     """An artifact whose derivation the pool knows, and whether it was there; a retired one will do unless read."""
     stage, spec, inputs = pool.derivations[kind, fingerprint]
+    run_records.refer(kind, fingerprint)
     with artifacts.lock(kind, fingerprint):
         artifact = usable(kind, fingerprint)
         if artifact and not (to_read and artifacts.is_retired(artifact)):

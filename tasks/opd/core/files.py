@@ -124,6 +124,21 @@ def acquired(path: Path, *, wait: bool, shared: bool) -> IO | None:
         file.close()  # whoever held it before removed it: others lock another file
 
 
+def is_locked(path: Path) -> bool:
+    """Whether somebody holds the flock of a file, which need not be there; writes nothing."""
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+    return False
+
+
 def open_lock(path: Path, shared: bool) -> IO | None:
     """A lock's file, made where there is none; None for a shared lock where nothing may be written. Raises DiskFull."""
     try:

@@ -3,4 +3,6 @@
 artifacts      write, verify, retire and lock them
 fingerprints   the hash of all that can change one
 hidden_states  made again without the rest of their scores
+run_records    what every run refers to
+garbage        what none of them refers to: found and removed
 """
