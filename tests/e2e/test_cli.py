@@ -12,6 +12,8 @@ import pytest
 
 from flows import cli
 from tasks.opd.recipe import loading
+from tasks.opd.store import artifacts
+from tasks.opd.store.run_records import recorded, refer
 from tests.e2e.test_flows import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,6 +42,8 @@ def last_line(capsys) -> dict:
     (["evaluate", "somewhere", "--benchmark", "no_such_benchmark"], 10, "no such file"),
     (["check", "opd_reverse_kl", "rounds"], 1, "unknown arguments: rounds; settings are key=value"),
     (["doctor", "rounds=3"], 1, "unknown arguments: rounds=3"),
+    (["gc"], 11, "holds no artifacts; set OPD_HOME"),
+    (["gc", "--older-than", "7"], 1, "'7' is no age; give a number and m, h, d or w"),
     (["frobnicate"], 1, "invalid choice"),
     ([], 1, "required"),
 ])
@@ -91,6 +95,30 @@ def test_doctor_reports_versions_and_switches(capsys):
     assert cli.main(["doctor", "--json"]) == 0
     report = last_line(capsys)
     assert report["versions"]["torch"] and report["telemetry"]["MLFLOW_DISABLE_TELEMETRY"] == "true"
+
+
+def test_gc_lists_removes_and_then_finds_nothing(opd_home, capsys):
+    def gc(*options) -> str:
+        assert cli.main(["gc", *options]) == 0
+        return capsys.readouterr().out
+    with recorded("gkd-seed0", suite="demo"):
+        for kind, num_bytes in (("model", 3_000_000), ("rollouts", 5000)):
+            refer(kind, kind[0] * 32)
+            folder = artifacts.begin(kind, kind[0] * 32)
+            (folder / "rows").write_bytes(bytes(num_bytes))
+            artifacts.seal(folder, {"kind": kind, "fingerprint": kind[0] * 32, "counts": {}, "inputs": {}})
+    lines = gc().splitlines()
+    assert lines[0] == f"{opd_home}: 1 runs are recorded" and lines[-1] == "there is nothing to remove"
+    assert [line.split() for line in lines[1:-1]] == [["kept", "2", "3.0", "MB"], ["garbage", "0", "0", "B"]]
+    lines = gc("--forget", "demo").splitlines()
+    assert "forgotten     gkd-seed0" in lines and lines[-1] == "nothing was removed; --delete removes it"
+    assert ["model", "1", "3.0", "MB"] in [line.split() for line in lines]
+    assert lines[-2].split() == ["garbage", "2", "3.0", "MB"]
+    assert "there is nothing to remove" in gc("--forget", "demo", "--older-than", "1d", "--delete")
+    assert gc("--forget", "demo", "--delete").splitlines()[-1] == "3.0 MB freed"
+    assert not list(opd_home.glob("artifacts/*/*")) and not list(opd_home.glob("runs/*"))
+    result = json.loads(gc("--json").splitlines()[-1])
+    assert result["garbage"] == [] and result["kept"] == {"number": 0, "bytes": 0} and result["runs"] == []
 
 
 def started(argv: list[str], home: Path) -> subprocess.Popen:

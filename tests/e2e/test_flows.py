@@ -23,7 +23,7 @@ from tasks import progress, workers
 from tasks.opd.core.costs import NAMES
 from tasks.opd.core.errors import OpdError
 from tasks.opd.recipe import loading
-from tasks.opd.store import artifacts
+from tasks.opd.store import artifacts, garbage
 from tasks.opd.store.artifacts import Artifact, read_record
 from tasks.score import teacher_of
 from tasks.tracking.client import client_at, tracking_uri
@@ -236,15 +236,24 @@ def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_cells_share_scores_and_their_hidden_states_which_go_with_the_last_cell(tmp_path, keep):
-    shared = {"variants": ["opd_reverse_kl_full", "opd_jsd"], "seeds": [0], "set": [*TINY, f"keep_hidden={keep}"],
-              "variant_set": {"opd_jsd": ["engine.batch_tokens=64"]}}
-    _, said = quietly(compare, write_suite(tmp_path, **shared), ["rounds=2", "benchmarks.0.count=4"])
+def test_cells_share_scores_whose_hidden_states_go_with_the_last_and_a_forgotten_cell_frees_its_own(tmp_path, keep):
+    suite = write_suite(tmp_path, variants=["opd_reverse_kl_full", "opd_jsd"], seeds=[0], variant_set={
+        "opd_jsd": ["engine.batch_tokens=64"]}, set=[*TINY, "rounds=2", "benchmarks.0.count=4", f"keep_hidden={keep}"])
+    _, said = quietly(compare, suite)
     assert said.count("made scores") == 3 and "is retired and needed" not in said  # round 0 once, round 1 by each cell
     assert len(list(artifacts.home().glob("artifacts/scores/*/hidden.safetensors"))) == (3 if keep else 0)
-    _, said = quietly(compare, write_suite(tmp_path, **shared), ["rounds=2", "benchmarks.0.count=4"])
+    _, said = quietly(compare, suite)
     assert "made 0 artifacts" in said and "was made from another" not in said
-    assert len(records("checkpoint")) == 4
+
+    assert garbage.survey().garbage == []
+    found = garbage.survey(forget=["opd_jsd-seed0"])
+    own = {"preflight": 1, "checkpoint": 2, "rollouts": 1, "grades": 1, "scores": 1, "report": 1}
+    assert {what: number for what, (number, _) in garbage.totals(found.garbage).items()} == own
+    assert garbage.collect(found) == [] and garbage.survey().garbage == []
+    _, said = quietly(compare, suite, ["variants=[opd_reverse_kl_full]"])
+    assert "made 0 artifacts" in said
+    _, said = quietly(compare, suite)
+    assert f"made {sum(own.values())} artifacts" in said and "made scores" in said
 
 
 def test_a_flow_within_another_has_its_workers_and_its_own_patience():

@@ -127,7 +127,7 @@ def spare_files(runs: list[RunRecord], kept: set[Key]) -> list[Garbage]:
 
 
 def needed_files(record: RunRecord) -> set[Key]:
-    """The artifacts whose large files a run needs: its last checkpoints; all scores to go on; all while it is at work."""
+    """The artifacts whose large files a run needs: its last checkpoints; scores to go on; all while at work."""
     if run_records.is_at_work(record):
         return set(record.artifacts)
     checkpoints = [key for key in record.artifacts if key[0] == "checkpoint" and artifacts.place(*key).exists()]

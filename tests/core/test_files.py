@@ -1,0 +1,51 @@
+"""Locks: who holds them beside whom, and what becomes of them when their files go."""
+import subprocess
+import sys
+
+import pytest
+
+from tasks.opd.core.errors import DiskFull
+from tasks.opd.core.files import flock, is_locked
+
+
+def obtained(path, **how) -> bool:
+    """Whether a lock can be had at once."""
+    with flock(path, wait=False, **how) as mine:
+        return mine
+
+
+def test_shared_locks_stand_beside_each_other_and_nothing_else_beside_them(tmp_path):
+    path = tmp_path / "locks" / "a.lease"
+    assert not is_locked(path) and not path.exists()  # to look writes nothing
+    with flock(path, shared=True):
+        assert obtained(path, shared=True) and not obtained(path) and is_locked(path)
+    assert obtained(path) and not is_locked(path)
+    with flock(path):
+        assert not obtained(path, shared=True)
+
+
+def test_a_lock_whose_file_was_removed_is_taken_on_the_new_file(tmp_path):
+    path, order = tmp_path / "a.lock", []
+    script = ("import sys; from pathlib import Path; from tasks.opd.core.files import flock\n"
+              "with flock(Path(sys.argv[1])):\n    print('mine', flush=True); sys.stdin.read()")
+    with flock(path):
+        waiting = subprocess.Popen([sys.executable, "-c", script, str(path)], stdin=subprocess.PIPE, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert "waiting for it" in waiting.stderr.readline()
+        path.unlink()
+    assert waiting.stdout.readline() == "mine\n"
+    order.append(obtained(path))  # one who comes now meets the one who waited
+    waiting.communicate("", timeout=30)
+    assert order == [False] and obtained(path)
+
+
+def test_where_nothing_may_be_written_a_shared_lock_is_one_in_name(tmp_path, monkeypatch):
+    path = tmp_path / "a.lease"
+
+    def refuse(*arguments, **named):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr("builtins.open", refuse)
+    with flock(path, shared=True) as mine:
+        assert mine
+    with pytest.raises(DiskFull), flock(path):
+        pass
