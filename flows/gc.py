@@ -41,7 +41,7 @@ def lines(found: Survey) -> list[str]:
     rows = [("kept", found.num_kept, found.kept_bytes),
             *((what, *sums) for what, sums in garbage.totals(found.garbage).items()),
             ("garbage", len(found.garbage), sum(item.num_bytes for item in found.garbage))]
-    return [f"{home()}: {len(found.runs)} runs are recorded{at_work}",
+    return [f"{home()}, recorded runs: {len(found.runs)}{at_work}",
             *(f"forgotten     {record.name}" for record in found.forgotten),
             *(f"{what:<14}{number:>7,}  {readable_size(num_bytes):>9}" for what, number, num_bytes in rows)]
 

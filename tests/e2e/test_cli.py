@@ -108,7 +108,7 @@ def test_gc_lists_removes_and_then_finds_nothing(opd_home, capsys):
             (folder / "rows").write_bytes(bytes(num_bytes))
             artifacts.seal(folder, {"kind": kind, "fingerprint": kind[0] * 32, "counts": {}, "inputs": {}})
     lines = gc().splitlines()
-    assert lines[0] == f"{opd_home}: 1 runs are recorded" and lines[-1] == "there is nothing to remove"
+    assert lines[0] == f"{opd_home}, recorded runs: 1" and lines[-1] == "there is nothing to remove"
     assert [line.split() for line in lines[1:-1]] == [["kept", "2", "3.0", "MB"], ["garbage", "0", "0", "B"]]
     lines = gc("--forget", "demo").splitlines()
     assert "forgotten     gkd-seed0" in lines and lines[-1] == "nothing was removed; --delete removes it"
