@@ -7,11 +7,11 @@ import time
 import pytest
 
 from tasks import workers
-from tasks.hidden_states import follows_training, held_for, release_hidden
+from tasks.hidden_states import held_for, is_shared, release_hidden
 from tasks.opd.core.errors import CorruptArtifact
 from tasks.opd.recipe import loading, requirements
 from tasks.opd.store import artifacts
-from tasks.opd.store.artifacts import HIDDEN, retire
+from tasks.opd.store.artifacts import HIDDEN, Artifact, retire
 from tasks.stage import run_stage
 from tests.stages_for_tests import HERE
 
@@ -36,12 +36,12 @@ def cell(pool, number, release=True, **effort):
 def test_a_second_cell_makes_only_hidden_states_again_and_the_firsts_checkpoint_stays(tmp_path):
     journal = {"journal": str(tmp_path / "journal")}
     scores, first = cell(again(), 1, batch_tokens=64, **journal)
-    before = artifacts.read_record(scores.path)
+    before, signal = artifacts.read_record(scores.path), (scores.path / "signal").stat()
     _, second = cell(again(), 2, release=False, batch_tokens=8, **journal)
     assert (tmp_path / "journal").read_text().split() == ["scored", "trained", "scored", "trained"]
     assert (second.path / "model" / "w").read_text() == "of a batch of 8"  # other bytes than the first cell read
     after = artifacts.read_record(scores.path)
-    assert after["digest"] == before["digest"] and after["created"] == before["created"]
+    assert after["digest"] == before["digest"] and (scores.path / "signal").stat().st_ino == signal.st_ino
     assert after["files"][HIDDEN]["sha256"] != before["files"][HIDDEN]["sha256"] and not after["retired"]
     artifacts._verified.clear()
     artifacts.verify(scores)
@@ -52,26 +52,35 @@ def test_a_second_cell_makes_only_hidden_states_again_and_the_firsts_checkpoint_
     assert sorted(path.name for path in scores.path.iterdir()) == ["artifact.json", "signal"]
 
 
+def test_scores_that_were_damaged_and_made_again_by_another_batch_size_outdate_no_checkpoint():
+    scores, first = cell(again(), 1, release=False, batch_tokens=64)
+    (scores.path / HIDDEN).write_text("damaged")
+    pool = again()
+    assert cell(pool, 1, batch_tokens=8) == (scores, first) and (pool.made, pool.reused) == (1, 1)
+
+
 def test_hidden_states_of_other_inputs_are_not_put_beside_the_old_signal(tmp_path):
-    def scored(effort):
-        pool = again()
-        numbers = run_stage(f"{HERE}:numbers", {"count": 4, "effort": effort}, {}, pool)
-        scores = run_stage(f"{HERE}:scored", {"effort": effort}, {"rollouts": numbers}, pool)
-        run_stage(f"{HERE}:trained", {"effort": effort, "of": effort}, {"scores": scores}, pool)
-        return numbers, scores
-    numbers, scores = scored({})
+    pool, effort = again(), {"surprise": str(tmp_path / "surprise")}
+    (tmp_path / "surprise").write_text("[7]")
+    numbers = run_stage(f"{HERE}:numbers", {"count": 4, "effort": effort}, {}, pool)
+    scores = run_stage(f"{HERE}:scored", {"effort": {}}, {"rollouts": numbers}, pool)
     retire(scores, (HIDDEN,))
-    (numbers.path / "numbers.json").write_text("[7]")
+    (numbers.path / "numbers.json").write_text("damaged")
+    artifacts._verified.clear()
     (tmp_path / "surprise").write_text("[8]")
-    created = artifacts.read_record(scores.path)["inputs"]
-    scored({"surprise": str(tmp_path / "surprise")})
-    assert artifacts.read_record(scores.path)["inputs"] != created
+    run_stage(f"{HERE}:trained", {"effort": {}}, {"scores": scores}, pool)  # needs the hidden states, they the numbers
+    made_from = artifacts.read_record(scores.path)["inputs"]["rollouts"]["digest"]
+    assert made_from == artifacts.find("numbers", numbers.fingerprint).digest != numbers.digest
 
 
 def test_a_leftover_of_a_killed_restoration_is_neither_read_nor_a_damage():
     scores, first = cell(again(), 1)
     (scores.path / HIDDEN).write_text("half")
-    assert cell(again(), 1, release=False) == (scores, first)
+    pool = again()
+    assert cell(pool, 1, release=False) == (scores, first) and pool.made == 0
+    cell(pool, 2, release=False)
+    assert (scores.path / HIDDEN).read_text() == "of a batch of None"
+    (scores.path / HIDDEN).write_text("half")
     retire(scores, (HIDDEN,))
     assert not (scores.path / HIDDEN).exists()
 
@@ -169,8 +178,11 @@ def test_hidden_states_are_held_for_a_later_cell_and_go_after_the_last():
 
 def test_what_follows_training_is_a_cells_own():
     pool = again()
-    scores, made = cell(pool, 1)
-    assert not follows_training(scores, pool) and made.kind == "trained"
-    pool.derivations["scores", "x"] = ("scores", {}, {"rollouts": artifacts.Artifact(
-        kind="checkpoint", fingerprint="y", digest="", counts={})})
-    assert follows_training(artifacts.Artifact(kind="scores", fingerprint="x", digest="", counts={}), pool)
+    pool.later = [changed("train.learning_rate=1e-3")]
+    checkpoint, rollouts, scores = (Artifact(kind=kind, fingerprint="x", digest="", counts={})
+                                    for kind in ("checkpoint", "rollouts", "scores"))
+    pool.derivations["scores", "x"] = "scores", {}, {"rollouts": rollouts}
+    pool.derivations["rollouts", "x"] = "rollouts", {}, {}
+    assert is_shared(RECIPE, "teacher", scores, pool, 0)
+    pool.derivations["rollouts", "x"] = "rollouts", {}, {"student": checkpoint}
+    assert not is_shared(RECIPE, "teacher", scores, pool, 1)
