@@ -97,7 +97,7 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
         tokens = int((coefficient != 0).any(0).sum())
         trainer.optimizer.zero_grad(set_to_none=True)
         loss = accumulate(forward, terms, fitting, coefficient, batch, scored, stats)
-        rate = learning_rate(train, trainer.step, (spec["round"] + i / len(batches)) / spec["rounds"])
+        rate = learning_rate(train, trainer.step, share_behind(spec, trainer.tokens_seen, i / len(batches)))
         norm = step(trainer, train, rate, spec["ema_decay"])
         trained, steps = trained + tokens, steps + 1
         trainer.tokens_seen += tokens
@@ -111,6 +111,15 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
             raise NonFinite(f"the weights of {name} are not finite after step {trainer.step - 1}; they are not kept, "
                             "the last checkpoint stands: lower train.learning_rate or train.weight_decay")
     return {**counted("checkpoint", {TRAINED: trained}), "steps": steps, "loss": loss}
+
+
+def share_behind(spec: dict, tokens_seen: int, of_round: float) -> float:
+    """How much of the run lies behind, in [0, 1): of its budget of tokens where it has one, else of its rounds.
+
+    `of_round` is the share of the current round's optimizer batches that are done.
+    """
+    budget = spec["train"]["trained_tokens"]
+    return tokens_seen / budget if budget else (spec["round"] + of_round) / spec["rounds"]
 
 
 def cut(prepared: list[Prepared], columns: Columns, batch: list[int], left: int) -> list[Prepared]:
@@ -182,6 +191,8 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
                                  lambda at, values: session.log(out, at, values), bar)
         except NonFinite as error:
             raise NonFinite(f"round {spec['round']}: {error}. It started from {inputs['student']}") from error
+    if spec["controlled"]:
+        session.log(out, trainer.step, {f"train/controlled_{key}": value for key, value in spec["controlled"].items()})
     save(trainer, out, origin)
     record_canary(trainer.model, scored.rollouts, spec, out / "model")
     trainer.source = artifact_key(out)
