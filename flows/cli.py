@@ -201,7 +201,7 @@ def check(arguments: argparse.Namespace) -> tuple[dict, str]:
              for model, want in report["needs"].items()]
     files = ", ".join(report["files"])
     summary = f"{recipe.name} is sound; teachers give {'; '.join(needs) or 'nothing'}; read {files}"
-    return report, "\n".join([summary, *report["notes"]])
+    return report, "\n".join([summary, *report["changes"], *report["notes"]])
 
 
 def variants(arguments: argparse.Namespace) -> tuple[dict, str]:

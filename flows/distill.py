@@ -7,6 +7,7 @@ from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
 from tasks.grade import grade_rollouts
+from tasks.history import round_record
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.run_records import recorded
@@ -32,10 +33,11 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
         held_out = {b.name: make_prompts(b, student, pool, **ask, use="test", train=prompts) for b in recipe.benchmarks}
         preflight(recipe, models, prompts, pool)
         start = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)
-        checkpoints = []
+        checkpoints, history = [], []
         for round_index in rounds(recipe, pool, lambda: student):  # noqa: B023  the latest is meant
-            now = recipe.at(round_index)  # the schedule, resolved
+            now = recipe.at(round_index, history)  # schedule and controllers, resolved
             rollouts, student = one_round(now, models, student, prompts, pool, round_index)
+            history.append(round_record(student))
             checkpoints = [*checkpoints[-2:], student]
             prune(checkpoints)
         run.sample(rollouts, models["student"])

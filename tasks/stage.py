@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.opd.core.errors import CorruptArtifact, EngineLost
-from tasks.opd.recipe.checks import recipes
+from tasks.opd.recipe.checks import recipes, schedules
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
 from tasks.opd.store import artifacts, fingerprints, hidden_states, run_records
@@ -258,7 +258,7 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
     name, started = f"{recipe.name}, seed {recipe.seed}", time.monotonic()
     for note in recipes.notes(recipe, recipe.rounds):
         log_line(note)
-    came = 0
+    came = begun = 0
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
@@ -266,13 +266,14 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
         granted = recipe.train.trained_tokens or math.inf
         try:
             for index in itertools.takewhile(lambda _: student().counts.get("tokens_seen", 0) < granted, bar):
+                begun = student().counts.get("tokens_seen", 0)
                 yield index
                 came = index + 1
                 pool.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:
             pool.bar = None
-    for note in recipes.notes(recipe, came) if came < recipe.rounds else ():
+    for note in schedules.never_held(recipe, came, begun) if recipe.train.trained_tokens else ():
         log_line(note)
 
 

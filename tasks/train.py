@@ -3,7 +3,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.hidden_states import release_hidden
-from tasks.opd.recipe import requirements, slots
+from tasks.opd.recipe import requirements, schedule, slots
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
@@ -28,7 +28,8 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
             "train": train | ({"autocast": own} if train["autocast"] == "auto" else {}), "canary_autocast": own,
             "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds,
             "vocabulary": models["student"].counts["vocabulary"], "effort": recipe.train.model_dump(include=EFFORT),
-            "completion_limit": recipe.rollout.sampling.max_new_tokens}
+            "completion_limit": recipe.rollout.sampling.max_new_tokens,
+            "controlled": schedule.controlled(recipe.model_dump(mode="json"))}
     inputs = {"rollouts": rollouts, "student": student, **{f"scores:{name}": made for name, made in scores.items()}}
     inputs |= {f"model:{name}": model for name, (model, _) in teaching.items() if needs[name]["hidden"]}
     made = log_artifact(run_stage("checkpoint", spec, inputs, pool), f"{round_index:04d}", step=round_index)

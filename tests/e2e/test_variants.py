@@ -79,7 +79,7 @@ def recipe_of(variant: str, pair):
     clips = [term.estimator.params.get(key) for term in plain.terms for key in ("clip_low", "clip_high", "ratio_cap")]
     more += ["train.epochs=2", "train.batch_rollouts=8"] if any(clip is not None for clip in clips) else []
     recipe = loading.load(variant, [f"pair={pair}", *SETTINGS, *more])
-    patches = [patch.model_copy(update={"round": min(patch.round, 1)}) for patch in recipe.schedule]
+    patches = [patch.model_copy(update={"round": 1, "at": None}) for patch in recipe.schedule]
     return recipe.model_copy(update={"schedule": patches})
 
 

@@ -129,13 +129,6 @@ def test_the_report_is_what_check_prints():
         "base.yaml", "benchmarks/tiny.yaml", "pairs/tiny.yaml", "prompts/tiny.yaml", "variants/gkd.yaml"]
 
 
-def test_what_a_schedule_says_of_rounds_that_never_come_is_noted():
-    veto = loading.load("veto")
-    assert recipes.notes(veto, 45) == [] == recipes.notes(veto, 37)
-    note, = recipes.notes(veto, 27)
-    assert note.startswith("with 27 rounds, what the schedule says of round 27, 36 (counted from 0) never happens")
-
-
 def test_what_goes_wrong_only_in_later_rounds_is_found():
     got, = errors("opd_reverse_kl", "schedule=[{round: 3, set: {rollout.sampling.top_p: 0.9}}]")
     assert ": schedule.0.set: from round 3 on, rollout.sampling.top_p = 0.9" in got

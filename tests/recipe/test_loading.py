@@ -7,8 +7,8 @@ import yaml
 from pydantic import BaseModel
 
 from tasks.opd.core.errors import RecipeError
-from tasks.opd.recipe import loading
-from tasks.opd.recipe.schema import Recipe, Slot, Writer
+from tasks.opd.recipe import loading, slots
+from tasks.opd.recipe.schema import Recipe, Slot
 from tasks.opd.recipe.suite import Suite
 from tasks.opd.recipe.validation import models_in
 
@@ -91,7 +91,7 @@ def keys_missing(model: type[BaseModel], *data) -> list[str]:
     for name, field in model.model_fields.items():
         values = [d[name] for d in data if isinstance(d, dict) and name in d]
         values = [item for v in values for item in (v if isinstance(v, list) else [v])]
-        inner = [m for m in models_in(field.annotation) if not issubclass(m, Slot) or m is Writer]
+        inner = [m for m in models_in(field.annotation) if not issubclass(m, Slot) or m in slots.MODELS.values()]
         has = any(name in d for d in data if isinstance(d, dict))
         missing += [] if has else [name]
         for m in inner if has else []:
@@ -110,12 +110,15 @@ def test_base_documents_every_setting_and_its_values_are_the_defaults():
 
 
 def test_the_examples_in_base_are_valid(write):
-    text = "defaults: BASE\n" + yaml.safe_dump(example() | {"name": "example", "rollout": {"prompts_per_round": 8}})
+    given = {"name": "example", "rounds": 50, "rollout": {"prompts_per_round": 8}}
+    text = "defaults: BASE\n" + yaml.safe_dump(example() | given)
     recipe = loading.load(write(text))
     # the pair's own mapping stands; tiny's file is not read, so neither are its prompts
     assert recipe.pair.name == "two_of_a_kind" and recipe.prompts.name == "my_questions"
     assert [b.name for b in recipe.benchmarks] == ["my_held_out"]
-    assert recipe.at(19).train.learning_rate == 1e-5 and recipe.at(20).train.learning_rate == 1e-6
+    past = [{"set": {}, "metrics": {"train/reverse_kl/loss_mean": 0.05}}] * 49
+    assert [recipe.at(i, past).train.learning_rate for i in (24, 25, 39, 40)] == [1e-5, 1e-6, 1e-6, 1e-7]
+    assert recipe.at(1, past).terms[0].coefficient == 1.0  # the metric is on target
 
 
 def test_later_wins_base_variant_pair_group_command_line(write):
@@ -285,8 +288,9 @@ def test_off_is_a_word(write):
 
 def test_schedule_patches_hold_from_their_round_on(write):
     recipe = loading.load(write(
-        "defaults: BASE\nname: v\nschedule:\n  - {round: 4, set: {terms.0.estimator.clip_low: 0.2}}\n"
-        "  - {round: 2, set: {terms.0.coefficient: 0.5, train.learning_rate: 0.01, prompts.grader: exact}}\n"))
+        "defaults: BASE\nname: v\nschedule:\n"
+        "  - {round: 2, set: {terms.0.coefficient: 0.5, train.learning_rate: 0.01, prompts.grader: exact}}\n"
+        "  - {round: 4, set: {terms.0.estimator.clip_low: 0.2}}\n"))
     assert [recipe.at(i).terms[0].coefficient for i in (0, 1, 2, 9)] == [1.0, 1.0, 0.5, 0.5]
     assert recipe.at(3).terms[0].estimator.params["clip_low"] is None
     assert recipe.at(4).terms[0].estimator.params["clip_low"] == 0.2

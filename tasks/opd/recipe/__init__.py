@@ -1,5 +1,7 @@
 """What a run is to do: YAML, schema, slots, static checks. No torch.
 
+controllers   what moves a setting after each round
+schedule      patches that begin later and controllers, resolved to a round's recipe
 schema        every setting with title, unit and bounds
 suite         recipes compared
 slots         which module and table serve a slot; parameters held against signatures

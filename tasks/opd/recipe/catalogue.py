@@ -8,6 +8,8 @@ import textwrap
 from itertools import zip_longest
 from typing import Any
 
+from tasks.opd.recipe.schedule import start_of
+
 OTHERS = ("name", "about", "seed", "rounds", "pair", "prompts", "benchmarks", "accepts")  # not what a variant is about
 WIDTHS = {"name": 24, "paper": 24, "arXiv": 10, "idea": 46, "cost beyond vanilla OPD": 40, "rec": 3}  # 157 columns
 LEGEND = "Below a variant: what differs from configs/base.yaml. rec: a value or formula was not found in the paper."
@@ -25,7 +27,7 @@ def differs(recipe: dict, base: dict) -> list[str]:
     terms = [differing(term, base["terms"][0]) for term in recipe["terms"]]
     described = terms[0] if len(terms) == 1 else [f"term {i}: {', '.join(parts)}" for i, parts in enumerate(terms, 1)]
     rest = {key: value for key, value in recipe.items() if key not in (*OTHERS, "terms", "schedule")}
-    later = [f"from round {patch['round']}: " + ", ".join(differing(patch["set"], {})) for patch in recipe["schedule"]]
+    later = [f"from {start_of(patch)}: " + ", ".join(differing(patch["set"], {})) for patch in recipe["schedule"]]
     return differing(rest, base) + described + later
 
 

@@ -4,9 +4,12 @@ Pydantic only: no torch, no OmegaConf (files are read in `loading`). Models are 
 field is a union of models, so that Prefect can draw a form from `Recipe`. A `Slot` names one choice of a slot's table
 and its parameters; `slots.bind` checks both against the function's signature without importing torch.
 """
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from tasks.opd.recipe import schedule
 
 
 class Model(BaseModel):
@@ -30,12 +33,13 @@ class Slot(Model):
     @model_validator(mode="before")
     @classmethod
     def fold(cls, value: Any) -> Any:
-        """`jsd` and `{name: jsd, beta: 0.5}` become `{name: jsd, params: {beta: 0.5}}`."""
+        """`jsd` and `{name: jsd, beta: 0.5}` become `{name: jsd, params: {beta: 0.5}}`; fields of the model stay."""
         if isinstance(value, str):
-            return {"name": value, "params": {}}
-        if isinstance(value, dict) and "name" in value and not (set(value) <= {"name", "params"}):
-            loose = {k: v for k, v in value.items() if k not in ("name", "params")}
-            return {"name": value["name"], "params": {**(value.get("params") or {}), **loose}}
+            return {"name": value}
+        if isinstance(value, dict) and "name" in value and not set(value) <= set(cls.model_fields):
+            kept = {k: v for k, v in value.items() if k in cls.model_fields}
+            loose = {k: v for k, v in value.items() if k not in cls.model_fields}
+            return {**kept, "params": {**(value.get("params") or {}), **loose}}
         return value
 
 
@@ -100,18 +104,6 @@ class Writer(Slot):
     fraction: float = setting(1.0, "Fraction", "Share of a round's prompts this writer gets.", gt=0, le=1)
     when: Literal["always", "first_round"] = setting(
         "always", "When", "In which rounds it writes; later rounds re-use.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def fold(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        own = {"name", "params", "n", "fraction", "when"}
-        if isinstance(value, dict) and not set(value) <= own:
-            loose = {k: v for k, v in value.items() if k not in own}
-            kept = {k: v for k, v in value.items() if k in own}
-            return {**kept, "params": {**(value.get("params") or {}), **loose}}
-        return value
 
 
 class Rollout(Model):
@@ -187,7 +179,7 @@ class Train(Model):
     """The optimizer and its memory."""
     learning_rate: float = setting(1e-5, "Learning rate", "Peak learning rate of AdamW.", gt=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "Schedule", "Decay to 0 over the run's steps.")
+        "constant", "Schedule", "Decay to 0 over the run: over trained_tokens where there are, else over the rounds.")
     warmup_steps: int = setting(0, "Warm-up", "Optimizer steps from 0 to the peak.", ge=0)
     weight_decay: float = setting(0.0, "Weight decay", "AdamW's, on matrices only.", ge=0)
     beta1: float = setting(0.9, "Beta 1", "AdamW.", ge=0, lt=1)
@@ -228,9 +220,25 @@ class Engine(Model):
 
 
 class Patch(Model):
-    """From this round on, these settings."""
-    round: int = setting(..., "Round", "First round the settings hold.", ge=0)
+    """From this point of the run on, these settings."""
+    round: int | None = setting(None, "Round", "First round the settings hold, counted from 0; or give `at`.", ge=0)
+    at: float | None = setting(
+        None, "At", "Share of the run behind from which they hold: of train.trained_tokens, else of the rounds.",
+        ge=0, lt=1)
     set: dict[str, Any] = setting(..., "Settings", "Dotted keys and values, as overrides on the command line.")
+
+    @model_validator(mode="after")
+    def one_start(self):
+        if (self.round is None) == (self.at is None):
+            raise ValueError("a patch holds from a round or from a share of the run on: give exactly one of round, at")
+        return self
+
+
+class Controller(Slot):
+    """Moves one number after every round, by the records of the rounds before it; never out of its bounds."""
+    moves: str = setting(..., "Moves", "The setting it moves, dotted; what the recipe says there holds in round 0.")
+    low: float = setting(..., "Low", "Least value it may set.")
+    high: float = setting(..., "High", "Largest value it may set.")
 
 
 class Recipe(Model):
@@ -250,6 +258,8 @@ class Recipe(Model):
     engine: Engine = setting(Engine(), "Engine", "What generates and scores.")
     benchmarks: list[Benchmark] = setting([], "Benchmarks", "Held-out questions, before and after.")
     schedule: list[Patch] = setting([], "Schedule", "What changes as it goes.")
+    controllers: list[Controller] = setting(
+        [], "Controllers", "What changes by the results of finished rounds, and how far.", max_length=4)
     workers: Literal["process", "inline"] = setting(
         "process", "Workers", "process: a supervised worker; inline: in the flow.")
     accepts: dict[str, str] = setting(
@@ -272,22 +282,14 @@ class Recipe(Model):
         return settings | {"name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0,
                        "longest_tokens": self.pair.context_tokens + 1}  # scoring takes room for one token more
 
-    def at(self, round_index: int) -> "Recipe":
-        """This recipe with the schedule's settings of all patches up to `round_index` applied."""
-        data = self.model_dump(mode="json")
-        for patch in sorted(self.schedule, key=lambda p: p.round):
-            if patch.round <= round_index:
-                for key, value in patch.set.items():
-                    set_dotted(data, key, value)
-        return Recipe.model_validate(data)
+    def at(self, round_index: int, history: Sequence[dict] = ()) -> "Recipe":
+        """The recipe of a round: with the patches that have begun, then with what the controllers decide.
 
+        `history` holds the records of the rounds before (`tasks.history.round_record`), the first first.
+        Raises: ValueError when controllers or a token budget need a record that is not there.
+        """
+        return Recipe.model_validate(schedule.resolved(self.model_dump(mode="json"), round_index, history))
 
-def set_dotted(data: dict, key: str, value: Any) -> None:
-    """Set `a.b.0.c` in nested dicts and lists, in place. Raises KeyError naming the part that does not exist."""
-    *path, last = key.split(".")
-    for part in path:
-        data = data[int(part)] if isinstance(data, list) else data[part]
-    if isinstance(data, list):
-        data[int(last)] = value
-    else:
-        data[last] = value
+    def versions(self) -> list["Recipe"]:
+        """What the schedule makes of this recipe, from the start on; what controllers set is as at the start."""
+        return [Recipe.model_validate(data) for _, data in schedule.versions(self.model_dump(mode="json"))]

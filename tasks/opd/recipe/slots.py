@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from tasks.opd.core.errors import RecipeError
-from tasks.opd.recipe.schema import Slot, Writer
+from tasks.opd.recipe.schema import Controller, Slot, Writer
 
 ROOT = Path(__file__).resolve().parents[1]  # where the slots' modules lie
 SECRETS = {"key", "api_key", "token", "secret", "password", "urls", "url"}  # what stands there is never shown
@@ -37,6 +37,7 @@ TABLES = {  # kind of slot -> (module in tasks/opd, its table)
     "divergence": ("objective.divergences", "DIVERGENCES"), "advantage": ("objective.advantages", "ADVANTAGES"),
     "estimator": ("objective.estimators", "ESTIMATORS"),
     "grader": ("data.graders", "GRADERS"), "source": ("data.sources", "SOURCES"), "maker": ("makers.models", "MAKERS"),
+    "controller": ("recipe.controllers", "CONTROLLERS"),
 }
 SLOTS = {  # where a recipe has slots; * stands for any index or name
     "pair.student": "maker", "pair.teacher": "maker", "pair.others.*": "maker",
@@ -46,7 +47,9 @@ SLOTS = {  # where a recipe has slots; * stands for any index or name
     "teacher.refresh": "refresh", "teacher.context": "context",
     "terms.*.rows": "rows", "terms.*.target": "target", "terms.*.support": "support", "terms.*.weights.*": "weight",
     "terms.*.divergence": "divergence", "terms.*.advantage": "advantage", "terms.*.estimator": "estimator",
+    "controllers.*": "controller",
 }
+MODELS = {"writer": Writer, "controller": Controller}  # kinds of slot with fields of their own
 PLAIN = ("int", "float", "str", "bool", "list", "dict", "tuple", "set", "frozenset")
 NAMESPACE = {**{name: getattr(builtins, name) for name in PLAIN}, "Annotated": Annotated, "Field": Field,
              "Literal": Literal, "Any": Any, "Path": Path, "__builtins__": {}}
@@ -158,7 +161,7 @@ def check_all(data: dict) -> tuple[dict[tuple, Slot], list[Problem]]:
     slots, problems = {}, []
     for path, kind, value in found(data):
         try:
-            slot = (Writer if kind == "writer" else Slot).model_validate(value)
+            slot = MODELS.get(kind, Slot).model_validate(value)
         except ValidationError:
             continue  # the schema reports it
         params, wrong = check(slot, kind)

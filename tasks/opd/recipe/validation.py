@@ -8,16 +8,16 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from tasks.opd.core.errors import RecipeError
-from tasks.opd.recipe import slots
-from tasks.opd.recipe.checks import recipes
+from tasks.opd.recipe import schedule, slots
+from tasks.opd.recipe.checks import recipes, schedules
 from tasks.opd.recipe.layers import Layer
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.recipe.slots import UNSET, Problem
 
 Resolve = Callable[[dict], dict]  # fills in `${key}`; raises RecipeError
 WHOLE_RUN = (  # settings that no round can change
-    "name", "about", "seed", "rounds", "benchmarks", "schedule", "workers", "accepts", "pair.name", "pair.student",
-    "pair.teacher", "pair.others", "pair.tiny", "pair.context_tokens", "prompts.name", "prompts.source",
+    "name", "about", "seed", "rounds", "benchmarks", "schedule", "controllers", "workers", "accepts", "pair.name",
+    "pair.student", "pair.teacher", "pair.others", "pair.tiny", "pair.context_tokens", "prompts.name", "prompts.source",
     "prompts.first", "prompts.count", "prompts.max_prompt_tokens", "train.lora", "train.trained_tokens",
     "engine.memory_share", "engine.patience_seconds")
 
@@ -54,22 +54,50 @@ def completed(recipe: Recipe) -> tuple[Recipe, list[Problem]]:
 
 
 def schedule_problems(recipe: Recipe, known: list[Problem]) -> list[Problem]:
-    """What is wrong from some round on that was not wrong before."""
-    for index, patch in sorted(enumerate(recipe.schedule), key=lambda pair: pair[1].round):
-        key = f"schedule.{index}.set"
-        try:
-            now = recipe.at(patch.round)
-        except ValidationError as error:
-            return [Problem(key, str(problem)) for problem in schema_problems(error, Recipe)]
-        except (KeyError, IndexError, ValueError, TypeError) as error:
-            return [Problem(key, f"no such key ({type(error).__name__}: {error})", patch.set)]
-        now, wrong = completed(now)
-        moved = [Problem(whole, "holds for a whole run; set it outside the schedule") for whole in WHOLE_RUN
-                 if attrgetter(whole)(now) != attrgetter(whole)(recipe)]
-        new = [p for p in wrong + recipes.problems(now) if p not in known] or moved
+    """What is wrong from some round on that was not wrong before, or wherever controllers may lead it.
+
+    The recipe is looked at as its patches make it, one after the other, each with its controllers at their bounds.
+    """
+    if wrong := list(schedules.start_problems(recipe)):
+        return wrong
+    versions, data = [], recipe.model_dump(mode="json")
+    try:
+        for index, version in schedule.versions(data):
+            key = f"schedule.{index}.set"
+            begins = f"from {schedule.start_of(data['schedule'][index])} on, " if index >= 0 else ""
+            now, new = changed_recipe(recipe, version, known) if begins else (recipe, [])
+            if now is None or new:
+                return [Problem(key, f"{begins if now else ''}{p}") for p in new]
+            versions.append((index, now))
+            if wrong := list(schedules.controller_problems(recipe, version)) or at_bounds(recipe, version, known):
+                return wrong
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        patch = data["schedule"][len(versions) - 1]
+        return [Problem(f"schedule.{len(versions) - 1}.set", f"no such key ({type(error).__name__}: {error})",
+                        patch["set"])]
+    return list(schedules.average_is_kept(versions))
+
+
+def at_bounds(recipe: Recipe, version: dict, known: list[Problem]) -> list[Problem]:
+    """What is wrong with a version of the recipe where its controllers are at their bounds, first corner first."""
+    for corner in schedules.corners(recipe.controllers, version):
+        _, new = changed_recipe(recipe, schedule.patched(version, corner), known)
         if new:
-            return [Problem(key, f"from round {patch.round} on, {p}") for p in new]
+            where = ", ".join(f"{key} = {value:g}" for key, value in corner.items())
+            return [Problem("controllers", f"may lead to {where}; then {p}") for p in new]
     return []
+
+
+def changed_recipe(recipe: Recipe, data: dict, known: list[Problem]) -> tuple[Recipe | None, list[Problem]]:
+    """A recipe changed as it goes, complete (None: it is none), and what is wrong with it that was not `known`."""
+    try:
+        now = Recipe.model_validate(data)
+    except ValidationError as error:
+        return None, schema_problems(error, Recipe)
+    now, wrong = completed(now)
+    moved = [Problem(whole, "holds for a whole run; set it outside the schedule") for whole in WHOLE_RUN
+             if attrgetter(whole)(now) != attrgetter(whole)(recipe)]
+    return now, [p for p in wrong + recipes.problems(now) if p not in known] or moved
 
 
 def parsed(model: type[BaseModel], data: dict, resolve: Resolve) -> tuple[Any, list[Problem]]:
@@ -94,7 +122,7 @@ def schema_problems(error: ValidationError, model: type[BaseModel]) -> list[Prob
         else:
             message = slots.allowed(one["msg"])
             if one["type"] == "model_type":
-                is_slot = one["ctx"]["class_name"] in ("Slot", "Writer")
+                is_slot = one["ctx"]["class_name"] in ("Slot", "Writer", "Controller")
                 message = "must be a name, or a mapping with a name" if is_slot else "must be a mapping"
             value = UNSET if one["type"] == "value_error" else value
         problems.append(Problem(key, message, value))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.opd.recipe import slots
+from tasks.opd.recipe.checks import schedules
 from tasks.opd.recipe.checks.servers import served, servers_are_named, servers_can
 from tasks.opd.recipe.checks.terms import TERM_RULES, Found
 from tasks.opd.recipe.requirements import (
@@ -47,18 +48,17 @@ def problems(recipe: Recipe) -> list[Problem]:
 
 
 def notes(recipe: Recipe, num_rounds: int) -> list[str]:
-    """What is sound and yet may not be meant, in a run of so many rounds: fewer where its tokens are granted."""
-    late = ", ".join(str(patch.round) for patch in recipe.schedule if patch.round >= num_rounds)
-    return [f"with {num_rounds} rounds, what the schedule says of round {late} (counted from 0) never happens; set its "
-            "rounds in proportion"] if late else []
+    """What is sound and yet may not be meant, in a run of so many rounds."""
+    return schedules.never_held(recipe, num_rounds)
 
 
 def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str, Any]:
-    """What `opd check` shows, JSON-able: problems, notes, what teachers must give, what the engine can, files read."""
+    """What `opd check` shows, JSON-able: problems, notes, what changes as it goes, what teachers must give, what
+    the engine can, files read."""
     read = {source.rsplit(":", 1)[0] for source in (provenance or {}).values() if not source.startswith("override ")}
     columns = [column for column in COLUMNS if column in ENGINES[recipe.engine_for("score")["name"]]]
     return {"name": recipe.name, "problems": [str(problem) for problem in problems(recipe)],
-            "notes": notes(recipe, recipe.rounds), "needs": needs(recipe),
+            "notes": notes(recipe, recipe.rounds), "changes": schedules.changes(recipe), "needs": needs(recipe),
             "engine": {"name": recipe.engine.name, "columns": columns}, "files": sorted(read)}
 
 
@@ -136,22 +136,6 @@ def teacher_is_there(recipe: Recipe) -> Found:
         yield Problem("teacher.refresh", message, teacher.refresh.name)
     for name in ({"student", "teacher"} | OF_STUDENT | OF_EXPERTS) & set(pair.others):
         yield Problem(f"pair.others.{name}", "is taken; name it otherwise")
-
-
-def average_is_kept(recipe: Recipe) -> Found:
-    """A moving average of the student is kept from the first round on, or never."""
-    kept = is_average(recipe.teacher.model, recipe.teacher.refresh.name)
-    for index, patch in enumerate(recipe.schedule):
-        refresh = patch.set.get("teacher.refresh", recipe.teacher.refresh.name)
-        name = refresh["name"] if isinstance(refresh, dict) else refresh
-        if is_average(patch.set.get("teacher.model", recipe.teacher.model), name) != kept:
-            yield Problem(f"schedule.{index}.set", "a moving average (teacher.model: self, refresh: ema) can neither "
-                          "begin nor end in a later round; keep it throughout, or use refresh: frozen or live")
-
-
-def is_average(model: str, refresh: str) -> bool:
-    """Whether a teacher is the student's moving average."""
-    return model == "self" and refresh == "ema"
 
 
 def solutions_exist(recipe: Recipe) -> Found:
@@ -237,5 +221,5 @@ def vllm_can(recipe: Recipe) -> Found:
 
 
 RULES: list[Callable[[Recipe], Found]] = [
-    teacher_is_there, average_is_kept, refiners_fit, solutions_exist, prompts_fit, splits_are_disjoint, engine_can,
+    teacher_is_there, refiners_fit, solutions_exist, prompts_fit, splits_are_disjoint, engine_can,
     vllm_can, servers_can, servers_are_named]

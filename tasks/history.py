@@ -1,0 +1,29 @@
+"""Door to finished rounds: their records, which a schedule over tokens and controllers read."""
+from collections import defaultdict
+
+from tasks.opd.store.artifacts import Artifact, read_record
+from tasks.tracking.points import PREFIXES, Note, points_of
+
+
+def round_record(checkpoint: Artifact) -> dict:
+    """A finished round by its checkpoint: {round, set, counts, metrics}, plain data.
+
+    `set` is what controllers had set in the round, `counts` the checkpoint's, `metrics` the mean over the round of
+    every metric of its rollouts, grades, scores and training, under the names that MLflow shows. Not what tells of
+    seconds, which no result may depend on. Of rollouts graded twice the later grades count.
+    """
+    record, found = read_record(checkpoint.path), {}
+    waiting = [(checkpoint, record, "train")]
+    for artifact, made, prefix in waiting:  # grows as it goes: from the checkpoint back to the rollouts
+        values = defaultdict(list)
+        for point in points_of(Note(artifact=artifact, name="", step=0, prefix=prefix), made, 0.0):
+            values[point["key"]].append(point["value"])
+        found = {key: sum(some) / len(some) for key, some in values.items() if "second" not in key} | found
+        for name, entry in made["inputs"].items():
+            if entry["kind"] in PREFIXES:
+                source = Artifact.from_json(entry)
+                told = read_record(source.path)
+                of = [PREFIXES[source.kind], *name.split(":")[1:]]  # `scores:teacher` logs as score/teacher
+                waiting.append((Artifact.from_json(told), told, "/".join(of)))
+    return {"round": record["spec"]["round"], "set": record["spec"]["controlled"], "counts": checkpoint.counts,
+            "metrics": found}
