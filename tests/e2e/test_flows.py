@@ -3,6 +3,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import time
 import urllib.request
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from flows.evaluate import evaluate
 from flows.pools import lend_keys, pool_for, shared_pool
 from flows.tables import of_run
 from tasks import progress, workers
+from tasks.history import round_record
 from tasks.opd.core.costs import NAMES
 from tasks.opd.core.errors import OpdError
 from tasks.opd.recipe import loading
@@ -118,6 +120,26 @@ def test_the_last_two_checkpoints_keep_their_weights_and_scores_lose_their_hidde
 def test_a_second_run_makes_nothing_and_returns_the_same(there):
     assert "made 0 artifacts" in there.said
     assert there.second == there.first
+
+
+def test_a_controller_decides_by_finished_rounds_and_a_resumed_run_decides_alike():
+    told, key = "train/reverse_kl/loss_mean", "terms.0.coefficient"
+    recipe = loading.load("opd_reverse_kl_full", [*TINY, "controllers=[{name: proportional, moves: " + key + ", low: "
+                                                  "0.5, high: 1.3, metric: " + told + ", target: 0.01, gain: 1.0}]"])
+    first, _ = quietly(distill, recipe)
+    rounds = records("checkpoint")
+    # the KL of random models is far above 0.01 nats: the error is cut to 0.2, and the third value to the bound
+    assert [r["spec"]["controlled"] for r in rounds] == [{key: 1.0}, {key: 1.2}, {key: 1.3}]
+    assert [r["spec"]["terms"][0]["coefficient"] for r in rounds] == [1.0, 1.2, 1.3]
+    run = mlflow_runs("opd")["opd_reverse_kl_full-seed0"]
+    assert run.data.metrics[f"train/controlled_{key}"] == 1.3
+    past = round_record(Artifact.from_json(rounds[1]))
+    assert past["round"] == 1 and past["set"] == {key: 1.2} and past["counts"] == rounds[1]["counts"]
+    shown = {told, "grade/reward_mean", "rollout/truncated_share", "score/teacher/teacher_logprob_mean_nats"}
+    assert shown <= past["metrics"].keys() and not any("second" in name for name in past["metrics"])
+    shutil.rmtree(artifacts.place("checkpoint", rounds[2]["fingerprint"]))  # as if interrupted in the third round
+    again, said = quietly(distill, recipe)
+    assert again["checkpoint"].fingerprint == first["checkpoint"].fingerprint and "made checkpoint" in said
 
 
 def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):

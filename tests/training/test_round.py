@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.opd.core import metrics
 from tasks.opd.core.batches import padded_batches
 from tasks.opd.core.errors import DataError, NonFinite
 from tasks.opd.core.records import Rollout, write_rows
@@ -377,3 +378,17 @@ def test_a_token_budget_is_met_exactly_over_rounds_and_batches(tmp_path, budget,
     assert [c["tokens_seen"] for c in found] == seen
     assert sum(c["trained_tokens"] for c in found) == min(budget, 72)
     assert [c["steps"] for c in found] == steps
+
+
+@pytest.mark.parametrize("num_rounds", [3, 250])
+def test_a_schedule_runs_over_the_token_budget_whatever_the_number_of_rounds(tmp_path, num_rounds):
+    inputs, rates = checkpoint_inputs(tmp_path, random_rollouts(LENGTHS)), []       # 24 tokens a round
+    for r in range(2):
+        out = tmp_path / f"r{r}"
+        out.mkdir()
+        spec = train_spec([term(divergence="nll", rows="all")], round=r, rounds=num_rounds,
+                          train={"learning_rate": 1e-3, "schedule": "linear", "trained_tokens": 40})
+        train_student(inputs, spec, out, Session())
+        inputs = {**inputs, "student": out}
+        rates += [p["value"] for p in metrics.read(out / metrics.FILE) if p["key"] == "train/learning_rate"]
+    assert rates == pytest.approx([1e-3, 1e-3 * (1 - 24 / 40)])
