@@ -131,13 +131,15 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
     from prefect import tags
 
     from flows.distill import distill as run
-    from flows.tables import of_run
+    from flows.tables import divergence_line, of_run
     with tags(f"variant:{recipe.name}", f"seed:{recipe.seed}"):
         result, lines = run(recipe), []
     result["comparison"] = {}
     for name, table in of_run(result).items():
         result["comparison"][name] = dataclasses.asdict(table)
-        lines += [f"benchmark {name}", table.to_text(), f"report      {result['end'][name].path}", ""]
+        apart = divergence_line(result["start"][name], result["end"][name])
+        lines += [f"benchmark {name}", table.to_text(), *filter(None, [apart]),
+                  f"report      {result['end'][name].path}", ""]
     result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
     return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", *ending(result)])
 

@@ -32,7 +32,7 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
         prompts = make_prompts(recipe.prompts, student, pool, **ask, use="train")
         held_out = {b.name: make_prompts(b, student, pool, **ask, use="test", train=prompts) for b in recipe.benchmarks}
         preflight(recipe, models, prompts, pool)
-        start = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)
+        start, before = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)
         checkpoints, history = [], []
         for round_index in rounds(recipe, pool, lambda: student):  # noqa: B023  the latest is meant
             now = recipe.at(round_index, history)  # schedule and controllers, resolved
@@ -41,10 +41,10 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
             checkpoints = [*checkpoints[-2:], student]
             prune(checkpoints)
         run.sample(rollouts, models["student"])
-        end = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher, step=recipe.rounds)
-    result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end}
-    text = "\n\n".join(f"### {name}\n\n{table.to_markdown()}" for name, table in tables.of_run(result).items())
-    publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": text}, run.url())
+        end, after = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher, step=recipe.rounds)
+    result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end,
+              "evaluation": [*before, *after]}
+    publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": tables.markdown_of_run(result)}, run.url())
     return result | {"mlflow_page": run.url()}
 
 

@@ -42,4 +42,4 @@ def evaluate(recipe: Recipe, folder: str) -> dict[str, Artifact]:
         refer(student.kind, student.fingerprint)
         ask = {"context_tokens": recipe.pair.context_tokens, "use": "test"}
         prompts = {benchmark.name: make_prompts(benchmark, student, pool, **ask) for benchmark in recipe.benchmarks}
-        return evaluate_student(recipe, student, prompts, pool, when="final")
+        return evaluate_student(recipe, student, prompts, pool, when="final")[0]

@@ -12,6 +12,23 @@ def of_run(result: dict) -> dict[str, comparison.Comparison]:
             for name in result["end"]}
 
 
+def divergence_line(start: Artifact, end: Artifact) -> str:
+    """How far a run's student is from its teacher on a benchmark's answers; empty where that was not measured."""
+    def described(report: Artifact) -> str:
+        return f"{report.counts['reverse_kl_mean_nats']:.3f} over {report.counts['divergence_tokens']:,} tokens"
+    if not (start.counts.get("divergence_tokens") and end.counts.get("divergence_tokens")):
+        return ""
+    return f"Mean reverse KL to the teacher in nats a token, on the student's answers: {described(end)}; " \
+           f"start {described(start)}."
+
+
+def markdown_of_run(result: dict) -> str:
+    """A run's tables with their divergence to the teacher, a section a benchmark."""
+    parts = [(f"### {name}", table.to_markdown(), divergence_line(result["start"][name], result["end"][name]))
+             for name, table in of_run(result).items()]
+    return "\n\n".join(text for part in parts for text in part if text)
+
+
 def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Exception], benchmark: str,
              baseline: str, cells: list[tuple[str, int, Recipe]] = ()) -> comparison.Comparison:
     """What `distill` returned for cells, and the errors of others, on one benchmark; a suite's stand in its order."""
@@ -21,7 +38,7 @@ def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Ex
     order = dict.fromkeys((variant, seed) for variant, seed, _ in cells)
     return comparison.compare(
         {(comparison.START, 0): rewards(start), **order, **errors, **ends}, baseline,
-        spent={cell: cell_costs.costs_of(result["checkpoint"], [*result["start"].values(), *result["end"].values()])
+        spent={cell: cell_costs.costs_of(result["checkpoint"], result["evaluation"])
                for cell, result in done.items()},
         placebos={variant: recipe.about.placebo for variant, _, recipe in cells})
 

@@ -1,7 +1,10 @@
-"""Door to the stage `report`: a student's answers to benchmarks, graded."""
+"""Door to the stages `report` and `divergence`: a student's graded answers, and how far they are from the teacher."""
+from dataclasses import replace
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.opd.recipe.checks.servers import served
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
@@ -11,15 +14,25 @@ from tasks.workers import WorkerPool
 
 @task(cache_policy=NO_CACHE, task_run_name="report-{when}")
 def evaluate_student(recipe: Recipe, student: Artifact, prompts: dict[str, Artifact], pool: WorkerPool, *, when: str,
-                     step: int = 0, teacher: Artifact | None = None) -> dict[str, Artifact]:
-    """A report a benchmark; with a teacher, also the distance to it. Greedy answers do not depend on the seed."""
-    reports = {}
+                     step: int = 0, teacher: Artifact | None = None) -> tuple[dict[str, Artifact], list[Artifact]]:
+    """A report a benchmark, and all artifacts that were made for them. Greedy answers do not depend on the seed.
+
+    With a teacher that gives hidden states, so not one behind a server, the counts hold its divergence too.
+    """
+    reports, evaluation, measured = {}, [], teacher is not None and "teacher" not in served(recipe)
     for benchmark in recipe.benchmarks:
-        spec = {"benchmark": benchmark.model_dump(mode="json"), "engine": recipe.engine_for("write"),
-                "seed": recipe.seed if benchmark.sampling.temperature > 0 else 0, "folder": "model",
-                "context_tokens": recipe.pair.context_tokens}
-        inputs = {"student": student, "prompts": prompts[benchmark.name]} | ({"teacher": teacher} if teacher else {})
-        made = run_stage("report", spec, inputs, pool)
-        reports[benchmark.name] = log_artifact(made, f"{when}-{benchmark.name}", step=step,
-                                               prefix=f"{when}/{benchmark.name}")
-    return reports
+        inputs, logged = {"student": student, "prompts": prompts[benchmark.name]}, f"{when}/{benchmark.name}"
+        spec = {"benchmark": benchmark.model_dump(mode="json", exclude={"divergence_max_tokens"}),
+                "engine": recipe.engine_for("write"), "seed": recipe.seed if benchmark.sampling.temperature > 0 else 0,
+                "folder": "model", "context_tokens": recipe.pair.context_tokens}
+        reports[benchmark.name] = report = log_artifact(
+            run_stage("report", spec, inputs, pool), f"{when}-{benchmark.name}", step=step, prefix=logged)
+        if measured:
+            spec = {"max_tokens": benchmark.divergence_max_tokens, "folder": "model",
+                    "engine": recipe.engine_for("write") | {"name": "torch"}}  # whole distributions, whoever wrote
+            made = log_artifact(run_stage("divergence", spec, inputs | {"report": report, "teacher": teacher}, pool),
+                                f"{when}-{benchmark.name}", step=step, prefix=logged)
+            reports[benchmark.name] = replace(report, counts=report.counts | made.counts)
+            evaluation.append(made)
+        evaluation.append(report)
+    return reports, evaluation

@@ -22,8 +22,8 @@ def round_record(checkpoint: Artifact) -> dict:
         for name, entry in made["inputs"].items():
             if entry["kind"] in PREFIXES:
                 source = Artifact.from_json(entry)
-                told = read_record(source.path)
+                behind = read_record(source.path)
                 of = [PREFIXES[source.kind], *name.split(":")[1:]]  # `scores:teacher` logs as score/teacher
-                waiting.append((Artifact.from_json(told), told, "/".join(of)))
+                waiting.append((Artifact.from_json(behind), behind, "/".join(of)))
     return {"round": record["spec"]["round"], "set": record["spec"]["controlled"], "counts": checkpoint.counts,
             "metrics": found}

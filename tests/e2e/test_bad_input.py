@@ -201,7 +201,7 @@ def spoilt_at(token_ids: set[int]):
     return change
 
 
-@pytest.mark.parametrize("stage, finished", [("preflight", 3), ("report", 4), ("scores", 7)])
+@pytest.mark.parametrize("stage, finished", [("preflight", 3), ("divergence", 5), ("scores", 8)])
 def test_a_teacher_with_nan_weights_is_13_at_the_first_stage_that_meets_them(stage, finished, run, tmp_path):
     held_out, train = sorted(records("prompts"), key=lambda record: record["counts"]["prompts"])
     asked = [read_rows(artifacts.place("prompts", record["fingerprint"]) / "prompts.parquet", Prompt)
@@ -209,7 +209,8 @@ def test_a_teacher_with_nan_weights_is_13_at_the_first_stage_that_meets_them(sta
     [first] = [record for record in records("rollouts") if record["spec"]["round"] == 0]
     written = read_rows(artifacts.place("rollouts", first["fingerprint"]) / "rollouts.parquet", Rollout)
     seen, met = set(), {}
-    for name, some in (("preflight", [p.token_ids for p in asked[0][:4]]), ("report", [p.token_ids for p in asked[1]]),
+    for name, some in (("preflight", [p.token_ids for p in asked[0][:4]]),
+                       ("divergence", [p.token_ids for p in asked[1]]),
                        ("scores", [r.prompt_token_ids for r in written])):
         met[name] = {token for ids in some for token in ids} - seen
         seen |= met[name]

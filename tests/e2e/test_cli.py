@@ -161,4 +161,4 @@ def test_an_interrupted_and_a_killed_run_leave_no_process_and_are_taken_up_where
     assert result["mlflow"] == f"mlflow ui --backend-store-uri sqlite:///{opd_home}/mlflow.db"
     assert result["mlflow_page"].endswith("?workflowType=machine_learning")
     reused = int(said.rpartition("reused ")[2].split()[0])
-    assert reused >= 12, said  # models, prompts, preflight, a report, two rounds less what was cut off
+    assert reused >= 12, said  # models, prompts, preflight, a report, its divergence, two rounds less what was cut off

@@ -145,7 +145,8 @@ def test_a_controller_decides_by_finished_rounds_and_a_resumed_run_decides_alike
 def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     run = mlflow_runs("opd")["opd_reverse_kl_full-seed0"]
     assert run.info.status == "FINISHED" and run.data.params["pair.teacher.params.hidden"] == "96"
-    assert run.data.metrics["final/tiny/avg"] == there.first["end"]["tiny"].counts["avg"]
+    for name in ("avg", "reverse_kl_mean_nats", "divergence_tokens"):
+        assert run.data.metrics[f"final/tiny/{name}"] == there.first["end"]["tiny"].counts[name]
     client = client_at(tracking_uri())
     tokens = client.get_metric_history(run.info.run_id, "round/trained_tokens")
     counted = [record["counts"]["tokens_seen"] for record in records("checkpoint")]
@@ -160,7 +161,8 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     assert stages == {"model", "prompts", "start", "rollout", "grade", "score", "train", "round", "final"}
     stages = {file.path for file in client.list_artifacts(run.info.run_id, "stages")}
     assert stages == {f"stages/{kind}" for kind in
-                      ("model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report")}
+                      ("model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report",
+                       "divergence")}
     table = json.load(open(client.download_artifacts(run.info.run_id, "rollouts.json")))
     assert len(table["data"]) == 8 and {"prompt", "completion", "reward"} <= set(table["columns"])
 
@@ -173,11 +175,13 @@ def test_a_runs_page_in_prefect_has_its_tasks_its_log_its_table_and_the_way_to_m
     assert named <= tasks
     made = [record["fingerprint"][:8] for record in records("checkpoint")]
     logs = lately(lambda: [log["message"] for log in pages("logs", logs={"flow_run_id": {"any_": [run["id"]]}})],
-                  lambda lines: any("made report" in line for line in lines[-8:]))
+                  lambda lines: any("made divergence" in line for line in lines[-8:]))
     assert all(any(line.startswith(f"made checkpoint {name} in") for line in logs) for name in made)
     shown = {artifact["key"]: artifact for artifact in pages("artifacts", **only)}
     table, link = shown["table-opd-reverse-kl-full-seed0"], shown["mlflow-opd-reverse-kl-full-seed0"]
     assert "### tiny" in table["data"] and "| opd_reverse_kl_full |" in table["data"]
+    tokens = there.first["end"]["tiny"].counts["divergence_tokens"]
+    assert "Mean reverse KL to the teacher" in table["data"] and f"over {tokens:,} tokens; start" in table["data"]
     assert there.first["mlflow_page"] in link["data"]
     assert f"`mlflow ui --backend-store-uri sqlite:///{there.home}/mlflow.db`" in link["description"]
 

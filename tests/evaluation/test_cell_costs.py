@@ -9,7 +9,8 @@ from tasks.opd.evaluation.cell_costs import Costs, cost_tables, costs_of, mean_o
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
 
-DECADE = {kind: 10.0 ** i for i, kind in enumerate(("rollouts", "grades", "refined", "scores", "checkpoint", "report"))}
+DECADE = {kind: 10.0 ** i for i, kind in enumerate(("rollouts", "grades", "refined", "scores", "checkpoint", "report",
+                                                    "divergence"))}
 
 
 @pytest.fixture(autouse=True)
@@ -38,21 +39,22 @@ def round_of(name: str, student: Artifact, rollouts: Artifact | None = None, tra
                 scores=scores)
 
 
-def report(name: str, wrote: int, read: int) -> Artifact:
-    return made("report", name, counted("report", {WRITTEN[STUDENT]: wrote, READ: read}))
+def evaluation(name: str, wrote: int, read: int) -> list[Artifact]:
+    written = made("report", name, counted("report", {WRITTEN[STUDENT]: wrote}))
+    return [written, made("divergence", name, counted("divergence", {READ: read}), report=written)]
 
 
 def test_a_cells_costs_are_those_of_all_its_rounds_with_what_was_discarded_and_evaluation_apart():
     start = made("model", "m", {TRAINED: 10**6, WRITTEN[STUDENT]: 10**6})
     last = round_of("1", round_of("0", start), trained=30)
     artifacts.retire(artifacts.find("checkpoint", "c0"), ("file",))   # a retired checkpoint is still a link
-    found = costs_of(last, [report("before", 11, 7), report("after", 13, 8)])
+    found = costs_of(last, [*evaluation("before", 11, 7), *evaluation("after", 13, 8)])
     assert found.tokens == {WRITTEN[STUDENT]: 100, WRITTEN[TEACHER]: 70, WRITTEN[DATASET]: 0, READ: 2 * (50 + 45),
                             TRAINED: 70}
     assert (found.evaluation_tokens[WRITTEN[STUDENT]], found.evaluation_tokens[READ]) == (24, 15)
     assert found.seconds == {"rollouts": 2, "grades": 40, "refined": 200, "scores": 2000, "checkpoint": 20000,
-                             "report": 200000}
-    assert found.size == {"bytes": 100 * (2 * 6 + 2)}
+                             "report": 200000, "divergence": 2000000}
+    assert found.size == {"bytes": 100 * (2 * 6 + 4)}
 
 
 def test_two_cells_pay_for_what_they_share_in_full_and_a_cell_pays_once_for_what_it_reads_twice():
@@ -60,8 +62,8 @@ def test_two_cells_pay_for_what_they_share_in_full_and_a_cell_pays_once_for_what
     shared = made("rollouts", "shared", counted("rollouts", {WRITTEN[STUDENT]: 50}), student=start)
     one, other = (costs_of(round_of(name, start, shared), []) for name in ("a", "b"))
     assert one == other and one.tokens[WRITTEN[STUDENT]] == 50 and one.seconds["rollouts"] == 1
-    before = report("before", 11, 7)
-    assert costs_of(round_of("d", start), [before, before]).evaluation_tokens[READ] == 7
+    before = evaluation("before", 11, 7)
+    assert costs_of(round_of("d", start), [*before, *before]).evaluation_tokens[READ] == 7
 
 
 def test_what_old_artifacts_did_not_count_or_are_gone_with_is_not_known():
@@ -70,8 +72,9 @@ def test_what_old_artifacts_did_not_count_or_are_gone_with_is_not_known():
     last = round_of("1", round_of("0", start, uncounted))
     assert costs_of(last, []).tokens == {READ: 190, TRAINED: 80}      # what was written in round 0 is not known
     shutil.rmtree(uncounted.path)
-    gone = costs_of(last, [report("after", 13, 8)])
-    assert gone.tokens == {} and gone.seconds == {"report": 100000} and gone.evaluation_tokens[READ] == 8
+    gone = costs_of(last, evaluation("after", 13, 8))
+    assert gone.tokens == {} and gone.seconds == {"report": 100000, "divergence": 1000000}
+    assert gone.evaluation_tokens[READ] == 8
     assert costs_of(start, []) == Costs(tokens={}, evaluation_tokens={}, seconds={}, size={})
 
 

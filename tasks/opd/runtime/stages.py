@@ -8,6 +8,7 @@ STAGES = {
     "scores": "scoring.score:score_rollouts",
     "checkpoint": "training.round:train_student",
     "report": "evaluation.benchmarks:evaluate",
+    "divergence": "evaluation.teacher_divergence:measure_divergence",
     "preflight": "training.preflight:preflight",
 }  # stage -> module of tasks.opd, and the function in it
 

@@ -172,6 +172,16 @@ def prompts_fit(recipe: Recipe) -> Found:
                       recipe.rollout.prompts_per_round)
 
 
+def divergence_has_room(recipe: Recipe) -> Found:
+    """The divergence to the teacher is computed over whole answers: one of any length must fit."""
+    for index, benchmark in enumerate(recipe.benchmarks):
+        limit, longest = benchmark.divergence_max_tokens, benchmark.sampling.max_new_tokens
+        if 0 < limit < longest:
+            yield Problem(f"benchmarks.{index}.divergence_max_tokens", f"an answer may have {longest} tokens "
+                          "(sampling.max_new_tokens), and only whole ones are taken; use at least that, or 0 for all "
+                          "answers", limit)
+
+
 def items(source: Source) -> tuple[tuple, range]:
     """Which items of which data a source takes: (identity, indices shifted by the seed where it only shifts)."""
     params, name = completed(source.source, "source"), source.source.name
@@ -221,5 +231,5 @@ def vllm_can(recipe: Recipe) -> Found:
 
 
 RULES: list[Callable[[Recipe], Found]] = [
-    teacher_is_there, refiners_fit, solutions_exist, prompts_fit, splits_are_disjoint, engine_can,
+    teacher_is_there, refiners_fit, solutions_exist, prompts_fit, divergence_has_room, splits_are_disjoint, engine_can,
     vllm_can, servers_can, servers_are_named]
