@@ -38,10 +38,10 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
             now = recipe.at(round_index, history)  # schedule and controllers, resolved
             rollouts, student = one_round(now, models, student, prompts, pool, round_index)
             history.append(round_record(student))
-            checkpoints = [*checkpoints[-2:], student]
-            prune(checkpoints)
+            prune(checkpoints := [*checkpoints[-2:], student])
         run.sample(rollouts, models["student"])
-        end, after = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher, step=recipe.rounds)
+        end, after = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher,
+                                      step=recipe.rounds)
     result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end,
               "evaluation": [*before, *after]}
     publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": tables.markdown_of_run(result)}, run.url())

@@ -34,7 +34,7 @@ class Costs:
 
 
 def costs_of(checkpoint: Artifact, evaluation: Iterable[Artifact]) -> Costs:
-    """What a cell cost whose last checkpoint, reports and divergences these are; nothing is known where a record is gone."""
+    """What a cell cost whose last checkpoint, reports and divergences these are; nothing where a record is gone."""
     rounds = records_behind([checkpoint], ROUND)
     evaluated = records_behind(evaluation, EVALUATION_STAGES)
     seconds, size = Counter(), Counter()
