@@ -1,12 +1,27 @@
 """What a model's folder says of the model, without its weights in memory: architecture, ids that end, sizes, base."""
 import json
 import math
+import shutil
 from pathlib import Path
 
 from tasks.opd.core.files import folder_version
 from tasks.opd.models import lora
 
 NOT_ARCHITECTURE = {"transformers_version", "dtype", "torch_dtype", "use_cache"}
+BESIDE_WEIGHTS = (  # what a model needs beside its weights; code (*.py) is never run here, and so not among it
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "*.model", "chat_template*",
+    "preprocessor_config.json", "processor_config.json")
+
+
+def copy_beside_weights(origin: Path, folder: Path) -> None:
+    """Give a folder of weights those files of `origin` that belong to any version of the model (BESIDE_WEIGHTS).
+
+    What the folder has of its own stays. Other weights, an optimizer's state and notes on `origin` are left there.
+    """
+    for file in sorted({file for pattern in BESIDE_WEIGHTS for file in origin.glob(pattern) if file.is_file()}):
+        if not (folder / file.name).exists():
+            shutil.copy(file, folder / file.name)
 
 
 def eos_ids_of(folder: Path, model) -> set[int]:

@@ -4,7 +4,6 @@ With `train.lora` only the adapter learns: optimizer state, moving average and c
 """
 import json
 import math
-import shutil
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tasks.opd.core.errors import DataError
-from tasks.opd.engines.canary import CANARY
 from tasks.opd.models import lora
-from tasks.opd.models.digests import DIGESTS, write_digests
+from tasks.opd.models.digests import write_digests
+from tasks.opd.models.folders import copy_beside_weights
 from tasks.opd.models.heads import load_model
 from tasks.opd.store.artifacts import fingerprint_of, model_folder
 
@@ -145,10 +144,7 @@ def save_model(trainer: Trainer, folder: Path, origin: Path) -> None:
     else:
         lora.save(trainer.model, folder, trainer.base)
     write_digests(trainer.model, folder)
-    for file in origin.iterdir():
-        if (file.is_file() and not (folder / file.name).exists() and ".safetensors" not in file.name
-                and file.name not in (DIGESTS, CANARY)):
-            shutil.copy(file, folder / file.name)
+    copy_beside_weights(origin, folder)
 
 
 @torch.no_grad()
