@@ -143,3 +143,23 @@ def test_only_rollouts_of_the_domains_named_are_scored(inputs, session, tmp_path
         tokens = sum(len(r.token_ids) for r, has in zip(rollouts, there) if has)
         assert counts["teacher_read_tokens"] == tokens
         assert all(torch.allclose(one.sampled, two.sampled, atol=1e-9) for one, two in zip(signals, everyone) if one)
+
+
+def test_damaged_hidden_states_are_refused(tmp_path):
+    write_signal(tmp_path, ["a"], [Signal(sampled=torch.randn(2), hidden=torch.randn(2, 4))], [[1]])
+    data = (tmp_path / "hidden.safetensors").read_bytes()
+    for spoilt in (data[:-1], data[:12] + b"\xff" + data[13:], b""):
+        (tmp_path / "hidden.safetensors").write_bytes(spoilt)
+        with pytest.raises(CorruptArtifact, match="hidden.safetensors cannot be read as safetensors"):
+            read_signal(tmp_path)
+
+
+@pytest.mark.parametrize("reader", ["pyarrow.parquet.read_table", "tasks.opd.scoring.score.safe_open"])
+def test_a_lack_of_memory_or_a_fault_of_our_own_is_no_damage(tmp_path, monkeypatch, reader):
+    write_signal(tmp_path, ["a"], [Signal(sampled=torch.randn(2), hidden=torch.randn(2, 4))], [[1]])
+    for error in (MemoryError("no more"), KeyError("a slip")):
+        def fail(*given, error=error, **options):
+            raise error
+        monkeypatch.setattr(reader, fail)
+        with pytest.raises(type(error)):
+            read_signal(tmp_path)

@@ -79,6 +79,8 @@ class Sample:
 ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
                list[int]: pa.list_(pa.int64()), list[float]: pa.list_(pa.float64())}
 
+UNREADABLE = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)  # what damage makes of Parquet
+
 
 def schema_of(row_type: type) -> pa.Schema:
     """The Arrow schema of a record: `X | None` is nullable, everything else is not."""
@@ -99,12 +101,22 @@ def write_rows(path: Path, rows: list, row_type: type) -> None:
 
 def read_rows(path: Path, row_type: type) -> list:
     """Read records written by `write_rows`. Raises CorruptArtifact when the file is damaged or of another schema."""
+    return [row_type(**row) for row in read_table(path, schema_of(row_type).names).to_pylist()]
+
+
+def read_table(path: Path, columns: list[str]) -> pa.Table:
+    """A Parquet file with these columns.
+
+    Raises: CorruptArtifact when it is damaged or has others. A lack of memory stays what it is.
+    """
     try:
         table = pq.read_table(path, page_checksum_verification=True, memory_map=False)
-    except (OSError, pa.ArrowInvalid) as error:
+        table.validate(full=True)
+        found = table.schema.names
+    except UNREADABLE as error:
         raise CorruptArtifact(f"{path} cannot be read as Parquet: {error}") from error
-    if table.schema.names != schema_of(row_type).names:
-        raise CorruptArtifact(f"{path} has columns {table.schema.names}, expected {schema_of(row_type).names}")
-    return [row_type(**row) for row in table.to_pylist()]
+    if found != columns:
+        raise CorruptArtifact(f"{path} has columns {found}, expected {columns}")
+    return table
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tasks.opd.core.costs import READ, counted
 from tasks.opd.core.errors import CorruptArtifact, DataError, NonFinite, TokenizerMismatch
-from tasks.opd.core.records import Prompt, Rollout, read_rows
+from tasks.opd.core.records import Prompt, Rollout, read_rows, read_table
 from tasks.opd.engines.api import Signal, Want
 from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.scoring.contexts import CONTEXTS
@@ -141,11 +141,8 @@ def write_signal(out: Path, rollout_ids: list[str], signals: list[Signal | None]
 def read_signal(folder: Path) -> list[Signal | None]:
     """What `write_signal` wrote, in the rollouts' order. Raises CorruptArtifact where a file is damaged or missing."""
     file = promised(folder, HIDDEN)
-    try:
-        table = pq.read_table(folder / "signal.parquet", page_checksum_verification=True, memory_map=False)
-        hidden = read_hidden(file) if file else {}
-    except Exception as error:
-        raise CorruptArtifact(f"the signal in {folder} cannot be read: {error}") from error
+    table = read_table(folder / "signal.parquet", ["rollout_id", "has_signal", "teacher_prompt_ids", *COLUMNS])
+    hidden = read_hidden(file) if file else {}
     columns = {name: table[name] for name in COLUMNS}
     signals: list[Signal | None] = []
     for i, (rollout_id, has) in enumerate(zip(table["rollout_id"].to_pylist(), table["has_signal"].to_pylist())):
@@ -165,6 +162,9 @@ def tensor_of(cell: pa.ListScalar) -> torch.Tensor | None:
 
 
 def read_hidden(path: Path) -> dict[str, torch.Tensor]:
-    """Hidden states by rollout id."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+    """Hidden states by rollout id. Raises CorruptArtifact when the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise CorruptArtifact(f"{path} cannot be read as safetensors: {error}") from error
