@@ -127,7 +127,10 @@ class ProcessPool(WorkerPool):
         raise failure
 
     def start(self) -> None:
-        """Start supervisor and worker, and wait until the worker connects. Raises EngineLost when it does not."""
+        """Start supervisor and worker, and wait until the worker connects.
+
+        Raises: EngineLost when it dies before that, or does not connect within `patience` seconds.
+        """
         self.log = artifacts.home() / "logs" / f"worker-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
         with room_to_write(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +142,9 @@ class ProcessPool(WorkerPool):
                 listener.listen(1)
                 listener.settimeout(0.2)
                 self.supervisor = launch(f"{folder}/socket", self.log)
-                self.connection = accept(listener, self.supervisor)
+                self.connection = accept(listener, self.supervisor, self.patience)
+        except TimeoutError:
+            raise self.absence() from None
         finally:
             shutil.rmtree(folder)
         if self.connection is None:
@@ -171,6 +176,14 @@ class ProcessPool(WorkerPool):
         return EngineLost(f"stage {stage} hung: neither progress nor a result for {self.patience:g} s, so its "
                           "worker was killed. If it was at work (a large model loads in silence), raise "
                           "engine.patience_seconds\n"
+                          f"{self.log} ends:\n{self.last_words()}")
+
+    def absence(self) -> EngineLost:
+        """The error for a worker that lives but did not connect; it is killed."""
+        self.close(at_once=True)
+        return EngineLost(f"the worker did not connect within {self.patience:g} s of its start, so it was killed. It "
+                          "imports nothing heavy before that: see whether the disk that holds Python's packages "
+                          f"answers (a network file system, say), or raise engine.patience_seconds\n"
                           f"{self.log} ends:\n{self.last_words()}")
 
     def last_words(self) -> str:
@@ -225,11 +238,18 @@ def await_end(process: subprocess.Popen, timeout_seconds: float = 10) -> None:
         process.wait(timeout_seconds)
 
 
-def accept(listener: socket.socket, supervisor: subprocess.Popen) -> socket.socket | None:
-    """The worker's connection; None when its supervisor ends before there is one."""
+def accept(listener: socket.socket, supervisor: subprocess.Popen, patience: float) -> socket.socket | None:
+    """The worker's connection; None when its supervisor ends before there is one.
+
+    Raises: TimeoutError after `patience` seconds of neither.
+    """
+    until = time.monotonic() + patience
     while supervisor.poll() is None:
-        with contextlib.suppress(TimeoutError):
+        try:
             return listener.accept()[0]
+        except TimeoutError:
+            if time.monotonic() > until:
+                raise
     return None
 
 

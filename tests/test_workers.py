@@ -162,6 +162,20 @@ def test_a_stage_that_is_lost_twice_fails_with_code_20_and_names_what_to_change(
     assert not list(opd_home.glob("artifacts/*/.tmp-*"))
 
 
+def test_a_worker_that_lives_but_never_connects_is_given_up_after_the_patience(opd_home, monkeypatch):
+    def idle(path, log):
+        log.write_text("no way in\n")
+        return subprocess.Popen([sys.executable, "-m", "tasks.opd.runtime.supervisor", "sleep", "600"], cwd=ROOT,
+                                env={**os.environ, "OPD_WORKER_LOG": str(log)}, stdin=subprocess.PIPE,
+                                start_new_session=True)
+    monkeypatch.setattr(workers, "launch", idle)
+    with workers.for_run(run_with("process", patience_seconds=1)) as pool:
+        told = r"(?s)did not connect within 1 s .*network file system.*raise engine.patience_seconds\n.*no way in"
+        with pytest.raises(EngineLost, match=told):
+            pool.make(f"{HERE}:numbers", {"count": 1}, {}, opd_home)
+        assert pool.supervisor is None and not processes_of(opd_home)
+
+
 def test_what_is_not_lost_is_not_tried_again(tmp_path):
     for kind, trouble, error in (("inline", "nan", NonFinite), ("process", "unforeseen", workers.WorkerFailed)):
         journal = tmp_path / f"journal-{trouble}"
