@@ -1,4 +1,6 @@
 """Supports: what is compared at a token and what becomes of the rest, on a vocabulary of three and by hand."""
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from tasks.opd.objective.advantages import candidate_gap
 from tasks.opd.objective.columns import Candidates
 from tasks.opd.objective.divergences import forward_kl, reverse_kl
 from tasks.opd.objective.estimators import candidate_policy_gradient
-from tasks.opd.objective.loss import Stats, divergence_values
+from tasks.opd.objective.loss import Stats, divergence_values, target_logprobs
 from tasks.opd.objective.supports import (
     StudentTokens,
     TeacherTokens,
@@ -17,6 +19,7 @@ from tasks.opd.objective.supports import (
     student_top_k,
     union,
 )
+from tasks.opd.objective.targets import TARGETS
 from tasks.opd.objective.terms import bind_term
 from tests.column_fixtures import columns
 from tests.tiny_models import term
@@ -157,3 +160,29 @@ def test_the_entropy_of_the_toy_and_of_a_distribution_with_a_zero():
     zero = torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64).log()
     student = StudentTokens(logits=torch.cat([STUDENT, zero]), token_ids=torch.tensor([0, 0]))
     assert student.entropy.tolist() == pytest.approx([1.029653, 0.693147], abs=1e-6)    # the second: ln 2
+
+
+def test_a_target_of_two_models_is_refused_on_the_top_k_of_each():
+    bound = bind_term(term(divergence="forward_kl", support={"name": "teacher_top_k", "k": 2}), "forward_kl")
+    both = replace(bound, models={"teacher": "large", "reference": "start"},
+                   target=lambda models: models["teacher"] - models["reference"])
+    logprobs = torch.tensor([[0.6, 0.3]]).log()
+    models = {name: TeacherTokens(ids=torch.tensor([ids]), logprobs=logprobs, num_tokens=1)
+              for name, ids in (("large", [3, 4]), ("start", [7, 4]))}  # token 3 would be compared with token 7
+    student = StudentTokens(logits=torch.zeros(1, 8), token_ids=torch.tensor([3]))
+    with pytest.raises(ValueError, match="teacher_top_k each of the models large, start has its own tokens"):
+        divergence_values(both, student, models, Stats())
+    assert torch.equal(target_logprobs(replace(bound, models={"teacher": "large"}), models["large"].ids, student, models),
+                       logprobs)
+
+
+def test_no_recipe_has_such_a_target():
+    scale = {"extrapolated": {"scale": 1.25}}
+    several = 0
+    for name in TARGETS:
+        given = term(divergence="forward_kl", support={"name": "teacher_top_k", "k": 2},
+                     target={"name": name, **scale.get(name, {})})
+        bound = bind_term(given, name)
+        several += len(bound.models) > 1
+        assert len(bound.models) == 1 or bound.unnormalised, name
+    assert several

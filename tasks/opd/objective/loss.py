@@ -104,8 +104,16 @@ def clipping_fold(clip: dict, stats: Stats, label: str) -> Callable[[Tensor], Te
 
 
 def target_logprobs(term: Term, ids: Tensor | None, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
-    """The target's log-probabilities [n, S] at ids [n, S], or [n, V] at all of them (None); of the full softmax."""
+    """The target's log-probabilities [n, S] at ids [n, S], or [n, V] at all of them (None); of the full softmax.
+
+    Raises: ValueError for several models' top-k, each of which has ids of its own.
+    """
     if not term.unnormalised:
+        if term.owns_ids and len(term.models) > 1:
+            raise ValueError(f"term {term.label}: on support teacher_top_k each of the models "
+                             f"{', '.join(term.models.values())} has its own tokens, whose log-probabilities cannot be "
+                             "combined; use support: full or student_top_k, or list the target among UNNORMALISED, "
+                             "which are computed from whole distributions")
         return term.target({alias: models[name].at(ids, term.owns_ids) for alias, name in term.models.items()})
     full = {alias: models[name].full for alias, name in term.models.items()}
     own = {"student": student.full.detach()} if term.sees_student else {}
