@@ -82,11 +82,17 @@ def test_a_folder_that_is_no_model_or_brings_code_is_refused(made, tmp_path, spo
         make(tmp_path / "m", "folder", path=str(tmp_path / "copy"))
 
 
-def test_the_hub_out_of_reach_names_the_way_out(tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_pointed_at_in_the_local_cache_with_its_commit(made, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match="nobody/nothing at main cannot be had.*give a folder instead"):
-        make(tmp_path / "m", "hub", model="nobody/nothing")
+    with pytest.raises(DataError, match="some/model at main cannot be had.*give a folder instead"):
+        make(tmp_path / "none", "hub", model="some/model")
+    copy, commit = tmp_path / "cache" / "models--some--model", "5" * 40
+    shutil.copytree(made / "model", copy / "snapshots" / commit)
+    (copy / "refs").mkdir()
+    (copy / "refs" / "main").write_text(commit)
+    assert make(tmp_path / "m", "hub", model="some/model")["revision"] == commit
+    assert model_folder(tmp_path / "m") == copy / "snapshots" / commit
 
 
 def test_pruning_leaves_out_exactly_the_layers_named(made, tmp_path):

@@ -1,5 +1,6 @@
 """Where models come from.
 
+hub          a model of the Hugging Face hub, and what to do when it cannot be had
 models       folder, hub, package, server, pruned, random, the tiny pair; the stage `model`
 pretraining  how the tiny pair learns its task
 """

@@ -15,6 +15,7 @@ from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.files import hash_file
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
+from tasks.opd.makers.hub import download
 from tasks.opd.makers.pretraining import Course, learn
 from tasks.opd.models import lora
 from tasks.opd.models.digests import write_digests
@@ -45,14 +46,9 @@ def folder(out: Path, origin: Path | None, seed: int, session, *, path: str) -> 
 
 def hub(out: Path, origin: Path | None, seed: int, session, *, model: str, revision: str = "main") -> dict:
     """A model of the Hugging Face hub, its local copy or downloaded; a commit as `revision` makes it repeatable."""
-    from huggingface_hub import snapshot_download
-    try:
-        place = snapshot_download(model, revision=revision, allow_patterns=PATTERNS)
-    except Exception as error:  # of the hub, the network, the disk: many classes, one way out
-        raise DataError(f"model {model} at {revision} cannot be had from the hub: {error}; give a folder instead "
-                        "({name: folder, path: ...}), or check the network and HF_HUB_OFFLINE") from error
-    point_at(out, Path(place))
-    return {"revision": Path(place).name}
+    place = download(model, revision, PATTERNS)
+    point_at(out, place)
+    return {"revision": place.name}
 
 
 def point_at(out: Path, place: Path) -> None:
