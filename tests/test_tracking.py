@@ -149,6 +149,17 @@ def test_a_store_that_refuses_gives_one_line_and_no_dump(pool, capfd):
     assert len(said) == 1 and "is not reached" in said[0] and "OperationalError: table metrics" in said[0]
 
 
+def test_a_stage_that_cannot_be_read_is_not_blamed_on_the_store(pool, capsys):
+    with run_for(recipe()):
+        made = run_stage(NUMBERS, {"count": 3}, {}, pool)
+        record = made.path / "artifact.json"
+        record.write_text(record.read_text().replace('"count": 3', '"count": 4'))
+        log_artifact(made, "0002")
+    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(said) == 1 and "lacks a stage:" in said[0] and f"{record}: sha256 of its contents" in said[0]
+    assert "not reached" not in said[0] and "the run goes on" in said[0]
+
+
 def test_the_artifacts_of_a_sqlite_store_named_by_the_person_lie_under_home_not_in_the_current_directory(
         pool, store, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()

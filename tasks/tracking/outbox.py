@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.opd.core.costs import summed
+from tasks.opd.core.errors import OpdError
 from tasks.opd.evaluation.cell_costs import ROUND
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, home
@@ -66,7 +67,7 @@ class Run:
         self.wake.put(status)
         self.thread.join(timeout_seconds)
         if self.thread.is_alive():
-            self._warn(f"it did not answer in {timeout_seconds} s")
+            self._warn(f"is not reached (it did not answer in {timeout_seconds} s)")
 
     def url(self) -> str:
         """Where the run stands in MLflow's pages; of a local store, once `mlflow ui` runs."""
@@ -83,15 +84,14 @@ class Run:
                 self._ship(self._client(), status)
                 pause = TICK_SECONDS
             except Exception as error:              # whatever the store does, the run goes on
-                reason = getattr(error.__cause__, "orig", None) or error  # what the database itself said
-                self._warn(f"{type(reason).__name__}: {reason}")
+                self._warn(trouble(error))
                 pause = RETRY_SECONDS
 
     def _warn(self, message: str) -> None:
         if not self.warned:
-            self.warned, lines = True, message.splitlines() or [""]
-            print(f"opd: MLflow at {self.state['uri']} is not reached ({lines[0][:300]}); the run goes on, and what is "
-                  "missing there is sent when the recipe is run again", file=sys.stderr)
+            self.warned = True
+            print(f"opd: MLflow at {self.state['uri']} {message}; the run goes on, and what is missing there is sent "
+                  "when the recipe is run again", file=sys.stderr)
 
     def _client(self):
         client = client_at(self.state["uri"])
@@ -171,6 +171,15 @@ class Run:
         self._send(client, [{"key": key, "value": new[key], "step": 0, "timestamp": now} for key in new], {})
         if self.shown and self.shown != before:
             client.set_tag(self.state["run"], NOTE, self.shown["note"])
+
+
+def trouble(error: Exception) -> str:
+    """What is wrong with MLflow, on a line: a file of the run that cannot be read is not the store's fault."""
+    if isinstance(error, OpdError):
+        return f"lacks a stage: {' '.join(str(error).split())}"
+    reason = getattr(error.__cause__, "orig", None) or error  # what the database itself said
+    lines = f"{type(reason).__name__}: {reason}".splitlines()
+    return f"is not reached ({lines[0][:300]})"
 
 
 def chunks(items: list, size: int) -> list[list]:
