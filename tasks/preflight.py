@@ -19,8 +19,9 @@ def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, po
     now = recipe.at(0)
     needs = requirements.needs(now)
     spec = {"terms": requirements.terms_of(now), "loss": now.loss.model_dump(mode="json"),
-            "sampling": now.rollout.sampling.model_dump(mode="json"), "engine": now.engine_for("write"),
-            "scoring_engine": now.engine_for("score"),
+            "sampling": now.rollout.sampling.model_dump(mode="json"),
+            "filters": [slot.model_dump(mode="json") for slot in now.rollout.filters],
+            "engine": now.engine_for("write"), "scoring_engine": now.engine_for("score"),
             "num_prompts": NUM_PROMPTS, "seed": now.seed,
             "accepts": sorted(name for name, why in now.accepts.items() if why),
             "top_k": max([0, *(want["top_k"] for want in needs.values())]),

@@ -49,6 +49,10 @@ def term(**settings) -> str:
      ["terms.0.target = \"teacher\"", "which is expert_four"]),
     (["teacher.model=self", "schedule=[{round: 1, set: {teacher.refresh: {name: ema, decay: 0.9}}}]"],
      ["schedule.0.set", "neither begin nor end"]),
+    ([term(advantage="{name: fixed, value: -1.0}", estimator="policy_gradient")],
+     ["terms.0.advantage = \"fixed\"", "zero in the mean", "accepts: {constant_advantage: why}"]),
+    ([term(advantage="fixed", estimator="policy_gradient", rows="all", weights="[uniform, skip_first]")],
+     ["terms.0.advantage = \"fixed\""]),
     (["teacher.model=teacer"], ["teacher.model = \"teacer\"", "did you mean teacher?"]),
     (["teacher.refresh=live"], ["teacher.refresh = \"live\"", "teacher.model: self"]),
     (["pair.others={student: tiny_student}"], ["pair.others.student", "taken"]),
@@ -73,6 +77,10 @@ def test_wrong_combinations_are_refused_with_the_way_out(overrides, parts):
     [term(divergence="forward_kl", support="full"), "rollout.sampling.top_p=0.9"],
     ["rollout.sampling.top_p=0.9", "accepts={truncated_sampling: why}"],
     ["rollout.sampling.temperature=0.7", "loss.temperature=0.7"],
+    [term(advantage="fixed", estimator="policy_gradient"), "accepts={constant_advantage: why}"],
+    [term(advantage="fixed", estimator="policy_gradient", rows="succeeded")],
+    [term(advantage="fixed", estimator="policy_gradient", rows="all"), "rollout.writers=[student, teacher]"],
+    [term(advantage="fixed", estimator="policy_gradient", weights="[gap_above_floor]")],
     ["teacher.model=self", "teacher.refresh=live"],
     ["teacher.model=other", "pair.others.other=tiny_teacher"],
     ["benchmarks.0.first=5120"],
@@ -290,3 +298,17 @@ def test_a_teacher_behind_a_server_is_asked_for_what_it_has_and_its_key_is_never
     assert len(got) == 1 and all(part in got[0] for part in parts), got
     assert not any(secret in got[0] for secret in ("-secret", "SK123"))
     assert recipes.problems(loading.load(variant, right)) == []
+
+
+def test_terms_whose_teachers_share_only_some_rollouts_are_noted():
+    other = "target: {name: reference, model: expert_four}, support: full, divergence: reverse_kl"
+    own = "support: full, divergence: reverse_kl"
+
+    def notes(first: str, second: str, *more: str):
+        terms = f"terms=[{{{own}, rows: {first}}}, {{{other}, rows: {second}, coefficient: 0.5}}]"
+        return recipes.notes(loading.load("opd_reverse_kl", [terms, *more]), 45)
+    note, = notes("sampled", "failed")
+    assert "terms.0 (rows sampled) and terms.1 (rows failed) have different teachers" in note and "(1 + 0.5)" in note
+    assert notes("sampled", "sampled") == notes("succeeded", "failed") == []
+    assert notes("sampled", "failed", "terms.1.target=teacher") == []                           # one teacher
+    assert notes("sampled", "failed", "terms.1.target={name: reference, model: start}") == []   # an anchor

@@ -10,7 +10,7 @@ from tasks.opd.core.records import Prompt, write_rows
 from tasks.opd.engines.pool import Session
 from tasks.opd.objective import divergences
 from tasks.opd.training import preflight as rooms
-from tests.tiny_models import random_rollouts, term, tiny_llama, train_spec, write_tokenizer
+from tests.tiny_models import random_rollouts, rollout, term, tiny_llama, train_spec, write_tokenizer
 
 SAMPLED = term(advantage="teacher_gap", estimator="policy_gradient")
 ENGINE = {"name": "torch", "dtype": "float32", "batch_tokens": 4096}
@@ -40,7 +40,8 @@ def artifacts(tmp_path: Path, **teacher) -> dict[str, Path]:
 
 
 def spec_of(terms, **changes):
-    return train_spec(terms, num_prompts=4, accepts=[], top_k=0,
+    return train_spec(terms, num_prompts=4, accepts=[], filters=[],
+                      top_k=max(t["support"]["params"].get("k", 0) for t in terms),
                       sampling={"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12},
                       engine=ENGINE, scoring_engine=ENGINE, **changes)
 
@@ -58,7 +59,8 @@ def test_a_sound_pair_is_green(tmp_path, terms):
     found = run(tmp_path, artifacts(tmp_path), terms)
     assert {f["status"] for f in found.values()} == {"green"}
     assert found["shift"]["measured"] > 2 and found["identity"]["measured"] < 1e-6
-    assert set(found) == {"masks", "engine_agreement", "vocabulary", "template", "stop_tokens", "shift", "identity"}
+    assert set(found) == {"masks", "engine_agreement", "vocabulary", "template", "stop_tokens", "shift", "identity",
+                          "pull"}
 
 
 def test_terms_without_a_teacher_need_none(tmp_path):
@@ -127,3 +129,30 @@ def test_other_stop_tokens_are_red_unless_masked():
 
 def test_masks_hold_on_random_rollouts():
     assert rooms.check_masks(random_rollouts([(3, 5), (1, 1), (7, 2)])).status == "green"
+
+
+TOP = {"name": "teacher_top_k", "k": 4}
+ONE = {"name": "student_top_k", "k": 1, "renormalise": "both"}
+
+
+def test_a_term_that_teaches_nothing_is_red_although_the_others_hide_it(tmp_path):
+    with pytest.raises(OpdError, match=r"pull: terms\.1: the gradient is exactly zero") as caught:
+        run(tmp_path, artifacts(tmp_path), [FULL, term(divergence="reverse_kl", support=ONE)])
+    assert "identity" not in str(caught.value)  # their sum is as it should be
+
+
+def test_terms_that_all_teach_pull(tmp_path):
+    tail = term(divergence="reverse_kl", support=ONE | {"renormalise": "tail"})
+    found = run(tmp_path, artifacts(tmp_path), [FULL, term(divergence="forward_kl", support=TOP), tail])
+    assert found["pull"]["status"] == "green" and found["pull"]["measured"] > 0
+
+
+def test_empty_completions_in_a_group_with_a_baseline_are_yellow_unless_a_filter_drops_them():
+    rows = [rollout(0, [5], [7, 1]), rollout(1, [5], [1]), rollout(2, [5], [1, 1]), rollout(3, [5], [1])]
+    grpo = term(advantage="grpo", estimator="policy_gradient")
+    found, = rooms.check_empty(rows, [FULL, grpo], [])
+    assert found.status == "yellow" and found.measured == 0.5 and "2 of 4 completions are empty" in found.message
+    malformed = {"name": "malformed", "params": {}}
+    assert [f.status for f in rooms.check_empty(rows, [grpo], [malformed])] == ["green"]
+    assert [f.status for f in rooms.check_empty(rows[::2], [grpo], [])] == ["green"]
+    assert rooms.check_empty(rows, [FULL], []) == []

@@ -165,3 +165,4 @@ NEEDS = {"teacher_gap": ("old_logprobs", "teacher"), "centred_gap": ("old_logpro
          "candidate_gap": ("candidates",)}
 WITHOUT_TEACHER = frozenset({"grpo", "fixed"})
 GROUPED = frozenset({"grpo", "direction"})
+CONSTANT = frozenset({"fixed"})  # the same whichever token was written

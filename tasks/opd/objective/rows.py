@@ -73,3 +73,5 @@ ROWS = {"all": all_rows, "sampled": sampled, "succeeded": succeeded, "failed": f
 NEEDS = {"likely_to_teacher": ("teacher",)}
 ANY_AUTHOR = frozenset({"all"})
 GROUPED = frozenset({"mixed_groups"})
+UNSELECTIVE = frozenset({"all", "sampled"})  # take rollouts whatever was written
+DISJOINT = (frozenset({"succeeded", "failed"}),)  # share no rollout

@@ -226,6 +226,7 @@ def quantile(values: Tensor, q: float) -> float:
     return float(values.sort().values[math.ceil(q * (values.numel() - 1) - ROUNDING)])
 
 
+CONSTANT = frozenset({"uniform", "skip_first"})  # the same whichever token was written
 WEIGHTS = {"uniform": uniform, "skip_first": skip_first, "special_token_mask": special_token_mask,
            "keep_soft_or": keep_soft_or, "keep_entropy": keep_entropy, "keep_confidently_wrong": keep_confidently_wrong,
            "teacher_entropy_above": teacher_entropy_above, "importance_prefix": importance_prefix, "position": position,

@@ -12,11 +12,15 @@ from tasks.opd.core.records import Quarantined, Rollout
 
 def malformed(rollout: Rollout, earlier: list[Rollout], *, vocabulary: Annotated[int, Field(ge=0)] = 0) -> str | None:
     """Goes when nothing was written before the end, or an id is not below `vocabulary` (0: not asked)."""
-    words = len(rollout.token_ids) - (rollout.finish_reason == "stop")
-    if words < 1:
+    if is_empty(rollout):
         return "the completion is empty"
     outside = [t for t in rollout.token_ids if t < 0 or (vocabulary and t >= vocabulary)]
     return f"id {outside[0]} is not in the vocabulary" if outside else None
+
+
+def is_empty(rollout: Rollout) -> bool:
+    """Whether nothing was written before the end."""
+    return len(rollout.token_ids) - (rollout.finish_reason == "stop") < 1
 
 
 def too_long(rollout: Rollout, earlier: list[Rollout], *, tokens: Annotated[int, Field(ge=1)]) -> str | None:

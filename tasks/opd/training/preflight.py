@@ -17,9 +17,11 @@ from tasks.opd.engines.api import Signal, Want
 from tasks.opd.engines.canary import AGREEMENT
 from tasks.opd.models.folders import num_parameters
 from tasks.opd.models.heads import head_of, load_model, wide
+from tasks.opd.objective.advantages import GROUPED
 from tasks.opd.objective.columns import columns_of
 from tasks.opd.objective.loss import Stats, coefficients
 from tasks.opd.objective.terms import bind_terms
+from tasks.opd.rollouts.filters import first_objection, is_empty
 from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.scoring.score import check_finite
 from tasks.opd.store.artifacts import model_folder
@@ -160,28 +162,62 @@ def taught_by(signals: list[Signal], model, rollouts: list[Rollout], spec: dict)
     return make_scored(rollouts, dict.fromkeys(names, signals), dict.fromkeys(names, head), spec["loss"]["temperature"])
 
 
-def gradient_norm(model, scored: ScoredSet, spec: dict) -> float:
-    """Norm of the gradient that training would take on a scored set."""
+def gradient_norm(model, scored: ScoredSet, spec: dict) -> tuple[float, int]:
+    """Norm of the gradient that training would take on a scored set, and how many tokens count in it."""
     terms = bind_terms(spec["terms"])
     model.zero_grad(set_to_none=True)
     forward, prepared = start_round(model, scored, terms, spec, frozenset())
     batch = list(range(len(scored.rollouts)))
     coefficient = coefficients(terms, prepared, forward.columns, batch, spec["completion_limit"])
     accumulate(forward, terms, prepared, coefficient, batch, scored, Stats())
-    return float(sum(p.grad.double().norm() ** 2 for p in model.parameters() if p.grad is not None) ** 0.5)
+    norm = sum(p.grad.double().norm() ** 2 for p in model.parameters() if p.grad is not None) ** 0.5
+    return float(norm), int((coefficient != 0).any(0).sum())
+
+
+def moved_by_one(signals: list[Signal]) -> list[Signal]:
+    """Signals whose every token has what stood at the token before, the first what stood at the last."""
+    return [Signal(**{name: getattr(s, name).roll(1, 0) for name in
+                      ("sampled", "ids", "logprobs", "hidden", "entropy")}) for s in signals]
 
 
 def check_identity(model, rollouts: list[Rollout], spec: dict) -> Finding:
     """With the teacher equal to the student the gradient vanishes; with that teacher moved by one token it does not."""
     same = own_signal(model, rollouts, spec)
-    moved = [Signal(**{name: getattr(s, name).roll(1, 0) for name in
-                       ("sampled", "ids", "logprobs", "hidden", "entropy")}) for s in same]
-    norm, other = (gradient_norm(model, taught_by(signals, model, rollouts, spec), spec) for signals in (same, moved))
+    norm, other = (gradient_norm(model, taught_by(signals, model, rollouts, spec), spec)[0]
+                   for signals in (same, moved_by_one(same)))
     exact = next(model.parameters()).dtype == torch.float64
     bound = 1e-6 if exact else 0.01 * other
     return verdict("identity", norm <= bound < other, norm, bound,
                    f"with teacher = student the gradient is {norm:.3g} (bound {bound:.3g}), with the teacher moved "
                    f"{other:.3g}: the loss does not have its minimum where student and teacher agree")
+
+
+def check_pull(model, rollouts: list[Rollout], spec: dict) -> Finding:
+    """Every term by itself has a gradient under a teacher who is not the student: the student's own, moved by a token.
+
+    In a sum of terms the others hide one that is identically zero, such as a top-k of one token renormalised. A term
+    with all of its positions' divergences cut has no gradient by intent, and one without tokens here cannot be judged.
+    """
+    scored, norms = taught_by(moved_by_one(own_signal(model, rollouts, spec)), model, rollouts, spec), {}
+    for index, term in enumerate(spec["terms"]):
+        norm, tokens = gradient_norm(model, scored, {**spec, "terms": [term]})
+        if tokens and term["clip"]["at"] != "position":
+            norms[term["group"] or str(index)] = norm
+    dead = [f"terms.{group}" for group, norm in norms.items() if norm == 0]
+    return verdict("pull", not dead, min(norms.values(), default=None), 0.0,
+                   f"{', '.join(dead)}: the gradient is exactly zero although the teacher is not the student, so "
+                   "nothing is learnt there: a support of one token that is renormalised (use renormalise: tail, or a "
+                   "larger k), or a target that does not depend on the teacher")
+
+
+def check_empty(rollouts: list[Rollout], terms: list[dict], filters: list[dict]) -> list[Finding]:
+    """No empty completion stays in a group whose mean reward is a baseline; nothing where no term has one."""
+    if not any(term["advantage"] and term["advantage"]["name"] in GROUPED for term in terms):
+        return []
+    kept = [r for r in rollouts if is_empty(r) and first_objection(r, [], filters) is None]
+    return [verdict("empty_completions", not kept, len(kept) / max(len(rollouts), 1), 0.0,
+                    f"{len(kept)} of {len(rollouts)} completions are empty: their rewards shift the baseline that the "
+                    "others of their prompt are measured against; add malformed to rollout.filters", "yellow")]
 
 
 def first_rollouts(inputs: dict[str, Path], spec: dict, engine) -> list[Rollout]:
@@ -213,13 +249,14 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     forward = Forward(model, rollouts, columns, {**spec, "loss": {"temperature": 1.0}})
     trainer = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
     own = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want())
-    findings = [check_masks(rollouts),
+    findings = [*check_empty(rollouts, spec["terms"], spec["filters"]), check_masks(rollouts),
                 check_agreement(torch.cat([s.sampled for s in own]), trainer, spec["engine"]["dtype"])]
     if taught:
         findings += teacher_findings(inputs, spec, session, rollouts, trainer.split(columns.lengths.tolist()), taught)
         for other in (inputs[name] for name in inputs if name.startswith("model:")):
             check_vocabulary(folder, model_folder(other))
         findings.append(check_identity(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
+        findings.append(check_pull(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
     findings = [replace(f, status="yellow") if f.status == "red" and f.check in spec["accepts"] else f
                 for f in findings]
     (out / "preflight.json").write_text(json.dumps([asdict(f) for f in findings], indent=1))

@@ -1,6 +1,7 @@
 """What can be said of a recipe without models: combinations that are silently wrong, what teachers must give, and
 whether the engine can. No torch. Everything is data or a small rule; a rule names what is wrong and the way out.
 """
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from tasks.opd.recipe.requirements import (
     needs,
     needs_teacher,
     term_requirements,
+    terms_of,
 )
 from tasks.opd.recipe.schema import Recipe, Source
 from tasks.opd.recipe.slots import Problem
@@ -49,7 +51,30 @@ def problems(recipe: Recipe) -> list[Problem]:
 
 def notes(recipe: Recipe, num_rounds: int) -> list[str]:
     """What is sound and yet may not be meant, in a run of so many rounds."""
-    return schedules.never_held(recipe, num_rounds)
+    return schedules.never_held(recipe, num_rounds) + uneven_teachers(recipe)
+
+
+def uneven_teachers(recipe: Recipe) -> list[str]:
+    """Pairs of terms with different teachers that only some rollouts have in common, a note each.
+
+    Where the rows are neither the same nor disjoint, a rollout that both take has the sum of two gradients. A term
+    that holds the student near a version of itself is no further teacher.
+    """
+    anchors, teachers = OF_STUDENT - {recipe.teacher.model}, {}
+    for part in terms_of(recipe):
+        if main := next(iter(part["models"].values()), None):
+            teachers.setdefault(int(part["group"]), set()).add(main)
+    teachers = {index: some for index, some in teachers.items() if not some <= anchors}
+    disjoint, found = slots.constant("rows", "DISJOINT", ()), []
+    for one, other in itertools.combinations(teachers, 2):
+        rows = [recipe.terms[index].rows for index in (one, other)]
+        apart = any({slot.name for slot in rows} == pair for pair in disjoint)
+        if teachers[one] != teachers[other] and rows[0] != rows[1] and not apart:
+            found.append(f"terms.{one} (rows {rows[0].name}) and terms.{other} (rows {rows[1].name}) have different "
+                         "teachers: rollouts that both take weigh as much as both coefficients together "
+                         f"({recipe.terms[one].coefficient:g} + {recipe.terms[other].coefficient:g}), others as one; "
+                         "give both the same rows and coefficients that sum to 1, or disjoint rows")
+    return found
 
 
 def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str, Any]:

@@ -48,6 +48,21 @@ def advantage_fits(recipe: Recipe, term: Term, key: str) -> Found:
                       "with estimator: exact has the same gradient", "full")
 
 
+def advantage_sees_token(recipe: Recipe, term: Term, key: str) -> Found:
+    """Something in the term depends on the token written: E[A grad log p(y)] = A grad 1 = 0 for a constant A."""
+    if term.advantage is None or any(map(recipe.accepts.get, ("constant_advantage", "truncated_sampling"))):
+        return
+    same = term.advantage.name in slots.constant("advantage", "CONSTANT", frozenset())
+    same &= term.rows.name in slots.constant("rows", "UNSELECTIVE", frozenset())
+    same &= {weight.name for weight in term.weights} <= slots.constant("weight", "CONSTANT", frozenset())
+    foreign = term.rows.name in slots.constant("rows", "ANY_AUTHOR", frozenset()) and \
+        {writer.name for writer in recipe.rollout.writers} != {"student"}
+    if same and not foreign:
+        yield Problem(f"{key}.advantage", "is the same whichever token was written: on the student's own completions "
+                      "its gradient is zero in the mean, and noise alone moves the student; use teacher_gap or grpo, "
+                      "rows by reward, or say accepts: {constant_advantage: why}", term.advantage.name)
+
+
 def columns_exist(recipe: Recipe, term: Term, key: str) -> Found:
     """What slots read of the term itself is there: its divergence, its candidates as they are, a whole target."""
     read, unnormalised = columns_read(term), slots.constant("target", "UNNORMALISED", frozenset())
@@ -133,5 +148,5 @@ def rows_exist(recipe: Recipe, term: Term, key: str) -> Found:
 
 
 TERM_RULES: list[Callable[[Recipe, Term, str], Found]] = [
-    divergence_fits, advantage_fits, columns_exist, groups_exist, support_is_whole, support_says_something,
-    clip_has_a_sum, law_is_whole, rows_exist]
+    divergence_fits, advantage_fits, advantage_sees_token, columns_exist, groups_exist, support_is_whole,
+    support_says_something, clip_has_a_sum, law_is_whole, rows_exist]
