@@ -77,7 +77,6 @@ def test_every_sample_is_kept_and_the_report_says_what_produced_it(world, tmp_pa
     assert counts["truncated_share"] == sum(s.finish_reason == "length" for s in samples) / 18
     assert report["sampling"]["max_new_tokens"] == 12 and report["versions"]["torch"]
     assert counts["student_written_tokens"] == sum(len(s.token_ids) for s in samples) > 18
-    assert counts["teacher_read_tokens"] == 0                        # no teacher was given
     assert len(report["template_sha256"]) == 64 and report["mean_reward"]["held_out:0"] == 0
     assert all(s.feedback.startswith("line 1: ") for s in samples)  # a random model's first line is wrong
 

@@ -172,7 +172,8 @@ def test_a_target_of_two_models_is_refused_on_the_top_k_of_each():
     student = StudentTokens(logits=torch.zeros(1, 8), token_ids=torch.tensor([3]))
     with pytest.raises(ValueError, match="teacher_top_k each of the models large, start has its own tokens"):
         divergence_values(both, student, models, Stats())
-    assert torch.equal(target_logprobs(replace(bound, models={"teacher": "large"}), models["large"].ids, student, models),
+    alone = replace(bound, models={"teacher": "large"})
+    assert torch.equal(target_logprobs(alone, models["large"].ids, student, models),
                        logprobs)
 
 

@@ -33,5 +33,5 @@ def refusal(model: str, revision: str, error: Exception) -> OpdError:
     if constants.HF_HUB_OFFLINE and isinstance(error, errors.LocalEntryNotFoundError):
         way = "HF_HUB_OFFLINE is set, and there is no local copy: set HF_HUB_OFFLINE=0 to download it"
     said = " ".join(str(error).split()).rstrip(".")
-    return DataError(f"model {model} at {revision} cannot be had from the hub: {said}. Way out: {way}; or give a "
-                     "folder instead ({name: folder, path: ...})")
+    return DataError(f"model {model} at {revision} cannot be had from the hub: {said}. Way out: {way}; or give "
+                     "a folder instead ({name: folder, path: ...})")
