@@ -6,7 +6,6 @@ damaged, retired or missing input is remade from its own derivation, but only wh
 whose hidden states were retired only these. While a stage reads its inputs, nobody removes them (`leased`).
 """
 import contextlib
-import copy
 import itertools
 import math
 import os
@@ -19,6 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.opd.core.errors import CorruptArtifact, EngineLost
+from tasks.opd.engines.pool import is_served
+from tasks.opd.recipe import derivations
 from tasks.opd.recipe.checks import recipes, schedules
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
@@ -27,9 +28,6 @@ from tasks.opd.store.artifacts import Artifact
 from tasks.workers import WorkerPool
 
 Inputs = dict[str, Artifact]
-AT_ONCE = {("engine", "batch_tokens"): "engine", ("scoring_engine", "batch_tokens"): "engine",
-           ("effort", "micro_batch_tokens"): "train", ("effort", "chunk_tokens"): "train",
-           }  # what a stage holds at once, where its spec says so: outside the fingerprint -> whose setting it is
 
 
 def run_stage(stage: str, spec: dict, inputs: Inputs, pool: WorkerPool) -> Artifact:
@@ -60,9 +58,11 @@ def kind_of(stage: str) -> str:
 
 def fingerprint_of(stage: str, spec: dict, inputs: Inputs) -> str:
     """What names the artifact that `stage` would make here and now."""
-    return fingerprints.fingerprint(stage, spec, {name: artifact.fingerprint for name, artifact in inputs.items()},
-                                    source=fingerprints.source_hash(entry_of(stage)[0]),
-                                    environment=fingerprints.environment(spec))
+    served = any(is_served(artifact.path / "model") for artifact in inputs.values())
+    source = derivations.source_of(entry_of(stage), spec, {"server"} if served else ())
+    return fingerprints.fingerprint(
+        stage, derivations.result_settings(spec), {name: artifact.fingerprint for name, artifact in inputs.items()},
+        source=source, environment=fingerprints.environment(spec))
 
 
 def current(artifact: Artifact) -> Artifact:
@@ -200,11 +200,7 @@ def write_files(stage: str, spec: dict, inputs: Inputs, folder: Path, pool: Work
 
 def halved(spec: dict) -> tuple[dict, str]:
     """A copy of a spec that takes half as much at once, and what that is, in words; empty where it does not say."""
-    smaller, changes = copy.deepcopy(spec), {}
-    for (part, name), owner in AT_ONCE.items():
-        if (before := smaller.get(part, {}).get(name, 1)) > 1:
-            smaller[part][name] = before // 2
-            changes.setdefault(f"{owner}.{name}", f"{before} -> {before // 2}")
+    smaller, changes = derivations.halved(spec)
     return smaller, ", ".join(f"{name} {change}" for name, change in changes.items())
 
 

@@ -4,14 +4,13 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.hidden_states import release_hidden
 from tasks.opd.recipe import requirements, schedule, slots
-from tasks.opd.recipe.schema import Recipe
+from tasks.opd.recipe.schema import Recipe, Train
+from tasks.opd.recipe.settings import effort_of
 from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
 from tasks.workers import WorkerPool
-
-EFFORT = {"micro_batch_tokens", "chunk_tokens"}  # may not change the result
 
 
 @task(cache_policy=NO_CACHE, task_run_name="checkpoint-{round_index:04d}")
@@ -21,13 +20,14 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
     needs, teacher = requirements.needs(recipe), recipe.teacher
     ema = slots.bind(teacher.refresh, "refresh").get("decay") if teacher.model == "self" else None
     own = "bfloat16" if recipe.engine.dtype == "bfloat16" else "off"  # the precision the engine computes in
-    train = recipe.train.model_dump(mode="json", exclude=EFFORT)
+    train = recipe.train.model_dump(mode="json", exclude=effort_of(Train))
     teaching = {name: teacher_of(recipe, name, models, student) for name in scores}
     spec = {"terms": requirements.terms_of(recipe), "loss": recipe.loss.model_dump(mode="json"), "ema_decay": ema,
             "scored": {name: folder for name, (_, folder) in teaching.items()},
             "train": train | ({"autocast": own} if train["autocast"] == "auto" else {}), "canary_autocast": own,
             "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds,
-            "vocabulary": models["student"].counts["vocabulary"], "effort": recipe.train.model_dump(include=EFFORT),
+            "vocabulary": models["student"].counts["vocabulary"],
+            "effort": recipe.train.model_dump(include=effort_of(Train)),
             "completion_limit": recipe.rollout.sampling.max_new_tokens,
             "controlled": schedule.controlled(recipe.model_dump(mode="json"))}
     inputs = {"rollouts": rollouts, "student": student, **{f"scores:{name}": made for name, made in scores.items()}}

@@ -95,24 +95,42 @@ def kind_of(folder: Path, settings: dict) -> dict:
 
     Raises: ValueError for a name that no engine has.
     """
-    name = "server" if (folder / "server.json").exists() else settings["name"]
+    name = "server" if is_served(folder) else settings["name"]
     if name not in BOUND_TO:
         raise ValueError(f"engine name is {name!r}; allowed: torch, vllm")
     return {"name": name, **{key: settings[key] for key in BOUND_TO[name] if settings.get(key)}}
 
 
+def is_served(folder: Path) -> bool:
+    """Whether a model's folder names a server instead of holding weights."""
+    return (folder / "server.json").exists()
+
+
 def open_engine(folder: Path, kind: dict, settings: dict):
-    """A new engine; libraries are imported here, so that a session costs nothing until an engine is needed."""
+    """A new engine of a kind (see `kind_of`)."""
     options = {key: value for key, value in kind.items() if key != "name"}
-    if kind["name"] == "server":
-        from tasks.opd.engines.http.server_engine import ServerEngine
-        if "patience_seconds" in options:
-            options["patience_seconds"] /= 2  # its own ends before ours with it
-        return ServerEngine(folder, **options)
     if settings.get("batch_tokens"):
         options["batch_tokens"] = settings["batch_tokens"]
-    if kind["name"] == "torch":
-        from tasks.opd.engines.torch_engine import TorchEngine
-        return TorchEngine(folder, **options)
+    return ENGINES[kind["name"]](folder, options)
+
+
+def open_torch(folder: Path, options: dict):
+    """Transformers in this process. Each of these imports its library, so that a session costs nothing until then."""
+    from tasks.opd.engines.torch_engine import TorchEngine
+    return TorchEngine(folder, **options)
+
+
+def open_vllm(folder: Path, options: dict):
+    """vLLM."""
     from tasks.opd.engines.vllm_engine import VllmEngine
     return VllmEngine(folder, **options)
+
+
+def open_server(folder: Path, options: dict):
+    """A server elsewhere, which has its own batches; its patience ends before the worker's with it."""
+    from tasks.opd.engines.http.server_engine import ServerEngine
+    bounds = {"patience_seconds": options["patience_seconds"] / 2} if "patience_seconds" in options else {}
+    return ServerEngine(folder, longest_tokens=options.get("longest_tokens"), **bounds)
+
+
+ENGINES = {"torch": open_torch, "vllm": open_vllm, "server": open_server}

@@ -158,7 +158,8 @@ def sampler_ratio(columns: Columns, *, cap: Annotated[float, Field(gt=0)] = 2.0)
 
 def masked(columns: Columns, name: str, *, infinite: bool = False) -> Tensor:
     """A column at the term's tokens: [n] float64. Raises ValueError on NaN and, unless `infinite`, on infinities."""
-    values = getattr(columns, name)[columns.mask].double()
+    column = getattr(columns, name)
+    values = (torch.full_like(columns.old_logprobs, math.nan) if column is None else column)[columns.mask].double()
     bad = values.isnan() if infinite else ~values.isfinite()
     if bad.any():
         raise ValueError(f"a weight reads {name}, but it is not finite at {int(bad.sum())} of the term's {bad.numel()} "

@@ -1,5 +1,6 @@
 """What a run is to do: YAML, schema, slots, static checks. No torch.
 
+settings      a field of the schema, and whether it may change a result
 controllers   what moves a setting after each round
 schedule      patches that begin later and controllers, resolved to a round's recipe
 schema        every setting with title, unit and bounds
@@ -9,6 +10,7 @@ layers        settings with who set each key
 loading       recipes and suites from YAML and key=value
 validation    plain data held against schema, slots and checks
 requirements  what the terms ask of which models
+derivations   what of a stage's spec can change its result: settings, and the code it chooses
 catalogue     the variants as tables
 checks        what can be said of a recipe without models
 """

@@ -5,24 +5,12 @@ field is a union of models, so that Prefect can draw a form from `Recipe`. A `Sl
 and its parameters; `slots.bind` checks both against the function's signature without importing torch.
 """
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from tasks.opd.recipe import schedule
-
-
-class Model(BaseModel):
-    """Frozen, closed, finite."""
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def setting(default: Any, title: str, description: str, **bounds) -> Any:
-    """A field with its default (`...`: required), title, meaning (unit included) and bounds."""
-    return Field(default, title=title, description=description, **bounds)
-
-
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=80)]
+from tasks.opd.recipe.settings import Model, Name, setting
 
 
 class Slot(Model):
@@ -192,8 +180,9 @@ class Train(Model):
     epochs: int = setting(1, "Epochs", "Passes over a round's scored rollouts.", ge=1)
     batch_rollouts: int = setting(0, "Optimizer batch", "Rollouts an optimizer step; 0: all of the round.", ge=0)
     micro_batch_tokens: int = setting(
-        8192, "Micro-batch", "Padded tokens forwarded at once; never changes the gradient.", ge=1)
-    chunk_tokens: int = setting(1024, "Head chunk", "Tokens whose full-vocabulary logits live at once.", ge=1)
+        8192, "Micro-batch", "Padded tokens forwarded at once; never changes the gradient.", effort="batch", ge=1)
+    chunk_tokens: int = setting(
+        1024, "Head chunk", "Tokens whose full-vocabulary logits live at once.", effort="batch", ge=1)
     autocast: Literal["auto", "off", "bfloat16"] = setting(
         "auto", "Autocast", "bfloat16 compute over float32 master weights.")
     gradient_checkpointing: bool = setting(False, "Recompute", "Recompute activations in the backward pass.")
@@ -215,11 +204,18 @@ class Engine(Model):
         "same", "Scoring engine", "same: the engine above; torch: transformers, for what vLLM cannot give.")
     dtype: Literal["float32", "bfloat16", "float64"] = setting("float32", "Precision", "Of the engine's weights.")
     batch_tokens: int = setting(
-        65536, "Batch", "Padded tokens in flight at once; never changes results beyond rounding.", ge=1)
+        65536, "Batch", "Padded tokens in flight at once; never changes results beyond rounding.", effort="batch", ge=1)
     memory_share: float = setting(
-        0.4, "Memory share", "Of a GPU's memory that a vLLM engine takes; on a CPU batch_tokens decides.", gt=0, lt=1)
+        0.4, "Memory share", "Of a GPU's memory that a vLLM engine takes; on a CPU batch_tokens decides.",
+        effort="machine", gt=0, lt=1)
     patience_seconds: int = setting(
-        1800, "Patience", "Seconds without progress after which a worker counts as hung.", ge=1)
+        1800, "Patience", "Seconds without progress after which a worker counts as hung.", effort="machine", ge=1)
+
+
+class EngineInUse(Engine):
+    """What a stage is told of an engine: the recipe's settings, and the room that its sequences and adapters take."""
+    lora_rank: int = setting(0, "Adapter rank", "Largest rank of an adapter; 0: none.", effort="machine", ge=0)
+    longest_tokens: int = setting(..., "Longest", "Tokens of the longest sequence.", effort="machine", ge=1)
 
 
 class Patch(Model):
@@ -281,9 +277,10 @@ class Recipe(Model):
     def engine_for(self, use: Literal["write", "score"]) -> dict[str, Any]:
         """What a stage is told of the engine that writes its completions, or scores them."""
         name = "torch" if use == "score" and self.engine.scores == "torch" else self.engine.name
-        settings = self.engine.model_dump(mode="json", exclude={"scores"})
-        return settings | {"name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0,
-                       "longest_tokens": self.pair.context_tokens + 1}  # scoring takes room for one token more
+        longest = self.pair.context_tokens + 1  # scoring takes room for one token more
+        in_use = EngineInUse(**self.engine.model_dump() | {
+            "name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0, "longest_tokens": longest})
+        return in_use.model_dump(mode="json", exclude={"scores"})
 
     def at(self, round_index: int, history: Sequence[dict] = ()) -> "Recipe":
         """The recipe of a round: with the patches that have begun, then with what the controllers decide.

@@ -1,6 +1,9 @@
 """Artifacts: finished directories named by what made them. No torch.
 
 artifacts      write, verify, retire and lock them
+definitions    a module's source, definition by definition
+references     what a piece of code reads
+closures       the code that a function's result can depend on
 fingerprints   the hash of all that can change one
 hidden_states  made again without the rest of their scores
 run_records    what every run refers to

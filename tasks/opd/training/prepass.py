@@ -1,11 +1,12 @@
 """What a round's first look at the scored set finds: every term's columns, before the first optimizer step.
 
 One pass of the round's starting student without gradients, and only over the tokens and for the columns that some term
-needs; what the teachers alone say is read off their signal.
+needs; what the teachers alone say is read off their signal. One more column is a field of `Columns` with default None,
+and a function with its entry in `COLUMNS`: `column(term, student, models) -> [n]`, at n of the term's tokens.
 """
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import replace
 
 import torch
@@ -19,15 +20,11 @@ from tasks.opd.objective.terms import Term, taking_part
 from tasks.opd.training.forward import Forward
 from tasks.opd.training.scored_set import ScoredSet
 
-KLS = {"forward_kl": forward_kl, "reverse_kl": reverse_kl}
-FROM_STUDENT = frozenset({"old_logprobs", "entropy", "divergence", "forward_kl", "reverse_kl", "candidates"})
-
 
 def collect(forward: Forward, terms: list[Term], scored: ScoredSet) -> list[Columns]:
     """The columns of every term; those that nothing needs stay NaN."""
     own = [teacher_columns(term, forward.columns, scored) for term in terms]
-    asked = [term.needs & FROM_STUDENT | ({"teacher"} if term.sees_student and "teacher" in term.needs else set())
-             for term in terms]
+    asked = [(term.needs & COLUMNS.keys()) - (set() if term.sees_student else {"teacher"}) for term in terms]
     wanted = torch.stack([columns.mask if ask else torch.zeros_like(columns.mask) for columns, ask in zip(own, asked)])
     found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in terms]
     for index, student, models in iter_chunks(forward, wanted.any(0), scored):
@@ -37,7 +34,7 @@ def collect(forward: Forward, terms: list[Term], scored: ScoredSet) -> list[Colu
             for columns, values in zip(own, found)]
 
 
-def collect_columns(term: Term, ask: set[str], values: dict[str, list[Tensor]], index: Tensor, some: Tensor,
+def collect_columns(term: Term, ask: Set[str], values: dict[str, list[Tensor]], index: Tensor, some: Tensor,
          student: StudentTokens, models: dict[str, TeacherTokens]) -> None:
     """Add what is asked of a chunk to a term's values, at its `some` tokens; elsewhere models may have said nothing."""
     if some.numel() == 0:
@@ -72,26 +69,56 @@ def iter_chunks(forward: Forward, wanted: Tensor, scored: ScoredSet
                 yield index, forward.student(hidden[part], index), scored.tokens(index, forward.device)
 
 
+def written(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+    """The student's log-probabilities of the tokens written. [n] nats."""
+    return student.sampled
+
+
+def aimed_at_with_student(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+    """The target's log-probabilities of the tokens written, where it depends on the student. [n] nats."""
+    return target_of_written(term, {name: tokens.sampled for name, tokens in models.items()}, student.sampled)
+
+
+def entropy(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+    """The entropy of the student's distribution. [n] nats."""
+    return student.entropy
+
+
+def own_divergence(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+    """The term's divergence with its clip. [n] nats."""
+    return divergence_values(term, student, models, Stats())
+
+
+def forward_kl_to_target(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+    """KL(target || student) over the whole vocabulary. [n] nats."""
+    return forward_kl(target_logprobs(term, None, student, models).to(student.full.dtype), student.full)
+
+
+def reverse_kl_to_target(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+    """KL(student || target) over the whole vocabulary. [n] nats."""
+    return reverse_kl(target_logprobs(term, None, student, models).to(student.full.dtype), student.full)
+
+
+def candidates(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Candidates:
+    """The term's support, with the student's and the target's log-probabilities there. [n, S]."""
+    ids = term.support(student, models[next(iter(term.models.values()))])
+    return Candidates(ids=ids, student=student.at(ids), target=target_logprobs(term, ids, student, models))
+
+
+COLUMNS = {"old_logprobs": written, "teacher": aimed_at_with_student, "entropy": entropy, "divergence": own_divergence,
+           "forward_kl": forward_kl_to_target, "reverse_kl": reverse_kl_to_target, "candidates": candidates}
+
+
 @torch.no_grad()
-def statistics(term: Term, ask: set[str], student: StudentTokens, models: dict[str, TeacherTokens]
+def statistics(term: Term, ask: Set[str], student: StudentTokens, models: dict[str, TeacherTokens]
                ) -> Iterator[tuple[str, Tensor]]:
-    """What is asked of one chunk: column name, values [n] or [n, S]."""
-    if "old_logprobs" in ask:
-        yield "old_logprobs", student.sampled
-    if "teacher" in ask:
-        yield "teacher", target_of_written(term, {name: m.sampled for name, m in models.items()}, student.sampled)
-    if "entropy" in ask:
-        yield "entropy", student.entropy
-    if "divergence" in ask:
-        yield "divergence", divergence_values(term, student, models, Stats())
-    if ask & {"forward_kl", "reverse_kl"}:
-        aimed = target_logprobs(term, None, student, models).to(student.full.dtype)
-        yield from ((name, apart(aimed, student.full)) for name, apart in KLS.items() if name in ask)
-    if "candidates" in ask:
-        ids = term.support(student, models[next(iter(term.models.values()))])
-        yield "ids", ids
-        yield "student", student.at(ids)
-        yield "target", target_logprobs(term, ids, student, models)
+    """What is asked of one chunk: column name, values [n] or [n, S]; candidates are three columns."""
+    for name in sorted(ask):
+        value = COLUMNS[name](term, student, models)
+        if isinstance(value, Candidates):
+            yield from (("ids", value.ids), ("student", value.student), ("target", value.target))
+        else:
+            yield name, value
 
 
 def with_found(columns: Columns, found: dict[str, Tensor]) -> Columns:

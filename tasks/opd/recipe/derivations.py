@@ -1,0 +1,83 @@
+"""What of a stage's spec can change its result: its settings without the effort, and the code that it chooses.
+
+A spec names entries of tables: slots', the engine's, columns of the scored set. Of a table only the entries chosen
+belong to what a stage is derived from, so that another entry, or a new one, makes nothing anew. No torch.
+"""
+from collections.abc import Iterable
+from typing import Any
+
+from tasks.opd.recipe import slots
+from tasks.opd.recipe.schema import EngineInUse, Train
+from tasks.opd.recipe.settings import effort_of
+from tasks.opd.store.closures import Scope, source_hash
+
+PACKAGE = "tasks.opd"
+EFFORT = "effort"   # the part of a spec that is told how to go about it, never what to make
+PARTS = {           # part of a stage's spec -> whose settings it holds, and where a recipe has them
+    "engine": (EngineInUse, "engine"), "scoring_engine": (EngineInUse, "engine"), EFFORT: (Train, "train")}
+SLOTS = {           # where a stage's spec has slots; * stands for any index. Absent: its table counts in whole
+    "maker": "maker", "source": "source", "grader": "grader", "benchmark.grader": "grader",
+    "writers.*": "writer", "filters.*": "filter", "refiners.*": "refiner", "context": "context",
+    **{path: kind for path, kind in slots.SLOTS.items() if path.startswith("terms.")}}
+ENGINES, COLUMNS = ("engines.pool", "ENGINES"), ("training.prepass", "COLUMNS")  # tables that are no slots
+SESSION = (f"{PACKAGE}.engines.pool", "Session")    # what every stage is given
+OUTSIDE = frozenset(f"{PACKAGE}.{name}" for name in (  # they report, or compare bytes with their hashes
+    "core.metrics", "core.progress", "store.artifacts:Artifact", "store.artifacts:read_record",
+    "store.artifacts:verify"))
+
+
+def result_settings(spec: dict) -> dict:
+    """A spec without the settings that the schema marks as effort."""
+    kept = {part: value for part, value in spec.items() if part != EFFORT}
+    return kept | {part: {key: value for key, value in kept[part].items() if key not in effort_of(model)}
+                   for part, (model, _) in PARTS.items() if part in kept}
+
+
+def halved(spec: dict) -> tuple[dict, dict[str, str]]:
+    """A copy of a spec that holds half as much at once; setting of the recipe -> `before -> after`."""
+    smaller, changes = dict(spec), {}
+    for part, (model, owner) in PARTS.items():
+        batch, held = effort_of(model, "batch"), spec.get(part, {})
+        for name in (name for name in model.model_fields if name in batch and name in held):
+            if (before := held[name]) > 1:
+                smaller[part] = {**smaller[part], name: before // 2}
+                changes.setdefault(f"{owner}.{name}", f"{before} -> {before // 2}")
+    return smaller, changes
+
+
+def source_of(entry: tuple[str, str], spec: dict, engines: Iterable[str] = ()) -> str:
+    """Hash of the source that a stage's result can depend on; `entry` is its module and function.
+
+    `engines` are those that its inputs choose, beyond the spec's.
+    """
+    return source_hash(*entry, scope_of(spec, engines))
+
+
+def scope_of(spec: dict, engines: Iterable[str] = ()) -> Scope:
+    """What belongs to the closure of a stage with this spec."""
+    tables = {slots.TABLES[kind]: names for kind, names in slots_chosen(spec).items()}
+    tables[ENGINES] = {*engines, *(spec[part]["name"] for part, (model, _) in PARTS.items()
+                                   if model is EngineInUse and part in spec)}
+    if "terms" in spec:
+        tables[COLUMNS] = {column for term in spec["terms"] for column in term["needs"]}
+    found = {((f"{PACKAGE}.{module}", table), frozenset(names)) for (module, table), names in tables.items()}
+    return Scope(package=PACKAGE, tables=frozenset(found), handed=SESSION, outside=OUTSIDE)
+
+
+def slots_chosen(spec: dict) -> dict[str, set[str]]:
+    """Kind of slot -> the entries that a spec names, for every kind that it has a place for."""
+    chosen: dict[str, set[str]] = {}
+    for pattern, kind in SLOTS.items():
+        first, *rest = pattern.split(".")
+        if first in spec:
+            found = values_at(spec[first], rest)
+            chosen.setdefault(kind, set()).update(slot["name"] for slot in found if slot is not None)
+    return chosen
+
+
+def values_at(data: Any, path: list[str]) -> list:
+    """The values at a path of keys, in which * stands for every entry of a list."""
+    if not path:
+        return [data]
+    first, *rest = path
+    return [value for entry in (data if first == "*" else [data[first]]) for value in values_at(entry, rest)]
