@@ -109,6 +109,7 @@ class Walk:
             if as_value and not rest:
                 self.looked_into.add((source.name, first))
         elif first in source.imports:
+            self.units[source.name, f"import {first}"] = repr(source.imports[first])  # of another library, another code
             for imported in source.imports[first]:
                 self.resolve_import(imported, tuple(rest), as_value)
         elif first not in KNOWN:
@@ -133,7 +134,7 @@ class Walk:
     def define(self, source: Source, name: str) -> None:
         """Add a definition, with those of its parts that count."""
         key, parts = (source.name, name), source.parts.get(name, {})
-        if key in self.units:
+        if key in self.units or f"{source.name}:{name}" in self.scope.outside:
             return
         kinds, chosen = {"field"}, self.tables.get(key)
         if key in self.tables and "entry" in parts.values():
@@ -151,7 +152,7 @@ class Walk:
 
     def add(self, source: Source, key: str) -> None:
         """Add a unit, and what importing its module runs."""
-        if (source.name, key) in self.units or f"{source.name}:{key}" in self.scope.outside:
+        if (source.name, key) in self.units:
             return
         self.units[source.name, key] = source.units[key].digest
         self.waiting.append((source, source.units[key]))

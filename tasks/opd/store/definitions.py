@@ -59,9 +59,14 @@ def source_of(module: str) -> Source | None:
     file = source_file(module)
     if file is None:
         return None
-    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    return taken_apart(file.read_text(encoding="utf-8"), module, is_package=file.name == "__init__.py")
+
+
+def taken_apart(text: str, module: str, *, is_package: bool = False) -> Source:
+    """The text of a module in units."""
+    package = module if is_package else module.rpartition(".")[0]
     source, statements = Source(name=module), {}
-    for node in plain(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))).body:
+    for node in plain(ast.parse(text, filename=module)).body:
         if names := names_defined(node):
             for name in names:
                 statements.setdefault(name, []).append(node)

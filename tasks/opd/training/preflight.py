@@ -5,8 +5,9 @@ trainer disagree, the teacher speaks another vocabulary. Each check measures som
 """
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -34,8 +35,7 @@ DOUBLE_UP_TO = 20_000_000   # parameters of a model checked in float64
 ASKED_EARLY = 16            # tokens of a completion asked for too early, where each costs a sequence
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+class Finding(NamedTuple):
     """One check: what was measured against what bound."""
     check: str
     status: str                    # green, yellow or red
@@ -257,9 +257,9 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
             check_vocabulary(folder, model_folder(other))
         findings.append(check_identity(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
         findings.append(check_pull(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
-    findings = [replace(f, status="yellow") if f.status == "red" and f.check in spec["accepts"] else f
+    findings = [f._replace(status="yellow") if f.status == "red" and f.check in spec["accepts"] else f
                 for f in findings]
-    (out / "preflight.json").write_text(json.dumps([asdict(f) for f in findings], indent=1))
+    (out / "preflight.json").write_text(json.dumps([f._asdict() for f in findings], indent=1))
     red = [f for f in findings if f.status == "red"]
     if red:
         error = EngineError if red[0].check == "engine_agreement" else OpdError
