@@ -181,6 +181,12 @@ def test_effort_is_marked_in_the_schema_by_field():
     assert effort_of(EngineInUse, "batch") == {"batch_tokens"}
 
 
+def test_base_yaml_marks_the_same_settings():
+    lines = (loading.CONFIGS / "base.yaml").read_text().splitlines()
+    marked = {line.split(":")[0].strip() for line in lines if "# (effort) " in line}
+    assert marked == effort_of(Train) | effort_of(Engine)
+
+
 def test_effort_is_outside_the_settings_that_count_by_its_place_and_not_by_its_name():
     engine = {"name": "torch", "dtype": "float32", "batch_tokens": 8, "memory_share": 0.4, "patience_seconds": 9,
               "lora_rank": 4, "longest_tokens": 99}
