@@ -1,6 +1,9 @@
 """What changes as a run goes: patches by round and by share, controllers, and what is refused of them at load."""
+from types import SimpleNamespace
+
 import pytest
 
+from flows import cli
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.recipe import controllers, loading, schedule
 from tasks.opd.recipe.checks import recipes, schedules
@@ -216,3 +219,10 @@ def test_what_changes_is_told_with_its_bounds():
     assert recipes.report(recipe)["changes"] == [
         "from 50% of the run on: train.epochs, loss.temperature",
         "terms.1.coefficient is moved after every round by controller proportional, within [0.01, 1]"]
+
+
+def test_check_prints_what_changes():
+    arguments = SimpleNamespace(recipe="opd_reverse_kl", overrides=[TERMS, f"controllers=[{ADAPTIVE}]"])
+    _, text = cli.check(arguments)
+    assert "terms.1.coefficient is moved after every round by controller proportional, within [0.01, 1]" in text
+    assert "from 20% of the run on: terms.0.target" in cli.check(SimpleNamespace(recipe="veto", overrides=[]))[1]
