@@ -7,6 +7,7 @@ from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
 
 from tasks import workers
+from tasks.opd.recipe import slots
 from tasks.opd.recipe.schema import Recipe
 from tasks.progress import Page
 
@@ -30,7 +31,7 @@ def lend_keys(recipe: Recipe) -> None:
     with OPD_ are read: a recipe from elsewhere must not send another Secret to a server of its own.
     """
     for maker in (recipe.pair.teacher, *recipe.pair.others.values()):
-        name = maker.params.get("key") if maker.name == "server" else None
+        name = maker.params.get("key") if slots.entry_of(maker, "maker").remote else None
         if name and name.startswith("OPD_") and name not in os.environ:
             with suppress(ValueError):  # no such block
                 os.environ[name] = Secret.load(name.lower().replace("_", "-")).get()

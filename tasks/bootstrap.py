@@ -15,7 +15,7 @@ from tasks.workers import WorkerPool
 def models_needed(recipe: Recipe) -> set[str]:
     """The names of the pair's models that some round reads."""
     rounds = recipe.versions()
-    writing = {"teacher" for now in rounds if writers_with(now, "BY_TEACHER", {"teacher"})}
+    writing = {"teacher" for now in rounds if writers_with(now, "asks_teacher")}
     refining = {now.teacher.model for now in rounds if refiners_ask_teacher(now)}
     return ({"student"} | writing | refining).union(*map(requirements.needs, rounds)) - requirements.OF_STUDENT
 

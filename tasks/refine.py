@@ -2,7 +2,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.recipe import slots
+from tasks.opd.recipe import requirements
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
@@ -12,8 +12,8 @@ from tasks.workers import WorkerPool
 
 
 def refiners_ask_teacher(recipe: Recipe) -> bool:
-    """Whether a refiner is among those that `refiners.BY_TEACHER` names."""
-    return any(slot.name in slots.constant("refiner", "BY_TEACHER", set()) for slot in recipe.refine)
+    """Whether a refiner asks the teacher."""
+    return any(refiner.asks_teacher for refiner in requirements.refiners_of(recipe))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="refined-{round_index:04d}")

@@ -2,7 +2,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.recipe import slots
+from tasks.opd.recipe import requirements
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
@@ -10,9 +10,9 @@ from tasks.tracking.runs import log_artifact
 from tasks.workers import WorkerPool
 
 
-def writers_with(recipe: Recipe, constant: str, default: set[str]) -> bool:
-    """Whether a writer is among those that `writers.<constant>` names."""
-    return any(writer.name in slots.constant("writer", constant, default) for writer in recipe.rollout.writers)
+def writers_with(recipe: Recipe, fact: str) -> bool:
+    """Whether a fact (`on_policy`, `asks_teacher`) holds for some writer."""
+    return any(getattr(writer, fact) for writer in requirements.writers_of(recipe))
 
 
 @task(cache_policy=NO_CACHE, task_run_name="rollouts-{round_index:04d}")
@@ -23,8 +23,8 @@ def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
             "sampling": recipe.rollout.sampling.model_dump(mode="json"), "seed": recipe.seed,
             "prompts_per_round": recipe.rollout.prompts_per_round, "context_tokens": recipe.pair.context_tokens,
             "engine": recipe.engine_for("write")}
-    on_policy = writers_with(recipe, "BY_STUDENT", {"student"})
+    on_policy = writers_with(recipe, "on_policy")
     inputs = {"prompts": prompts, "student": student if on_policy else models["student"]}
-    if writers_with(recipe, "BY_TEACHER", {"teacher"}):
+    if writers_with(recipe, "asks_teacher"):
         inputs["teacher"] = models["teacher"]
     return log_artifact(run_stage("rollouts", spec, inputs, pool), f"{round_index:04d}", step=round_index)

@@ -324,7 +324,7 @@ def table_functions(table: str) -> list[tuple[str, ast.FunctionDef | None]]:
                 and table in ast.unparse(node.target if isinstance(node, ast.AnnAssign) else node.targets[0])]
     assert len(assigned) == 1 and isinstance(assigned[0].value, ast.Dict), f"{name} needs one dict {table}"
     entries = assigned[0].value
-    return [(ast.literal_eval(key), function_of(name, ast.unparse(value)))
+    return [(ast.literal_eval(key), function_of(name, ast.unparse(value.args[0])))
             for key, value in zip(entries.keys, entries.values, strict=True)]
 
 

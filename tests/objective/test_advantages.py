@@ -6,7 +6,6 @@ import torch
 
 from tasks.opd.objective.advantages import (
     ADVANTAGES,
-    NEEDS,
     candidate_gap,
     centred_gap,
     direction,
@@ -19,7 +18,6 @@ from tasks.opd.objective.advantages import (
     teacher_gap,
 )
 from tasks.opd.objective.columns import Candidates
-from tasks.opd.recipe import slots
 from tests.column_fixtures import columns
 
 STUDENT = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -217,7 +215,7 @@ def test_candidate_gap_of_an_empty_support_is_zero_and_far_candidates_keep_their
 def test_what_stands_outside_the_mask_reaches_no_token_inside(name):
     generator = torch.Generator().manual_seed(0)
     mask = torch.tensor([True, False, True, True, False, False, False, True, True])           # rollout 1 is all outside
-    values = {key: torch.randn(9, generator=generator, dtype=torch.float64) for key in NEEDS.get(name, ())
+    values = {key: torch.randn(9, generator=generator, dtype=torch.float64) for key in ADVANTAGES[name].needs
               if key != "candidates"}
     pair = Candidates(ids=torch.tensor([[0, 1]] * 9), student=torch.randn(9, 2, generator=generator),
                       target=torch.randn(9, 2, generator=generator))
@@ -238,7 +236,7 @@ def test_an_advantage_reads_what_it_says_it_needs_and_no_more(name):
                          "reverse_kl")}
     pair = Candidates(ids=torch.tensor([[0, 1]] * 6), student=torch.zeros(6, 2), target=torch.ones(6, 2))
     setting = {"group": [0, 0], "reward": [1.0, 0.0]}
-    needed = slots.constant("advantage", "NEEDS").get(name, ())
+    needed = ADVANTAGES[name].needs
     row = columns([3, 3], **setting, candidates=pair if "candidates" in needed else None,
                   **{key: given[key] for key in needed if key != "candidates"})
     assert torch.equal(ADVANTAGES[name](row), ADVANTAGES[name](columns([3, 3], **setting, candidates=pair, **given)))
@@ -247,18 +245,13 @@ def test_an_advantage_reads_what_it_says_it_needs_and_no_more(name):
         assert not torch.isfinite(ADVANTAGES[name](lacking)).all()
 
 
-def test_advantages_without_a_teacher_are_those_that_need_none():
-    without = slots.constant("advantage", "WITHOUT_TEACHER")
-    assert without == set(ADVANTAGES) - {name for name, needs in NEEDS.items() if {"teacher", "candidates"} & {*needs}}
-
-
 def test_grouped_advantages_are_those_that_change_with_the_rewards_of_others():
     values = {key: torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
               for key in ("old_logprobs", "teacher", "entropy", "reverse_kl")}
     pair = Candidates(ids=torch.tensor([[0, 1]] * 6), student=torch.zeros(6, 2), target=torch.ones(6, 2))
     one, other = (columns([3, 3], group=[0, 0], reward=[1.0, reward], candidates=pair, **values) for reward in (0., 1.))
     changing = {name for name, worth in ADVANTAGES.items() if not torch.equal(worth(one)[:3], worth(other)[:3])}
-    assert changing == slots.constant("advantage", "GROUPED")
+    assert changing == {name for name, entry in ADVANTAGES.items() if entry.grouped} == {"grpo", "direction"}
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tasks.opd.core.records import ENVIRONMENT, STUDENT, TEACHER
-from tasks.opd.objective.rows import NEEDS, ROWS
+from tasks.opd.objective.rows import ROWS
 from tasks.opd.recipe import slots
 from tasks.opd.recipe.schema import Slot
 from tests.column_fixtures import columns
@@ -97,7 +97,8 @@ def test_a_missing_log_probability_is_refused():
 
 
 def test_rows_say_what_they_read_and_parameters_are_bound():
-    assert slots.constant("rows", "NEEDS") == NEEDS == {"likely_to_teacher": ("teacher",)}
+    reading = {name: entry.needs for name, entry in ROWS.items() if entry.needs}
+    assert reading == {"likely_to_teacher": ("teacher",)}
     assert slots.bind(Slot(name="likely_to_teacher"), "rows") == {"share": 0.8}
     assert slots.check(Slot(name="likely_to_teacher", params={"share": 0.0}), "rows")[1]
     assert slots.bind(Slot(name="mixed_groups"), "rows") == {}

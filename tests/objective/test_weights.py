@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tasks.opd.objective.weights import NEEDS, WEIGHTS
+from tasks.opd.objective.weights import WEIGHTS
 from tasks.opd.recipe import slots
 from tasks.opd.recipe.schema import Slot
 from tests.column_fixtures import columns
@@ -270,8 +270,7 @@ def test_float32_columns_are_weighed_like_float64(name):
 
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
 def test_needs_names_all_that_a_weight_reads_and_nothing_else(name):
-    needs = NEEDS.get(name, ())
-    assert slots.constant("weight", "NEEDS").get(name, ()) == needs
+    needs = slots.entry_of(Slot(name=name), "weight").needs
     whole = random_columns([3, 2])
     given = {column: getattr(whole, column) for column in needs}
     weight = WEIGHTS[name](columns([3, 2], **given))
@@ -283,7 +282,7 @@ def test_needs_names_all_that_a_weight_reads_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", NEW)
 def test_infinite_divergences_are_refused_and_not_spread(name):
-    for column in set(NEEDS.get(name, ())) - ({"teacher"} if name == "gap_above_floor" else set()):
+    for column in set(WEIGHTS[name].needs) - ({"teacher"} if name == "gap_above_floor" else set()):
         given = random_columns([3])
         getattr(given, column)[1] = math.inf
         with pytest.raises(ValueError, match=f"{column}.* 1 of the term's 3 tokens"):

@@ -1,4 +1,5 @@
 """Names and parameters of slots are checked against source that is read, not imported."""
+import dataclasses
 import importlib
 import subprocess
 import sys
@@ -23,8 +24,9 @@ def rich(columns, *, beta: Annotated[float, Field(gt=0, lt=1)] = 0.5, k: int, mo
          share: Share = 0.25, tokens: int = TOKENS, drop: list[int] | None = None):
     pass
 
-WEIGHTS = {"uniform": plain, "rich": rich}
-DEFAULTS = frozenset({"uniform"})
+WEIGHTS = {"uniform": Entry(plain, constant=True),
+           "rich": Entry(rich, needs=lambda params: ("old_logprobs",) if params["mode"] == "tail"
+                         else ("teacher",) * TOKENS)}
 '''
 
 
@@ -43,7 +45,6 @@ def test_defaults_are_filled_in_from_the_signature_without_importing(weights):
     assert slots.bind(Slot(name="rich", params={"k": 4, "beta": 0.1}), "weight") == {
         "k": 4, "beta": 0.1, "mode": "both", "share": 0.25, "tokens": 3, "drop": None}
     assert slots.bind(Slot(name="uniform"), "weight") == {}
-    assert slots.constant("weight", "DEFAULTS") == {"uniform"}
 
 
 def test_all_that_is_wrong_with_parameters_is_said_at_once(weights):
@@ -71,7 +72,7 @@ def test_an_unknown_name_gets_the_nearest_known_one(weights):
 def test_a_table_may_name_functions_of_another_module_or_lie_in_a_package(tmp_path, monkeypatch):
     (tmp_path / "objective/weights").mkdir(parents=True)
     (tmp_path / "objective/weights/__init__.py").write_text(
-        "from tasks.opd.objective.weights.tokens import first as begin\nWEIGHTS = {'first': begin}\n")
+        "from tasks.opd.objective.weights.tokens import first as begin\nWEIGHTS = {'first': Entry(begin)}\n")
     (tmp_path / "objective/weights/tokens.py").write_text("def first(columns, *, n: int = 7):\n    pass\n")
     monkeypatch.setattr(slots, "ROOT", tmp_path)
     assert slots.bind(Slot(name="first"), "weight") == {"n": 7}
@@ -80,7 +81,7 @@ def test_a_table_may_name_functions_of_another_module_or_lie_in_a_package(tmp_pa
 def test_annotations_cannot_call_anything(tmp_path, monkeypatch):
     (tmp_path / "objective").mkdir()
     (tmp_path / "objective/weights.py").write_text(
-        "def f(columns, *, n: __import__('os').getpid() = 1):\n    pass\n\nWEIGHTS = {'f': f}\n")
+        "def f(columns, *, n: __import__('os').getpid() = 1):\n    pass\n\nWEIGHTS = {'f': Entry(f)}\n")
     monkeypatch.setattr(slots, "ROOT", tmp_path)
     with pytest.raises(KeyError, match="__import__"):
         slots.bind(Slot(name="f"), "weight")
@@ -98,9 +99,12 @@ def test_the_table_read_is_the_table_imported(kind):
     module, name = slots.TABLES[kind]
     table = getattr(importlib.import_module(f"tasks.opd.{module}"), name)
     assert list(table) == slots.names(kind)
-    for name, function in table.items():
-        assert list(function.__kwdefaults__ or {}) == [
-            key for key, p in slots.signature(kind, name).items() if p.default is not slots.UNSET]
+    for name, entry in table.items():
+        parameters, slot = slots.signature(kind, name), Slot(name=name)
+        assert list(entry.function.__kwdefaults__ or {}) == [
+            key for key, p in parameters.items() if p.default is not slots.UNSET]
+        given = slots.check(slot, kind)[0]
+        assert slots.entry_of(slot, kind) == dataclasses.replace(entry.at(given), function=None)
 
 
 def test_checking_a_recipe_imports_no_torch():

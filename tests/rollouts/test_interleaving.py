@@ -396,5 +396,5 @@ def test_a_teacher_behind_a_server_is_refused_with_the_way_out(folder, tmp_path)
 
 def test_they_are_refiners_that_ask_for_the_teacher():
     for name in ("skd", "relay"):
-        assert REFINERS[name] is {"skd": skd, "relay": relay}[name]
-        assert name in slots.constant("refiner", "BY_TEACHER", set()) and "k" in slots.signature("refiner", name)
+        assert REFINERS[name].function is {"skd": skd, "relay": relay}[name]
+        assert REFINERS[name].asks_teacher and "k" in slots.signature("refiner", name)

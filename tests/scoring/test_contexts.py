@@ -180,6 +180,6 @@ def test_what_a_context_needs_is_what_it_has_nothing_to_say_without(words):
         return {name for name, see in CONTEXTS.items()
                 if see(rollouts[0], rollouts, prompt, words, **params.get(name, {})) is None}
     assert silent(QUESTION, group) == set()
-    assert silent(bare, group) == slots.constant("context", "NEEDS_SOLUTION")
+    assert silent(bare, group) == {name for name, entry in CONTEXTS.items() if entry.shows_solution}
     assert silent(QUESTION, blind) == {"sibling"}
-    assert silent(QUESTION, group[:1]) == slots.constant("context", "GROUPED")
+    assert silent(QUESTION, group[:1]) == {name for name, entry in CONTEXTS.items() if entry.grouped}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import OpdError, TokenizerMismatch
 from tasks.opd.core.records import Prompt, write_rows
 from tasks.opd.engines.pool import Session
@@ -73,7 +74,7 @@ def test_terms_without_a_teacher_need_none(tmp_path):
 def test_a_divergence_that_is_not_zero_at_equality_is_red(tmp_path, monkeypatch):
     def cross_entropy(teacher, student, fold):
         return -(teacher.exp() * student).sum(-1) - student.sum(-1) * 0.01
-    monkeypatch.setitem(divergences.DIVERGENCES, "forward_kl", cross_entropy)
+    monkeypatch.setitem(divergences.DIVERGENCES, "forward_kl", Entry(cross_entropy))
     with pytest.raises(OpdError, match="identity"):
         run(tmp_path, artifacts(tmp_path), [FULL])
 

@@ -2,6 +2,7 @@
 
 batches   rows that go through a model together
 costs     tokens written, read and trained on: names and sums
+entries   an entry of a slot's table: a function and what is known of it
 errors    what can go wrong, each with its exit code
 files     writing durably to a disk that may be full; hashes, locks, folder versions
 metrics   a stage's metrics.jsonl

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import Prompt
 from tasks.opd.data import tiny as tiny_task
 from tasks.opd.data.sources import gym_dataset
@@ -93,7 +94,8 @@ def tiny(prompt: Prompt, completion: str) -> tuple[float, str | None]:
     return tiny_task.grade(prompt, completion)
 
 
-GRADERS = {"exact": exact, "numeric": numeric, "math": math, "reasoning_gym": reasoning_gym, "tiny": tiny}
+GRADERS = {"exact": Entry(exact), "numeric": Entry(numeric), "math": Entry(math), "reasoning_gym": Entry(reasoning_gym),
+           "tiny": Entry(tiny)}
 
 
 def verdict(right: bool, given: str | None, truth: str) -> tuple[float, str | None]:

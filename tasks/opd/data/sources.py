@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows, write_rows
 from tasks.opd.data import tiny as tiny_task
@@ -129,7 +130,13 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-SOURCES = {"tiny": tiny, "reasoning_gym": reasoning_gym, "jsonl": jsonl, "hub": hub}
+SOURCES = {
+    "tiny": Entry(tiny, identity=("seed",)),
+    "reasoning_gym": Entry(reasoning_gym, identity=("dataset",), seed_shifts=True,
+                           solved=lambda params: params.get("dataset") in {"gsm_symbolic"}),
+    "jsonl": Entry(jsonl, identity=("path",), solved=lambda params: bool(params["solution"])),
+    "hub": Entry(hub, identity=("dataset", "config", "split"), solved=lambda params: (
+        bool(params["solution"]) or params.get("dataset") == "openai/gsm8k"))}
 
 
 def unfit(item: dict, tokenizer, special: list[str], limit: int) -> tuple[str | None, list[int]]:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.files import hash_file
 from tasks.opd.core.seeds import derive_seed
@@ -214,8 +215,10 @@ def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: 
     return within(learn(out, derive_seed(seed, "tiny_student"), session, given), stop_at, at_most, "tiny_student")
 
 
-MAKERS = {"folder": folder, "hub": hub, "gguf_package": gguf_package, "server": server, "pruned": pruned,
-          "untrained": untrained, "random": random, "tiny_teacher": tiny_teacher, "tiny_student": tiny_student}
+MAKERS = {"folder": Entry(folder), "hub": Entry(hub), "gguf_package": Entry(gguf_package),
+          "server": Entry(server, remote=True, spelling={"key": VARIABLE, "urls": URL}), "pruned": Entry(pruned),
+          "untrained": Entry(untrained), "random": Entry(random), "tiny_teacher": Entry(tiny_teacher),
+          "tiny_student": Entry(tiny_student)}
 
 
 def write(out: Path, model, tokenizer) -> None:

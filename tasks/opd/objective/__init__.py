@@ -8,6 +8,7 @@ divergences  how far apart
 advantages   what a token is worth
 estimators   how that becomes a gradient
 weights      which tokens count
+reductions   how token losses become one number
 terms        a term with its slots as functions
 loss         terms as coefficients, a chunk's part of the loss
 """

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.objective.columns import Columns
 
@@ -155,14 +156,14 @@ def candidate_gap(columns: Columns, *, weigh_by: Literal["student", "teacher", "
     return torch.where(candidates.there, (candidates.target - candidates.student) * weight, 0.0)
 
 
-ADVANTAGES = {"teacher_gap": teacher_gap, "centred_gap": centred_gap, "floored_gap": floored_gap,
-              "shifted_gap": shifted_gap, "shuffled_gap": shuffled_gap, "fixed": fixed, "return_to_go": return_to_go,
-              "grpo": grpo, "direction": direction, "candidate_gap": candidate_gap}
-NEEDS = {"teacher_gap": ("old_logprobs", "teacher"), "centred_gap": ("old_logprobs", "teacher", "reverse_kl"),
-         "floored_gap": ("old_logprobs", "teacher"), "shifted_gap": ("old_logprobs", "teacher"),
-         "shuffled_gap": ("old_logprobs", "teacher"),
-         "return_to_go": ("old_logprobs", "teacher"), "direction": ("old_logprobs", "teacher", "entropy"),
-         "candidate_gap": ("candidates",)}
-WITHOUT_TEACHER = frozenset({"grpo", "fixed"})
-GROUPED = frozenset({"grpo", "direction"})
-CONSTANT = frozenset({"fixed"})  # the same whichever token was written
+ADVANTAGES = {
+    "teacher_gap": Entry(teacher_gap, needs=("old_logprobs", "teacher")),
+    "centred_gap": Entry(centred_gap, needs=("old_logprobs", "teacher", "reverse_kl")),
+    "floored_gap": Entry(floored_gap, needs=("old_logprobs", "teacher")),
+    "shifted_gap": Entry(shifted_gap, needs=("old_logprobs", "teacher")),
+    "shuffled_gap": Entry(shuffled_gap, needs=("old_logprobs", "teacher")),
+    "fixed": Entry(fixed, ignores_token=True),
+    "return_to_go": Entry(return_to_go, needs=("old_logprobs", "teacher")),
+    "grpo": Entry(grpo, grouped=True),
+    "direction": Entry(direction, needs=("old_logprobs", "teacher", "entropy"), grouped=True),
+    "candidate_gap": Entry(candidate_gap, needs=("candidates",))}

@@ -30,7 +30,7 @@ class Columns:
     """Everything known of a token before the round's first optimizer step.
 
     The last block belongs to one term: what its models say (NaN where they gave no signal), and of the student only
-    what its slots ask for in their `NEEDS` (NaN otherwise, and at tokens outside `mask`).
+    what the `needs` of its slots' entries name (NaN otherwise, and at tokens outside `mask`).
     """
     token_ids: Tensor             # [N] long
     rollout: Tensor               # [N] long, index of the token's rollout

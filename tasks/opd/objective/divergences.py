@@ -13,6 +13,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tasks.opd.core.entries import Entry
+
 Fold = Callable[[Tensor], Tensor]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -110,6 +112,6 @@ def nll(teacher_logprobs: Tensor | None, student_logprobs: Tensor, fold: Fold = 
     return fold(-student_logprobs)
 
 
-DIVERGENCES = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd, "skew_kl": skew_kl,
-               "skew_reverse_kl": skew_reverse_kl, "nll": nll}
-WITHOUT_TEACHER = frozenset({"nll"})
+DIVERGENCES = {"forward_kl": Entry(forward_kl, one_sided=True), "reverse_kl": Entry(reverse_kl), "jsd": Entry(jsd),
+               "skew_kl": Entry(skew_kl), "skew_reverse_kl": Entry(skew_reverse_kl),
+               "nll": Entry(nll, without_teacher=True)}

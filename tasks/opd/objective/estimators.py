@@ -1,9 +1,9 @@
 """How a divergence or an advantage becomes a gradient at a token.
 
 Every estimator takes (signal, live, old) and gives a loss [n]. `live` and `old` are the student's log-probabilities of
-the token written, [n], now and at the round's start, or of the candidates, [n, S]. What `signal` is stands in `TAKES`:
-the divergence of the distributions, the target's log-probability of the token written, its advantage, or those of all
-candidates.
+the token written, [n], now and at the round's start, or of the candidates, [n, S]. What `signal` is, the entry's
+`takes` says: the divergence of the distributions, the target's log-probability of the token written, its advantage, or
+those of all candidates.
 
 Source of the k estimators: Schulman 2020; of their gradients as losses: arXiv:2506.09477, proven again in the tests.
 """
@@ -12,6 +12,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor
+
+from tasks.opd.core.entries import Entry
 
 Below = Annotated[float, Field(gt=0, lt=1)]
 Above = Annotated[float, Field(gt=0)]
@@ -86,7 +88,10 @@ def clipped(advantage: Tensor, live: Tensor, old: Tensor, clip_low: float | None
     return (advantage > 0) & (ratio > 1 + high) | (advantage < 0) & (ratio < 1 - low)
 
 
-ESTIMATORS = {"exact": exact, "k2": k2, "k3": k3, "policy_gradient": policy_gradient,
-              "candidate_policy_gradient": candidate_policy_gradient}
-TAKES = {"exact": "divergence", "k2": "target", "k3": "target", "policy_gradient": "advantage",
-         "candidate_policy_gradient": "candidates"}
+ESTIMATORS = {
+    "exact": Entry(exact, takes="divergence",
+                   needs=lambda params: ("old_logprobs",) if params["ratio_cap"] is not None else ()),
+    "k2": Entry(k2, takes="target", estimates=("reverse_kl", "teacher")),
+    "k3": Entry(k3, takes="target", estimates=("reverse_kl", "teacher")),
+    "policy_gradient": Entry(policy_gradient, takes="advantage", needs=("old_logprobs",)),
+    "candidate_policy_gradient": Entry(candidate_policy_gradient, takes="candidates", needs=("old_logprobs",))}

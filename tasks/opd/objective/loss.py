@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tasks.opd.objective.columns import Columns
 from tasks.opd.objective.estimators import capped_ratio, clipped
+from tasks.opd.objective.reductions import Batch
 from tasks.opd.objective.supports import StudentTokens, TeacherTokens, gathered, on_support
 from tasks.opd.objective.terms import Prepared, Term
 
@@ -48,9 +49,8 @@ def coefficients(terms: list[Term], prepared: list[Prepared], columns: Columns, 
                  completion_limit: int) -> Tensor:
     """What multiplies each token's loss in the optimizer batch: [terms, N], zero outside the batch. float64.
 
-    token: 1 / sum of counts over the batch. sequence, prompt: the mean over rollouts, or groups, of their token means.
-    sum: 1. constant: 1 / (rollouts * completion_limit), arXiv:2503.20783. Counts and rollouts are those of all parts of
-    the term, or, where terms name the same denominator, of all of these.
+    coefficient * weight / what the term's reduction says. Counts and rollouts are those of all parts of the term, or,
+    where terms name the same denominator, of all of these.
     """
     inside = torch.zeros(columns.num_rollouts, dtype=torch.bool)
     inside[batch] = True
@@ -61,7 +61,8 @@ def coefficients(terms: list[Term], prepared: list[Prepared], columns: Columns, 
         masks[shares(term)] = masks[shares(term)] | (here & p.mask)
     out = []
     for term, p in zip(terms, prepared):
-        divisor = divisors(term, columns, masks[shares(term)], counts[shares(term)], completion_limit)
+        divisor = term.reduction(Batch(mask=masks[shares(term)], count=counts[shares(term)], rollout=columns.rollout,
+                                       group=columns.group, completion_limit=completion_limit))
         weight = torch.where(here, p.weight, 0.0) * term.coefficient
         out.append(torch.where(divisor > 0, weight / divisor.clamp(min=1e-300), 0.0))
     return torch.stack(out)
@@ -71,21 +72,6 @@ def shares(term: Term) -> str:
     """Terms for which this is equal have one denominator."""
     own = term.denominator in ("valid", "kept", "weighted")
     return f"{term.group}:{term.denominator}" if own else term.denominator
-
-
-def divisors(term: Term, columns: Columns, mask: Tensor, count: Tensor, completion_limit: int) -> Tensor:
-    """What each token's weighted loss is divided by under the term's reduction, [N]."""
-    if term.reduction == "token":
-        return torch.full_like(count, float(count.sum()))
-    if term.reduction == "sum":
-        return torch.ones_like(count)
-    rows = columns.per_rollout(mask.double()) > 0                   # [R] rollouts that take part
-    if term.reduction == "constant":
-        return torch.full_like(count, float(rows.sum()) * completion_limit)
-    unit = torch.arange(columns.num_rollouts) if term.reduction == "sequence" else columns.group
-    size = torch.zeros(int(unit.max()) + 1, dtype=torch.float64).index_add_(0, unit, columns.per_rollout(count))
-    num_units = unit[rows].unique().numel()
-    return (size * num_units)[unit][columns.rollout]
 
 
 def clipping_fold(clip: dict, stats: Stats, label: str) -> Callable[[Tensor], Tensor]:
@@ -108,15 +94,15 @@ def target_logprobs(term: Term, ids: Tensor | None, student: StudentTokens, mode
 
     Raises: ValueError for several models' top-k, each of which has ids of its own.
     """
-    if not term.unnormalised:
-        if term.owns_ids and len(term.models) > 1:
+    if not term.target.unnormalised:
+        if term.support.owns_ids and len(term.models) > 1:
             raise ValueError(f"term {term.label}: on support teacher_top_k each of the models "
                              f"{', '.join(term.models.values())} has its own tokens, whose log-probabilities cannot be "
-                             "combined; use support: full or student_top_k, or list the target among UNNORMALISED, "
-                             "which are computed from whole distributions")
-        return term.target({alias: models[name].at(ids, term.owns_ids) for alias, name in term.models.items()})
+                             "combined; use support: full or student_top_k, or say in the target's entry that it is "
+                             "unnormalised, and computed from whole distributions")
+        return term.target({alias: models[name].at(ids, term.support.owns_ids) for alias, name in term.models.items()})
     full = {alias: models[name].full for alias, name in term.models.items()}
-    own = {"student": student.full.detach()} if term.sees_student else {}
+    own = {"student": student.full.detach()} if term.target.sees_student else {}
     mixed = term.target(full | own).log_softmax(-1)
     return mixed if ids is None else gathered(mixed, ids)
 
@@ -142,14 +128,14 @@ def term_values(term: Term, prepared: Prepared, flat: Tensor, student: StudentTo
                 models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
     """The term's loss at n tokens, [n], with a graph to the student."""
     device, there = student.logits.device, prepared.candidates
-    if term.takes == "candidates":
+    if term.estimator.takes == "candidates":
         live, old = student.at(there.ids[flat].to(device)), there.student[flat].to(device)
         signal = prepared.advantage[flat].to(device)
     else:
         live, old = student.sampled, prepared.old_logprobs[flat].to(device)
-        if term.takes == "advantage":
+        if term.estimator.takes == "advantage":
             signal = prepared.advantage[flat].to(device)
-        elif term.takes == "target":
+        elif term.estimator.takes == "target":
             signal = target_of_written(term, {name: tokens.sampled for name, tokens in models.items()}, live)
         else:
             signal = divergence_values(term, student, models, stats)
@@ -159,8 +145,8 @@ def term_values(term: Term, prepared: Prepared, flat: Tensor, student: StudentTo
 
 def note_ratio(term: Term, signal: Tensor, live: Tensor, old: Tensor, stats: Stats) -> None:
     """How far the student has moved from the round's start, and what clip or cap made of it."""
-    chosen = term.estimator.keywords
-    if term.takes in ("advantage", "candidates"):
+    chosen = term.estimator.function.keywords
+    if term.estimator.takes in ("advantage", "candidates"):
         stats.add(f"{term.label}/ratio_mean", (live.detach() - old).exp())
         if chosen.get("clip_low") is not None or chosen.get("clip_high") is not None:
             cut = clipped(signal, live, old, chosen.get("clip_low"), chosen.get("clip_high"))

@@ -1,6 +1,6 @@
 """Which rollouts a term learns from: columns -> bool [R].
 
-Only tokens of the policy train, except under the rows in `ANY_AUTHOR`, where teacher's and dataset's tokens do too.
+Only tokens of the policy train, except under rows of `any_author`, where teacher's and dataset's tokens do too.
 """
 import math
 from typing import Annotated
@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import STUDENT
 from tasks.opd.objective.columns import Columns
 
@@ -68,10 +69,7 @@ def likely_to_teacher(columns: Columns, *, share: Annotated[float, Field(gt=0, l
     return could & (mean >= ordered[dropped])
 
 
-ROWS = {"all": all_rows, "sampled": sampled, "succeeded": succeeded, "failed": failed, "mixed_groups": mixed_groups,
-        "likely_to_teacher": likely_to_teacher}
-NEEDS = {"likely_to_teacher": ("teacher",)}
-ANY_AUTHOR = frozenset({"all"})
-GROUPED = frozenset({"mixed_groups"})
-UNSELECTIVE = frozenset({"all", "sampled"})  # take rollouts whatever was written
-DISJOINT = (frozenset({"succeeded", "failed"}),)  # share no rollout
+ROWS = {"all": Entry(all_rows, any_author=True, ignores_token=True), "sampled": Entry(sampled, ignores_token=True),
+        "succeeded": Entry(succeeded), "failed": Entry(failed, disjoint=("succeeded",)),
+        "mixed_groups": Entry(mixed_groups, grouped=True),
+        "likely_to_teacher": Entry(likely_to_teacher, needs=("teacher",))}

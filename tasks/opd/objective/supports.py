@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.engines.api import tail_of
 from tasks.opd.models.heads import Head
 
@@ -154,5 +155,10 @@ def renormalised(logprobs: Tensor, how: str) -> Tensor:
     return torch.cat([logprobs, torch.where(empty, 0.0, tail_of(some)[..., None])], -1)
 
 
-SUPPORTS = {"sampled": sampled, "full": full, "teacher_top_k": teacher_top_k, "student_top_k": student_top_k,
-            "union": union, "intersection": intersection}
+SUPPORTS = {
+    "sampled": Entry(sampled, covers="written", signal={"sampled": True}),
+    "full": Entry(full, covers="full", signal={"hidden": True}),
+    "teacher_top_k": Entry(teacher_top_k, signal=lambda params: {"top_k": params["k"]}, owns_ids=True),
+    "student_top_k": Entry(student_top_k, signal={"hidden": True}),
+    "union": Entry(union, signal=lambda params: {"hidden": True, "top_k": params["k"]}),
+    "intersection": Entry(intersection, signal=lambda params: {"hidden": True, "top_k": params["k"]})}

@@ -11,6 +11,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tasks.opd.core.entries import Entry
+
 Models = dict[str, Tensor]
 
 
@@ -55,10 +57,9 @@ def veto(models: Models, *, beta: Annotated[float, Field(ge=0, lt=1)] = 0.5) -> 
     return geometric([(models["teacher"], 1.0), (models["student"], beta)])
 
 
-TARGETS = {"teacher": teacher, "reference": reference, "extrapolated": extrapolated, "trust_region": trust_region,
-           "veto": veto}
-WITHOUT_TEACHER = frozenset({"reference", "trust_region"})  # do not look at the recipe's teacher
-NAMES_MODELS = {"reference": ("model",), "extrapolated": ("reference",)}  # parameters that are names of models
-ALWAYS_MODELS = {"trust_region": ("start", "live")}
-UNNORMALISED = frozenset({"extrapolated", "trust_region", "veto"})
-SEES_STUDENT = frozenset({"veto"})
+TARGETS = {
+    "teacher": Entry(teacher),
+    "reference": Entry(reference, without_teacher=True, models=lambda params: (params["model"],)),
+    "extrapolated": Entry(extrapolated, models=lambda params: (params["reference"],), unnormalised=True),
+    "trust_region": Entry(trust_region, without_teacher=True, models=("start", "live"), unnormalised=True),
+    "veto": Entry(veto, unnormalised=True, sees_student=True)}

@@ -3,47 +3,43 @@
 Its mask, weights and advantages are prepared once, over the whole scored set, so that neither micro-batches nor
 optimizer steps change them. Every part reports what it did, under the same names in every variant.
 """
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import ENVIRONMENT, STUDENT
 from tasks.opd.objective.advantages import ADVANTAGES
 from tasks.opd.objective.columns import Candidates, Columns
 from tasks.opd.objective.divergences import DIVERGENCES
-from tasks.opd.objective.estimators import ESTIMATORS, TAKES
-from tasks.opd.objective.rows import ANY_AUTHOR, ROWS
+from tasks.opd.objective.estimators import ESTIMATORS
+from tasks.opd.objective.reductions import REDUCTIONS
+from tasks.opd.objective.rows import ROWS
 from tasks.opd.objective.supports import SUPPORTS
-from tasks.opd.objective.targets import SEES_STUDENT, TARGETS, UNNORMALISED
+from tasks.opd.objective.targets import TARGETS
 from tasks.opd.objective.weights import WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """A recipe's term with its slots bound to functions."""
+    """A recipe's term with its slots as entries, whose functions have their parameters filled in."""
     label: str                            # names its metrics
     coefficient: float
     domain: str                           # only these rollouts; empty: all
-    rows: Callable
-    any_author: bool
+    rows: Entry
     models: dict[str, str]                # what the target calls a model -> under which name it scored; main one first
-    target: Callable
-    unnormalised: bool                    # the target lacks its normaliser
-    sees_student: bool                    # the target depends on the student as it is now
-    support: Callable
-    owns_ids: bool                        # the support is the teacher's own top-k
-    renormalise: str | None
-    divergence: Callable | None
-    advantage: Callable | None
-    estimator: Callable
-    takes: str                            # divergence, target, advantage or candidates
+    target: Entry
+    support: Entry
+    renormalise: str | None               # None where the support is not a part of the vocabulary
+    divergence: Entry | None
+    advantage: Entry | None
+    estimator: Entry
     clip: dict[str, Any]
-    weights: dict[str, Callable]          # by name
-    reduction: str
+    weights: dict[str, Entry]             # by name
+    reduction: Entry
     denominator: str
     group: str                            # terms of one group are parts of one: they share their denominator
     share: float                          # of a token that this part adds to it, where parts look at the same tokens
@@ -64,32 +60,30 @@ class Prepared:
     report: dict[str, float]              # what rows, weights and advantage did
 
 
-def pick(table: dict, slot: dict) -> Callable:
-    """The function of a slot {"name", "params"} with its parameters filled in."""
-    return partial(table[slot["name"]], **slot.get("params", {}))
+def pick(table: dict[str, Entry], slot: dict) -> Entry:
+    """The entry of a slot {"name", "params"} under its parameters, which are filled in."""
+    entry, params = table[slot["name"]], slot.get("params", {})
+    defaults = entry.function.__kwdefaults__ or {}
+    return replace(entry.at(defaults | params), function=partial(entry.function, **params))
 
 
 def bind_term(spec: dict, label: str) -> Term:
     """A term from its part of the recipe (`requirements.terms_of`)."""
-    divergence, advantage, support = spec["divergence"], spec["advantage"], spec["support"]
-    estimator, target, weights = spec["estimator"]["name"], spec["target"]["name"], {}
-    if (TAKES[estimator] in ("advantage", "candidates")) != (advantage is not None):
-        raise ValueError(f"{label}: estimator {estimator} takes a {TAKES[estimator]}, but the term has "
+    divergence, advantage, weights = spec["divergence"], spec["advantage"], {}
+    estimator, support = pick(ESTIMATORS, spec["estimator"]), pick(SUPPORTS, spec["support"])
+    if (estimator.takes in ("advantage", "candidates")) != (advantage is not None):
+        raise ValueError(f"{label}: estimator {spec['estimator']['name']} takes a {estimator.takes}, but the term has "
                          f"{'an advantage' if advantage else 'a divergence'}")
     for slot in spec["weights"]:
         weights[slot["name"] if slot["name"] not in weights else f"{slot['name']}_{len(weights)}"] = slot
     return Term(
         label=label, coefficient=spec["coefficient"], domain=spec["domain"],
-        rows=pick(ROWS, spec["rows"]), any_author=spec["rows"]["name"] in ANY_AUTHOR,
-        models=spec["models"],
-        target=pick(TARGETS, spec["target"]), unnormalised=target in UNNORMALISED, sees_student=target in SEES_STUDENT,
-        support=pick(SUPPORTS, support), owns_ids=support["name"] == "teacher_top_k",
-        renormalise=None if support["name"] in ("sampled", "full") else support["params"].get("renormalise", "both"),
+        rows=pick(ROWS, spec["rows"]), models=spec["models"], target=pick(TARGETS, spec["target"]), support=support,
+        renormalise=spec["support"]["params"].get("renormalise", "both") if support.covers == "part" else None,
         divergence=pick(DIVERGENCES, divergence) if divergence else None,
         advantage=pick(ADVANTAGES, advantage) if advantage else None,
-        estimator=pick(ESTIMATORS, spec["estimator"]), takes=TAKES[estimator], clip=spec["clip"],
-        weights={name: pick(WEIGHTS, slot) for name, slot in weights.items()},
-        reduction=spec["reduction"], denominator=spec["denominator"], group=spec["group"] or label,
+        estimator=estimator, clip=spec["clip"], weights={name: pick(WEIGHTS, slot) for name, slot in weights.items()},
+        reduction=pick(REDUCTIONS, spec["reduction"]), denominator=spec["denominator"], group=spec["group"] or label,
         share=spec["share"], needs=frozenset(spec["needs"]), compares=spec["compares"],
         needs_teacher=spec["needs_teacher"])
 
@@ -108,7 +102,7 @@ def taking_part(term: Term, columns: Columns) -> Tensor:
         rows = rows & columns.has_signal
     if term.domain:
         rows = rows & torch.tensor([name == term.domain for name in columns.domain])
-    authored = columns.author != ENVIRONMENT if term.any_author else columns.author == STUDENT
+    authored = columns.author != ENVIRONMENT if term.rows.any_author else columns.author == STUDENT
     return rows[columns.rollout] & authored
 
 
@@ -119,7 +113,7 @@ def prepare(term: Term, columns: Columns) -> Prepared:
     for name, function in term.weights.items():
         own = torch.where(mask, function(columns).double(), 0.0)
         weight = weight * own
-        if name != "uniform" and mask.any():
+        if not function.constant and mask.any():
             report |= {f"{name}_mean": float(own[mask].mean()), f"{name}_largest": float(own[mask].max()),
                        f"{name}_zero_share": float((own[mask] == 0).double().mean())}
     advantage = term.advantage(columns) if term.advantage else None

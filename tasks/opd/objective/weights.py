@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.objective.columns import Columns
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -163,7 +164,7 @@ def masked(columns: Columns, name: str, *, infinite: bool = False) -> Tensor:
     bad = values.isnan() if infinite else ~values.isfinite()
     if bad.any():
         raise ValueError(f"a weight reads {name}, but it is not finite at {int(bad.sum())} of the term's {bad.numel()} "
-                         f"tokens; name {name} in the weight's NEEDS, and use models of one vocabulary")
+                         f"tokens; name {name} in the entry's needs, and use models of one vocabulary")
     return values
 
 
@@ -227,14 +228,18 @@ def quantile(values: Tensor, q: float) -> float:
     return float(values.sort().values[math.ceil(q * (values.numel() - 1) - ROUNDING)])
 
 
-CONSTANT = frozenset({"uniform", "skip_first"})  # the same whichever token was written
-WEIGHTS = {"uniform": uniform, "skip_first": skip_first, "special_token_mask": special_token_mask,
-           "keep_soft_or": keep_soft_or, "keep_entropy": keep_entropy, "keep_confidently_wrong": keep_confidently_wrong,
-           "teacher_entropy_above": teacher_entropy_above, "importance_prefix": importance_prefix, "position": position,
-           "dash": dash, "fire": fire, "gap_above_floor": gap_above_floor, "high_entropy": high_entropy,
-           "sampler_ratio": sampler_ratio}
-NEEDS = {"keep_soft_or": ("entropy", "divergence"), "keep_entropy": ("entropy",),
-         "keep_confidently_wrong": ("entropy", "forward_kl"), "teacher_entropy_above": ("teacher_entropy",),
-         "importance_prefix": ("old_logprobs", "teacher"), "dash": ("divergence",),
-         "fire": ("entropy", "teacher_entropy"), "gap_above_floor": ("old_logprobs", "teacher"),
-         "high_entropy": ("entropy",), "sampler_ratio": ("old_logprobs",)}
+WEIGHTS = {
+    "uniform": Entry(uniform, constant=True, ignores_token=True),
+    "skip_first": Entry(skip_first, ignores_token=True),
+    "special_token_mask": Entry(special_token_mask, masks_special=True),
+    "keep_soft_or": Entry(keep_soft_or, needs=("entropy", "divergence")),
+    "keep_entropy": Entry(keep_entropy, needs=("entropy",)),
+    "keep_confidently_wrong": Entry(keep_confidently_wrong, needs=("entropy", "forward_kl")),
+    "teacher_entropy_above": Entry(teacher_entropy_above, needs=("teacher_entropy",)),
+    "importance_prefix": Entry(importance_prefix, needs=("old_logprobs", "teacher")),
+    "position": Entry(position),
+    "dash": Entry(dash, needs=("divergence",)),
+    "fire": Entry(fire, needs=("entropy", "teacher_entropy")),
+    "gap_above_floor": Entry(gap_above_floor, needs=("old_logprobs", "teacher")),
+    "high_entropy": Entry(high_entropy, needs=("entropy",)),
+    "sampler_ratio": Entry(sampler_ratio, needs=("old_logprobs",))}

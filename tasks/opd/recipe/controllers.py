@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import RecipeError
 
 Record = dict
@@ -54,4 +55,4 @@ def stepwise(value: float, history: list[Record], *, metric: str, above: float, 
     return value + step if below == 0 else value - step if below % patience == 0 else value
 
 
-CONTROLLERS = {"proportional": proportional, "stepwise": stepwise}
+CONTROLLERS = {"proportional": Entry(proportional), "stepwise": Entry(stepwise)}

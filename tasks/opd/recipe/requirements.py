@@ -1,19 +1,15 @@
 """What the terms of a recipe ask of its models: which of them score, which columns, over which rollouts. No torch.
 
-Everything is read off the recipe and the constants beside the slots' tables (`NEEDS`, `WITHOUT_TEACHER` and the like),
-so that it is known before anything is loaded. A teacher that stands for several models is resolved here.
+Everything is read off the recipe and the entries of its slots (`core.entries`), so that it is known before anything is
+loaded. A teacher that stands for several models is resolved here.
 """
 from typing import Any
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.recipe import slots
 from tasks.opd.recipe.schema import Recipe, Slot, Term
 
 COLUMNS = ("sampled", "top_k", "entropy", "hidden")
-SUPPORT_NEEDS = {  # support -> columns of the teacher's signal ("k": its own parameter)
-    "sampled": {"sampled": True}, "teacher_top_k": {"top_k": "k"},
-    "student_top_k": {"hidden": True}, "full": {"hidden": True},
-    "union": {"hidden": True, "top_k": "k"}, "intersection": {"hidden": True, "top_k": "k"},
-}
 COLUMN_NEEDS = {  # column that a slot reads -> columns of the teacher's signal
     "teacher": {"sampled": True}, "teacher_entropy": {"entropy": True},
     "forward_kl": {"hidden": True}, "reverse_kl": {"hidden": True},
@@ -57,35 +53,29 @@ def part_of(term: Term, teacher: str = "teacher") -> dict[str, Any]:
 
 def main_models(term: Term) -> tuple[str, ...]:
     """What the term's target calls the model it is about: `teacher`, unless it does not look at the teacher."""
-    return () if term.target.name in slots.constant("target", "WITHOUT_TEACHER", frozenset()) else ("teacher",)
+    return () if slots.entry_of(term.target, "target").without_teacher else ("teacher",)
 
 
 def models_named(term: Term) -> list[str]:
     """The further models that the term's target names, in its parameters or by itself."""
-    params, name = completed(term.target, "target"), term.target.name
-    return [*slots.constant("target", "ALWAYS_MODELS", {}).get(name, ()),
-            *(params[key] for key in slots.constant("target", "NAMES_MODELS", {}).get(name, ()) if key in params)]
+    return list(slots.entry_of(term.target, "target").models)
 
 
 def columns_read(term: Term) -> set[str]:
-    """The columns that the term's rows, weights and advantage read (`NEEDS` beside their tables), and its ratio."""
-    chosen = [("rows", term.rows), *(("weight", weight) for weight in term.weights)]
+    """The columns that the term's rows, weights, advantage and estimator read."""
+    chosen = [("rows", term.rows), *(("weight", weight) for weight in term.weights), ("estimator", term.estimator)]
     chosen += [("advantage", term.advantage)] if term.advantage else []
-    ratio = term.advantage or completed(term.estimator, "estimator").get("ratio_cap") is not None
-    return ({"old_logprobs"} if ratio else set()).union(
-        *(slots.constant(kind, "NEEDS", {}).get(slot.name, ()) for kind, slot in chosen))
+    return set().union(*(slots.entry_of(slot, kind).needs for kind, slot in chosen))
 
 
 def term_requirements(term: Term) -> dict[str, Any]:
     """What the term asks of each of its models: {sampled, top_k, entropy, hidden}, absent ones not."""
-    read, support, want = columns_read(term), term.support.name, {}
-    unnormalised = term.target.name in slots.constant("target", "UNNORMALISED", frozenset())
+    read, support, want = columns_read(term), slots.entry_of(term.support, "support"), {}
+    unnormalised, written = slots.entry_of(term.target, "target").unnormalised, support.covers == "written"
     asked = [COLUMN_NEEDS[column] for column in read if column in COLUMN_NEEDS]
-    if compares(term) or "candidates" in read or (term.advantage and support == "sampled" and "teacher" not in read):
-        whole = {"hidden": True} if unnormalised and support != "sampled" else {}
-        asked.append(SUPPORT_NEEDS.get(support, {}) | whole)
+    if compares(term) or "candidates" in read or (term.advantage and written and "teacher" not in read):
+        asked.append((support.signal or {}) | ({"hidden": True} if unnormalised and not written else {}))
     for column, amount in (item for need in asked for item in need.items()):
-        amount = completed(term.support, "support").get("k") if amount == "k" else amount
         want[column] = max(want.get(column, 0), amount or 0) if column == "top_k" else True
     return want
 
@@ -127,18 +117,26 @@ def completed(slot: Slot, kind: str) -> dict[str, Any]:
 
 
 def needs_teacher(term: Term) -> bool:
-    """Whether the term reads a teacher's signal: in its divergence or advantage, or in rows and weights."""
-    kind, slot = ("divergence", term.divergence) if term.divergence else ("advantage", term.advantage)
-    own = slot.name not in slots.constant(kind, "WITHOUT_TEACHER", frozenset())
-    return own or bool(columns_read(term) & {*COLUMN_NEEDS, "candidates"})
+    """Whether the term reads a teacher's signal: in its divergence, or in rows, weights and advantage."""
+    return compares(term) or bool(columns_read(term) & {*COLUMN_NEEDS, "candidates"})
 
 
 def on_tokens_written(term: Term) -> bool:
     """Whether the term judges only the tokens written, so that the distribution they were drawn from matters."""
-    return term.support.name == "sampled" and (term.advantage is not None or compares(term))
+    written = slots.entry_of(term.support, "support").covers == "written"
+    return written and (term.advantage is not None or compares(term))
 
 
 def compares(term: Term) -> bool:
     """Whether the term's divergence looks at a target."""
-    return term.divergence is not None and \
-        term.divergence.name not in slots.constant("divergence", "WITHOUT_TEACHER", frozenset())
+    return term.divergence is not None and not slots.entry_of(term.divergence, "divergence").without_teacher
+
+
+def writers_of(recipe: Recipe) -> list[Entry]:
+    """The entries of the recipe's writers."""
+    return [slots.entry_of(writer, "writer") for writer in recipe.rollout.writers]
+
+
+def refiners_of(recipe: Recipe) -> list[Entry]:
+    """The entries of the recipe's refiners."""
+    return [slots.entry_of(slot, "refiner") for slot in recipe.refine]

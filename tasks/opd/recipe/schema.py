@@ -139,8 +139,8 @@ class Term(Model):
     estimator: Slot = setting(Slot(name="exact"), "Estimator", "How it becomes a gradient.")
     clip: Clip = setting(Clip(), "Clip", "What is cut off the divergence.")
     weights: list[Slot] = setting([Slot(name="uniform")], "Weights", "Which tokens count, and how much; multiplied.")
-    reduction: Literal["token", "sequence", "prompt", "sum", "constant"] = setting(
-        "token", "Reduction", "How token losses become one number.")
+    reduction: Slot = setting(Slot(name="token"), "Reduction", "How token losses become one number: token, sequence, "
+        "prompt, sum, constant, rollout_sum.")
     denominator: str = setting(
         "valid", "Denominator", "Tokens divided by: valid, kept (weight > 0), weighted (sum of weights), or a name "
         "that terms share.")

@@ -2,7 +2,7 @@
 
 A slot's functions are read with `ast`: a parameter of the slot is keyword-only, and its annotation says its type and
 bounds (`Annotated[float, Field(gt=0, lt=1)]`, `Literal["both", "tail"]`). So a recipe is checked in the first second,
-and only the stage that runs a slot imports its module.
+and only the stage that runs a slot imports its module. A table is read likewise: `NAME: Entry(function, facts)`.
 """
 import ast
 import builtins
@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.recipe.schema import Controller, Slot, Writer
 
@@ -35,7 +36,7 @@ TABLES = {  # kind of slot -> (module in tasks/opd, its table)
     "target": ("objective.targets", "TARGETS"), "support": ("objective.supports", "SUPPORTS"),
     "weight": ("objective.weights", "WEIGHTS"),
     "divergence": ("objective.divergences", "DIVERGENCES"), "advantage": ("objective.advantages", "ADVANTAGES"),
-    "estimator": ("objective.estimators", "ESTIMATORS"),
+    "estimator": ("objective.estimators", "ESTIMATORS"), "reduction": ("objective.reductions", "REDUCTIONS"),
     "grader": ("data.graders", "GRADERS"), "source": ("data.sources", "SOURCES"), "maker": ("makers.models", "MAKERS"),
     "controller": ("recipe.controllers", "CONTROLLERS"),
 }
@@ -47,7 +48,7 @@ SLOTS = {  # where a recipe has slots; * stands for any index or name
     "teacher.refresh": "refresh", "teacher.context": "context",
     "terms.*.rows": "rows", "terms.*.target": "target", "terms.*.support": "support", "terms.*.weights.*": "weight",
     "terms.*.divergence": "divergence", "terms.*.advantage": "advantage", "terms.*.estimator": "estimator",
-    "controllers.*": "controller",
+    "controllers.*": "controller", "terms.*.reduction": "reduction",
 }
 MODELS = {"writer": Writer, "controller": Controller}  # kinds of slot with fields of their own
 PLAIN = ("int", "float", "str", "bool", "list", "dict", "tuple", "set", "frozenset")
@@ -209,18 +210,32 @@ def signature(kind: str, name: str) -> dict[str, Parameter]:
                                UNSET if default is None else evaluated(file, default)) for arg, default in pairs}
 
 
-def constant(kind: str, name: str, default: Any = None) -> Any:
-    """A module-level constant beside a kind's table, such as WITHOUT_TEACHER, without importing the module."""
-    node = assignments(file_of(kind)).get(name)
-    return default if node is None else evaluated(file_of(kind), node)
+def entry_of(slot: Slot, kind: str) -> Entry:
+    """The slot's entry under its parameters, without importing its module: the function is None, facts are values.
+
+    An unknown name has an entry without facts; it is reported elsewhere.
+    """
+    call = calls(kind).get(slot.name)
+    if call is None:
+        return Entry(None)
+    facts = {fact.arg: evaluated(file_of(kind), fact.value) for fact in call.keywords}
+    entry = Entry(None, **facts)
+    return entry.at(check(slot, kind)[0]) if any(map(callable, facts.values())) else entry
 
 
 def functions(kind: str) -> dict[str, tuple[Path, str]]:
     """Name of each entry of a kind's table -> (file of the table, name of the function)."""
+    return {name: (file_of(kind), call.args[0].id) for name, call in calls(kind).items()}
+
+
+def calls(kind: str) -> dict[str, ast.Call]:
+    """Name of each entry of a kind's table -> the syntax tree of its `Entry(function, facts)`."""
     file, table = file_of(kind), TABLES[kind][1]
     value = assignments(file).get(table)
-    assert isinstance(value, ast.Dict), f"{file} must hold {table} as a dict of names and functions"
-    return {key.value: (file, entry.id) for key, entry in zip(value.keys, value.values)}
+    entries = value.values if isinstance(value, ast.Dict) else [None]
+    assert all(isinstance(entry, ast.Call) and ast.unparse(entry.func) == "Entry" for entry in entries), \
+        f"{file} must hold {table} as a dict of names and entries: Entry(function, facts)"
+    return {key.value: call for key, call in zip(value.keys, entries)}
 
 
 def definition(file: Path, name: str) -> tuple[Path, ast.FunctionDef]:
@@ -235,15 +250,21 @@ def definition(file: Path, name: str) -> tuple[Path, ast.FunctionDef]:
 
 
 def evaluated(file: Path, node: ast.expr) -> Any:
-    """An annotation or default, evaluated over a few types and the module's own constants, and nothing else."""
-    used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - set(NAMESPACE)
+    """An annotation, default or fact, evaluated over a few types and the module's own constants, and nothing else."""
+    given = {arg.arg for n in ast.walk(node) if isinstance(n, ast.Lambda) for arg in n.args.args}
+    used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - set(NAMESPACE) - given
     own = {name: evaluated(file, assignments(file)[name]) for name in used}
     return eval(compile(ast.Expression(node), str(file), "eval"), {**NAMESPACE, **own})  # noqa: S307  our own source
 
 
 def assignments(file: Path) -> dict[str, ast.expr]:
     """The module-level `NAME = expression` of a file."""
-    body = parsed(file).body
+    return assigned_in(parsed(file))
+
+
+@functools.lru_cache(maxsize=256)
+def assigned_in(tree: ast.Module) -> dict[str, ast.expr]:
+    body = tree.body
     plain = {node.targets[0].id: node.value for node in body
              if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
     return plain | {node.target.id: node.value for node in body

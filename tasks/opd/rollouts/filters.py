@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import Quarantined, Rollout
 
 
@@ -50,7 +51,8 @@ def graded(rollout: Rollout, earlier: list[Rollout], *, minimum: float | None = 
     return None
 
 
-FILTERS = {"malformed": malformed, "too_long": too_long, "duplicate": duplicate, "graded": graded}
+FILTERS = {"malformed": Entry(malformed), "too_long": Entry(too_long), "duplicate": Entry(duplicate),
+           "graded": Entry(graded)}
 
 
 def apply_filters(rollouts: list[Rollout], slots: list[dict]) -> tuple[list[Rollout], list[Quarantined]]:

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tasks.opd.core.costs import counted
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Quarantined, Rollout, first_tokens, read_rows, write_rows
 from tasks.opd.rollouts.interleaving import relay, skd
@@ -30,9 +31,13 @@ def truncate(rollouts: list[Rollout], engines: Engines, *,
             if len(rollout.token_ids) > tokens else rollout for rollout in rollouts]
 
 
-REFINERS = {"truncate": truncate, "trd": trd, "skd": skd, "relay": relay}
-BY_TEACHER = frozenset({"trd", "skd", "relay"})  # these ask the teacher
-INTERLEAVED = frozenset({"skd", "relay"})        # of the student's tokens these keep what the teacher finds likely
+REFINERS = {
+    "truncate": Entry(truncate),
+    "trd": Entry(trd, authors=("teacher",), asks_teacher=True, reads_rewards=True,
+                 shows_solution=lambda params: params["solution"], drops_student=lambda params: (
+                     params["others"] == "drop" or params["which"] == params["keep"] == "all")),
+    "skd": Entry(skd, authors=("student", "teacher"), asks_teacher=True, interleaved=True),
+    "relay": Entry(relay, authors=("student", "teacher"), asks_teacher=True, interleaved=True)}
 
 
 def refine_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:

@@ -14,6 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tasks.opd.core.costs import WRITTEN, counted
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError, NonFinite
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
@@ -136,7 +137,10 @@ def mixture(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
                   finish_reason=c.finish_reason, policy=policy) for c in written]
 
 
-WRITERS = {"student": student, "teacher": teacher, "dataset": dataset, "mixture": mixture}
+WRITERS = {"student": Entry(student, authors=("student",), on_policy=True),
+           "teacher": Entry(teacher, authors=("teacher",), asks_teacher=True),
+           "dataset": Entry(dataset, authors=("dataset",), shows_solution=True),
+           "mixture": Entry(mixture, authors=("student",), on_policy=True, asks_teacher=True)}
 
 
 def round_prompts(ids: list[str], per_round: int, round_index: int, seed: int) -> list[str]:

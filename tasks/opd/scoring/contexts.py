@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import Prompt, Rollout
 from tasks.opd.models.tokenizers import control_tokens, render, showable
 
@@ -107,7 +108,6 @@ def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer
     return ids
 
 
-CONTEXTS = {"same": same, "solution": solution, "demonstration": demonstration, "sibling": sibling,
-            "experience": experience}
-GROUPED = frozenset({"sibling"})
-NEEDS_SOLUTION = frozenset({"solution", "demonstration"})
+CONTEXTS = {"same": Entry(same, own_prompt=True), "solution": Entry(solution, shows_solution=True),
+            "demonstration": Entry(demonstration, shows_solution=True), "sibling": Entry(sibling, grouped=True),
+            "experience": Entry(experience)}

@@ -60,7 +60,7 @@ def score_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
     prompts = {p.prompt_id: p for p in read_rows(inputs["prompts"] / "prompts.parquet", Prompt)}
     folder, want = model_folder(inputs["model"], spec["folder"]), Want(**spec["want"])
     tokenizer = None
-    if spec["context"]["name"] != "same":  # the same ids again: nothing to render
+    if not CONTEXTS[spec["context"]["name"]].own_prompt:  # else the same ids again: nothing to render
         from transformers import AutoTokenizer
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     views = views_of(rollouts, prompts, spec["context"], spec["context_tokens"], tokenizer)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tasks.opd.core.entries import Entry
+
 
 def frozen() -> tuple[str, str]:
     """The student as it was before training. Source: OPSD, arXiv:2601.18734."""
@@ -24,4 +26,4 @@ def ema(*, decay: Annotated[float, Field(ge=0, le=1)] = 0.95) -> tuple[str, str]
     return "round", "ema"
 
 
-REFRESHES = {"frozen": frozen, "live": live, "ema": ema}
+REFRESHES = {"frozen": Entry(frozen), "live": Entry(live, moves=True), "ema": Entry(ema, moves=True, averages=True)}

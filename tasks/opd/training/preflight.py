@@ -18,7 +18,6 @@ from tasks.opd.engines.api import Signal, Want
 from tasks.opd.engines.canary import AGREEMENT
 from tasks.opd.models.folders import num_parameters
 from tasks.opd.models.heads import head_of, load_model, wide
-from tasks.opd.objective.advantages import GROUPED
 from tasks.opd.objective.columns import columns_of
 from tasks.opd.objective.loss import Stats, coefficients
 from tasks.opd.objective.terms import bind_terms
@@ -77,7 +76,7 @@ def check_template(student: Path, teacher: Path) -> Finding:
 
 def check_stops(student_stops: set[int], teacher_stops: set[int], terms: list[dict]) -> Finding:
     """Both end their turns with a common token, or special tokens are masked in every term that asks a teacher."""
-    masked = all(any(w["name"] == "special_token_mask" for w in t["weights"]) for t in terms)
+    masked = all(any(weight.masks_special for weight in term.weights.values()) for term in bind_terms(terms))
     return verdict("stop_tokens", bool(student_stops & teacher_stops) or masked, None, None,
                    f"the student stops at {sorted(student_stops)}, the teacher at {sorted(teacher_stops)}: add "
                    "the weight special_token_mask, or the student unlearns to stop")
@@ -212,7 +211,7 @@ def check_pull(model, rollouts: list[Rollout], spec: dict) -> Finding:
 
 def check_empty(rollouts: list[Rollout], terms: list[dict], filters: list[dict]) -> list[Finding]:
     """No empty completion stays in a group whose mean reward is a baseline; nothing where no term has one."""
-    if not any(term["advantage"] and term["advantage"]["name"] in GROUPED for term in terms):
+    if not any(term["advantage"] and ADVANTAGES[term["advantage"]["name"]].grouped for term in terms):
         return []
     kept = [r for r in rollouts if is_empty(r) and first_objection(r, [], filters) is None]
     return [verdict("empty_completions", not kept, len(kept) / max(len(rollouts), 1), 0.0,

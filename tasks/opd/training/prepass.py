@@ -24,7 +24,7 @@ from tasks.opd.training.scored_set import ScoredSet
 def collect(forward: Forward, terms: list[Term], scored: ScoredSet) -> list[Columns]:
     """The columns of every term; those that nothing needs stay NaN."""
     own = [teacher_columns(term, forward.columns, scored) for term in terms]
-    asked = [(term.needs & COLUMNS.keys()) - (set() if term.sees_student else {"teacher"}) for term in terms]
+    asked = [(term.needs & COLUMNS.keys()) - (set() if term.target.sees_student else {"teacher"}) for term in terms]
     wanted = torch.stack([columns.mask if ask else torch.zeros_like(columns.mask) for columns, ask in zip(own, asked)])
     found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in terms]
     for index, student, models in iter_chunks(forward, wanted.any(0), scored):
@@ -53,7 +53,7 @@ def teacher_columns(term: Term, columns: Columns, scored: ScoredSet) -> Columns:
     sampled = {name: scored.column(name, "sampled") for name in names}
     columns = replace(
         columns, has_signal=torch.stack([scored.has_signal(name) for name in names]).all(0),
-        teacher=sampled[names[0]] if term.sees_student else target_of_written(term, sampled, None),
+        teacher=sampled[names[0]] if term.target.sees_student else target_of_written(term, sampled, None),
         teacher_entropy=scored.column(names[0], "entropy"))
     return replace(columns, mask=taking_part(term, columns))
 

@@ -18,8 +18,10 @@ from tasks.opd.recipe.requirements import (
     models_named,
     needs,
     needs_teacher,
+    refiners_of,
     term_requirements,
     terms_of,
+    writers_of,
 )
 from tasks.opd.recipe.schema import Recipe, Source
 from tasks.opd.recipe.slots import Problem
@@ -29,16 +31,6 @@ ENGINES = {  # engine -> what it can score
     "vllm": frozenset({"sampled", "top_k"}),
 }
 WAY_OUT = {"hidden": "use engine.scores=torch, or support teacher_top_k, which needs only the teacher's k likeliest"}
-IDENTITY = {  # source -> the parameters that say which items these are; a template or a seed does not make others
-    "tiny": ("seed",), "reasoning_gym": ("dataset",), "jsonl": ("path",), "hub": ("dataset", "config", "split"),
-}
-SEED_SHIFTS = frozenset({"reasoning_gym"})  # item i of seed s is item i + s of seed 0
-SOLVED = {  # source -> whether its items carry worked solutions; by the dataset, or by a parameter that names the field
-    "tiny": lambda params: True,
-    "reasoning_gym": lambda params: params.get("dataset") in {"gsm_symbolic"},
-    "jsonl": lambda params: bool(params.get("solution")),
-    "hub": lambda params: bool(params.get("solution")) or params.get("dataset") == "openai/gsm8k",
-}
 
 
 def problems(recipe: Recipe) -> list[Problem]:
@@ -65,10 +57,10 @@ def uneven_teachers(recipe: Recipe) -> list[str]:
         if main := next(iter(part["models"].values()), None):
             teachers.setdefault(int(part["group"]), set()).add(main)
     teachers = {index: some for index, some in teachers.items() if not some <= anchors}
-    disjoint, found = slots.constant("rows", "DISJOINT", ()), []
+    found = []
     for one, other in itertools.combinations(teachers, 2):
         rows = [recipe.terms[index].rows for index in (one, other)]
-        apart = any({slot.name for slot in rows} == pair for pair in disjoint)
+        apart = any(other.name in slots.entry_of(slot, "rows").disjoint for slot, other in (rows, rows[::-1]))
         if teachers[one] != teachers[other] and rows[0] != rows[1] and not apart:
             found.append(f"terms.{one} (rows {rows[0].name}) and terms.{other} (rows {rows[1].name}) have different "
                          "teachers: rollouts that both take weigh as much as both coefficients together "
@@ -89,41 +81,40 @@ def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str
 
 def refiners_fit(recipe: Recipe) -> Found:
     """Who asks a teacher has one; a rewrite can be kept, reads rewards that are there, and some term learns from it."""
-    requiring = slots.constant("refiner", "BY_TEACHER", frozenset())
-    for index, slot in enumerate(recipe.refine):
-        key, params = f"refine.{index}", completed(slot, "refiner")
-        if slot.name in requiring and recipe.teacher.model in OF_EXPERTS:
+    for index, (slot, entry) in enumerate(zip(recipe.refine, refiners_of(recipe))):
+        key = f"refine.{index}"
+        if entry.asks_teacher and recipe.teacher.model in OF_EXPERTS:
             yield Problem("teacher.model", f"stands for several, but {key} {slot.name} asks one; use a model of the "
                           "pair by its name, or self", recipe.teacher.model)
-        if slot.name == "trd":
-            yield from rewriting_fits(recipe, index, params)
-        if slot.name in slots.constant("refiner", "INTERLEAVED", frozenset()):
+        if entry.reads_rewards:
+            yield from rewriting_fits(recipe, index, completed(slot, "refiner"))
+        if entry.interleaved:
             yield from interleaving_fits(recipe, index)
 
 
 def rewriting_fits(recipe: Recipe, index: int, params: dict[str, Any]) -> Found:
-    """What `refiners_fit` says of the refiner trd."""
-    key, any_author = f"refine.{index}", slots.constant("rows", "ANY_AUTHOR", frozenset())
+    """What `refiners_fit` says of a refiner by rewards, which has the teacher rewrite rollouts."""
+    key, name = f"refine.{index}", recipe.refine[index].name
     if index:
         yield Problem(key, f"reads rewards, which {recipe.refine[index - 1].name} before it takes from what it "
-                      "changes; put trd first", "trd")
+                      f"changes; put {name} first", name)
     if params.get("which") == "succeeded" and params.get("keep") == "repaired":
         yield Problem(f"{key}.keep", "a success cannot be repaired; use keep: all, or which: failed", "repaired")
-    if all(term.rows.name not in any_author for term in recipe.terms):
-        yield Problem("terms.0.rows", f"takes only the student's rollouts, but {key} trd has the teacher write them; "
-                      "use rows: all", recipe.terms[0].rows.name)
+    authors = refiners_of(recipe)[index].authors
+    if "student" not in authors and not any(slots.entry_of(term.rows, "rows").any_author for term in recipe.terms):
+        yield Problem("terms.0.rows", f"takes only the student's rollouts, but {key} {name} has the teacher write "
+                      "them; use rows: all", recipe.terms[0].rows.name)
 
 
 def interleaving_fits(recipe: Recipe, index: int) -> Found:
     """What `refiners_fit` says of refiners that let student and teacher take turns."""
     key, name = f"refine.{index}", recipe.refine[index].name
-    authors = sorted({writer.name for writer in recipe.rollout.writers})
-    for params in (completed(slot, "refiner") for slot in recipe.refine[:index] if slot.name == "trd"):
-        if params.get("others") == "drop" or params.get("which") == params.get("keep") == "all":
-            yield Problem(key, "works on the student's rollouts, and trd before it leaves none; let trd keep others "
-                          f"and rewrite or keep fewer (others: keep, which: failed), or take {name} out", name)
-    if "student" not in authors:
-        yield Problem(key, f"works on the student's rollouts, but the writers are {', '.join(authors)}; add the writer "
+    for before in (slot.name for slot, entry in zip(recipe.refine[:index], refiners_of(recipe)) if entry.drops_student):
+        yield Problem(key, f"works on the student's rollouts, and {before} before it leaves none; let {before} keep "
+                      f"others and rewrite or keep fewer (others: keep, which: failed), or take {name} out", name)
+    if not any("student" in writer.authors for writer in writers_of(recipe)):
+        authors = ", ".join(sorted({writer.name for writer in recipe.rollout.writers}))
+        yield Problem(key, f"works on the student's rollouts, but the writers are {authors}; add the writer "
                       "student, or take `refine` out", name)
     if recipe.teacher.model in served(recipe):
         yield Problem("teacher.model", f"{key} {name} needs the teacher's caches, and a teacher behind a server lends "
@@ -136,7 +127,7 @@ def teacher_is_there(recipe: Recipe) -> Found:
     teacher, pair = recipe.teacher, recipe.pair
     known = ["teacher", *pair.others, *sorted(OF_STUDENT)]
     teaching = [*known, *sorted(OF_EXPERTS)]
-    refining = {slot.name for slot in recipe.refine} & slots.constant("refiner", "BY_TEACHER", frozenset())
+    refining = any(refiner.asks_teacher for refiner in refiners_of(recipe))
     if refining or any(needs_teacher(term) and "teacher" in main_models(term) for term in recipe.terms):
         if teacher.model not in teaching:
             message = f"unknown model of pair {pair.name}; {slots.nearest(teacher.model, teaching)}"
@@ -156,7 +147,7 @@ def teacher_is_there(recipe: Recipe) -> Found:
         for name in (name for name in models_named(term) if name not in known):
             message = f"unknown model of pair {pair.name}; {slots.nearest(name, known)}; name it in pair.others"
             yield Problem(f"terms.{index}.target", message, name)
-    if teacher.refresh.name != "frozen" and teacher.model != "self":
+    if slots.entry_of(teacher.refresh, "refresh").moves and teacher.model != "self":
         message = f"model {teacher.model} never changes; use refresh: frozen, or teacher.model: self"
         yield Problem("teacher.refresh", message, teacher.refresh.name)
     for name in ({"student", "teacher"} | OF_STUDENT | OF_EXPERTS) & set(pair.others):
@@ -165,21 +156,20 @@ def teacher_is_there(recipe: Recipe) -> Found:
 
 def solutions_exist(recipe: Recipe) -> Found:
     """Worked solutions are there for who copies or shows them."""
-    source, context = recipe.prompts.source, recipe.teacher.context.name
-    if SOLVED.get(source.name, lambda params: True)(completed(source, "source")):
+    source, context = recipe.prompts.source, recipe.teacher.context
+    if slots.entry_of(source, "source").solved:
         return
     way = "use a source with worked solutions (tiny, reasoning_gym gsm_symbolic, or name the field: `solution`)"
-    showing = slots.constant("context", "NEEDS_SOLUTION", frozenset())
-    if context in showing and any(map(needs_teacher, recipe.terms)):
-        yield Problem("teacher.context", f"source {source.name} has no solutions; {way}", context)
-    for index, slot in enumerate(recipe.refine):
-        if completed(slot, "refiner").get("solution"):
+    if slots.entry_of(context, "context").shows_solution and any(map(needs_teacher, recipe.terms)):
+        yield Problem("teacher.context", f"source {source.name} has no solutions; {way}", context.name)
+    for index, refiner in enumerate(refiners_of(recipe)):
+        if refiner.shows_solution:
             message = f"source {source.name} has no solutions; {way}; or solution: false"
             yield Problem(f"refine.{index}.solution", message, True)
-    for index, writer in enumerate(recipe.rollout.writers):
-        if writer.name == "dataset":
+    for index, (writer, entry) in enumerate(zip(recipe.rollout.writers, writers_of(recipe))):
+        if entry.shows_solution:
             message = f"source {source.name} has no solutions to copy; {way}"
-            yield Problem(f"rollout.writers.{index}", message, "dataset")
+            yield Problem(f"rollout.writers.{index}", message, writer.name)
 
 
 def prompts_fit(recipe: Recipe) -> Found:
@@ -209,10 +199,11 @@ def divergence_has_room(recipe: Recipe) -> Found:
 
 def items(source: Source) -> tuple[tuple, range]:
     """Which items of which data a source takes: (identity, indices shifted by the seed where it only shifts)."""
-    params, name = completed(source.source, "source"), source.source.name
-    shift = params.get("seed") if name in SEED_SHIFTS else 0
+    name, params = source.source.name, completed(source.source, "source")
+    entry = slots.entry_of(source.source, "source")
+    shift = params.get("seed") if entry.seed_shifts else 0
     first = source.first + (shift if isinstance(shift, int) else 0)
-    keys = IDENTITY.get(name, sorted(params))
+    keys = sorted(params) if entry.identity is None else entry.identity
     return (name, *(str(params.get(key)) for key in keys)), range(first, first + source.count)
 
 

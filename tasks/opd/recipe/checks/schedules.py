@@ -3,7 +3,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from tasks.opd.recipe import schedule
+from tasks.opd.recipe import schedule, slots
 from tasks.opd.recipe.checks.terms import Found
 from tasks.opd.recipe.schema import Controller, Recipe, Teacher
 from tasks.opd.recipe.slots import Problem
@@ -85,7 +85,7 @@ def average_is_kept(versions: list[tuple[int, Recipe]]) -> Found:
 
 def is_average(teacher: Teacher) -> bool:
     """Whether a teacher is the student's moving average."""
-    return teacher.model == "self" and teacher.refresh.name == "ema"
+    return teacher.model == "self" and slots.entry_of(teacher.refresh, "refresh").averages
 
 
 def never_held(recipe: Recipe, num_rounds: int, tokens: int | None = None) -> list[str]:

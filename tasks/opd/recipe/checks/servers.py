@@ -13,7 +13,7 @@ GIVEN = frozenset({"sampled", "top_k"})
 def served(recipe: Recipe) -> set[str]:
     """The models of the pair that are behind a server."""
     makers = {"teacher": recipe.pair.teacher, **recipe.pair.others}
-    return {name for name, maker in makers.items() if maker.name == "server"}
+    return {name for name, maker in makers.items() if slots.entry_of(maker, "maker").remote}
 
 
 def servers_can(recipe: Recipe) -> Iterator[Problem]:
@@ -35,22 +35,22 @@ def servers_can(recipe: Recipe) -> Iterator[Problem]:
 def servers_are_named(recipe: Recipe) -> Iterator[Problem]:
     """A server is named without secrets, has no weights to start from, and is not trained."""
     makers = {"teacher": recipe.pair.teacher, **recipe.pair.others}
-    if recipe.pair.student.name == "server":
+    if slots.entry_of(recipe.pair.student, "maker").remote:
         yield Problem("pair.student", "a model behind a server cannot be trained; give its folder "
-                      "({name: folder, path: ...})", "server")
+                      "({name: folder, path: ...})", recipe.pair.student.name)
     made = {"student", *needs(recipe)}  # a pair may name models that this recipe does not ask for
     for name, maker in {"student": recipe.pair.student, **makers}.items():
         if name in made and maker.params.get("of") in served(recipe):
             yield Problem(f"{key_of(name)}.of", "is behind a server and has no weights here; name another model",
                           maker.params["of"])
     for name in sorted(served(recipe)):
-        params = completed(makers[name], "maker")
-        if not re.fullmatch(slots.constant("maker", "VARIABLE"), params.get("key") or ""):  # its value is never shown
+        params, spelling = completed(makers[name], "maker"), slots.entry_of(makers[name], "maker").spelling
+        if not re.fullmatch(spelling["key"], params.get("key") or ""):  # its value is never shown
             yield Problem(f"{key_of(name)}.key", "must be the name of an environment variable that holds the server's "
                           "key, begins with OPD_ and ends in _KEY, _TOKEN or _SECRET, such as OPD_TEACHER_KEY: no "
                           "other variable is sent to a server. Never the key itself, which would be kept with the "
                           "recipe")
-        if not all(re.fullmatch(slots.constant("maker", "URL"), url) for url in params.get("urls") or []):
+        if not all(re.fullmatch(spelling["urls"], url) for url in params.get("urls") or []):
             yield Problem(f"{key_of(name)}.urls", "must be like http://host:8000, without user, password or query; "
                           "a key goes into an environment variable that `key` names")
 
