@@ -7,11 +7,11 @@ from tasks.opd.store.artifacts import HIDDEN, Artifact, keep, retire
 from tasks.workers import WorkerPool
 
 
-def release_hidden(recipe: Recipe, name: str, scores: Artifact, pool: WorkerPool, round_index: int) -> None:
+def release_hidden(recipe: Recipe, name: str, scores: Artifact, pool: WorkerPool) -> None:
     """Retire the hidden states of a model's scores, unless the recipe keeps them or a later cell will read them."""
     if recipe.keep_hidden:
         keep(scores)
-    elif is_shared(recipe, name, scores, pool, round_index):
+    elif is_shared(recipe, name, scores, pool):
         pool.held.append(scores)
     else:
         retire(scores, (HIDDEN,))
@@ -28,10 +28,10 @@ def held_for(cells: list[tuple[str, int, Recipe]], pool: WorkerPool):
             retire(pool.held.pop(), (HIDDEN,))
 
 
-def is_shared(recipe: Recipe, name: str, scores: Artifact, pool: WorkerPool, round_index: int) -> bool:
+def is_shared(recipe: Recipe, name: str, scores: Artifact, pool: WorkerPool) -> bool:
     """Whether a later cell of the suite may ask for the same scores; those that follow training are a cell's own."""
     return not follows_training(scores, pool) and any(
-        requirements.share_scores(recipe, other.at(round_index), name) for other in pool.later)
+        requirements.share_scores(recipe, version, name) for other in pool.later for version in other.versions())
 
 
 def follows_training(artifact: Artifact, pool: WorkerPool) -> bool:

@@ -18,9 +18,17 @@ TIP = {"entropy": [0.1, 0.5, 0.9, 0.2], "divergence": [0.9, 0.1, 0.5, 0.05]}
 NEW = sorted(set(WEIGHTS) - {"uniform", "skip_first", "special_token_mask"})
 
 
+def weight_of(name):
+    """The weight function of that name, without what it reports."""
+    def function(given, **params):
+        found = WEIGHTS[name](given, **params)
+        return found[0] if isinstance(found, tuple) else found
+    return function
+
+
 def weigh(name, lengths, params=None, **given):
     """The weight as the trainer calls it, as a list."""
-    out = WEIGHTS[name](columns(lengths, **given), **(params or {}))
+    out = weight_of(name)(columns(lengths, **given), **(params or {}))
     assert out.shape == (sum(lengths),) and out.is_floating_point()
     return out.tolist()
 
@@ -74,9 +82,9 @@ def test_entropy_is_cut_off_at_its_98th_percentile_before_it_is_scaled():
 @pytest.mark.parametrize("scope", ["rollout", "batch"])
 def test_share_one_keeps_all_and_a_small_share_at_least_one(name, scope):
     given = random_columns([3, 1, 6])
-    assert WEIGHTS[name](given, share=1.0, scope=scope).tolist() == [1.0] * 10
-    assert WEIGHTS[name](given, share=0.0, scope=scope).tolist() == [0.0] * 10
-    least = given.per_rollout(WEIGHTS[name](given, share=0.01, scope=scope))
+    assert weight_of(name)(given, share=1.0, scope=scope).tolist() == [1.0] * 10
+    assert weight_of(name)(given, share=0.0, scope=scope).tolist() == [0.0] * 10
+    least = given.per_rollout(weight_of(name)(given, share=0.01, scope=scope))
     assert least.tolist() == [1, 1, 1] if scope == "rollout" else least.sum() == 1
 
 
@@ -119,13 +127,13 @@ def test_importance_of_a_prefix_falls_as_the_gap_is_used_up():
 
 def test_importance_with_largest_one_is_one_and_without_gaps_largest():
     given = random_columns([5, 1, 9])
-    assert WEIGHTS["importance_prefix"](given, largest=1.0).tolist() == [1.0] * 15
+    assert weight_of("importance_prefix")(given, largest=1.0).tolist() == [1.0] * 15
     same = [-1.0, -2.0, -3.0, -4.0]
     assert weigh("importance_prefix", [3, 1], {"largest": 2.0}, teacher=same, old_logprobs=same) == [2, 2, 2, 2]
 
 
 def test_importance_is_never_below_one_nor_above_largest():
-    weight = WEIGHTS["importance_prefix"](random_columns([1000, 1, 500], seed=3), largest=3.0)
+    weight = weight_of("importance_prefix")(random_columns([1000, 1, 500], seed=3), largest=3.0)
     assert weight[[0, 1000, 1001]].tolist() == [3, 3, 3] and 1 <= weight.min() and weight.max() == 3
 
 
@@ -171,7 +179,7 @@ def test_dash_weights_have_the_returns_mean():
 def test_dash_keeps_the_mean_of_the_return_in_every_rollout(kappa):
     lengths = [1, 2, 3, 64, 65, 300]
     given = random_columns(lengths)
-    weighted = WEIGHTS["dash"](given, kappa=kappa) * given.divergence
+    weighted = weight_of("dash")(given, kappa=kappa) * given.divergence
     expected = [returns(r, kappa).sum().item() for r in given.divergence.split(lengths)]
     assert given.per_rollout(weighted).tolist() == pytest.approx(expected)
 
@@ -220,6 +228,48 @@ def test_high_entropy_is_a_share_of_the_batch_with_ties():
     assert weigh("high_entropy", [11], {"share": 0.7}, entropy=entropy) == [0, 0, 0] + [1] * 8
 
 
+def test_high_entropy_reports_the_quantile_that_it_used():
+    given = columns([2, 4], entropy=[0.1, 0.9, 0.3, 0.8, 0.5, 0.6])
+    assert WEIGHTS["high_entropy"](given)[1] == {"threshold_nats": 0.8}
+
+
+# perplexities
+
+@pytest.mark.parametrize("model, column, power, values, expected", [  # rollouts' perplexities and weights in the paper
+    ("teacher", "teacher", -1.0, [1.361, 1.755, 2.383], [0.426143, 0.330474, 0.243383]),
+    ("teacher", "teacher", -2.0, [1.361, 1.755, 2.383], [0.518784, 0.311995, 0.169221]),
+    ("teacher", "teacher", -0.5, [1.361, 1.755, 2.383], [0.379312, 0.334031, 0.286657]),
+    ("student", "old_logprobs", 1.0, [1.2, 1.5, 2.0], [0.255319, 0.319149, 0.425532]),
+    ("student", "old_logprobs", 0.0, [1.2, 1.5, 2.0], [1 / 3] * 3)])
+def test_perplexity_shares_a_prompt_among_its_rollouts(model, column, power, values, expected):
+    first, second, third = (-math.log(x) for x in values)
+    # rollouts of 2, 1 and 3 tokens, whose means are these; a second prompt has one rollout, and a weight of 1
+    logprobs = [first - 0.3, first + 0.3, second, third - 1, third, third + 1, -7.0, -9.0]
+    given = columns([2, 1, 3, 2], group=[0, 0, 0, 1], **{column: logprobs})
+    weight, found = WEIGHTS["perplexity"](given, model=model, power=power)
+    a, b, c = expected
+    assert weight.tolist() == near([a, a, b, c, c, c, 1, 1])
+    assert found == {"of_rollouts": pytest.approx((sum(values) + math.exp(8)) / 4)}
+
+
+def test_perplexity_sums_over_the_terms_rollouts_alone_and_overflows_at_no_power():
+    given = columns([1, 1, 1, 1], group=[0] * 4, mask=[True, False, True, True], old_logprobs=[-1.0, NAN, -900.0, -900.0])
+    assert weight_of("perplexity")(given).tolist() == near([0, 0, 0.5, 0.5])
+    assert weight_of("perplexity")(given, power=-3.0).tolist() == near([1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("model, needs", [("student", ("old_logprobs",)), ("teacher", ("teacher",))])
+def test_perplexity_needs_the_column_of_the_model_it_is_told(model, needs):
+    chosen = Slot(name="perplexity", params={"model": model})
+    assert slots.entry_of(chosen, "weight").needs == WEIGHTS["perplexity"].at({"model": model}).needs == needs
+    whole = random_columns([3, 2])
+    alone = columns([3, 2], **{needs[0]: getattr(whole, needs[0])})
+    assert torch.equal(weight_of("perplexity")(alone, model=model), weight_of("perplexity")(whole, model=model))
+    other = columns([3, 2], **{c: getattr(whole, c) for c in READ if c not in needs})
+    with pytest.raises(ValueError, match=f"reads {needs[0]}"):
+        weight_of("perplexity")(other, model=model)
+
+
 # the distribution sampled from
 
 def test_sampler_ratio_is_capped_and_one_where_nobody_says_what_was_sampled_from():
@@ -240,9 +290,9 @@ def test_what_stands_outside_the_mask_does_not_matter(name, outside):
     mask = torch.tensor(MASK)
     within = random_columns(LENGTHS)
     dirty = {c: torch.where(mask, getattr(within, c), outside) for c in READ}
-    weight = WEIGHTS[name](random_columns(LENGTHS, mask=MASK, **dirty))
+    weight = weight_of(name)(random_columns(LENGTHS, mask=MASK, **dirty))
     alone = random_columns([2, 1, 3], **{c: getattr(within, c)[mask] for c in READ})
-    assert weight[mask].tolist() == near(WEIGHTS[name](alone).tolist(), 1e-12)
+    assert weight[mask].tolist() == near(weight_of(name)(alone).tolist(), 1e-12)
     assert weight[~mask].tolist() == [0.0] * 5
     assert weight.isfinite().all()
 
@@ -250,14 +300,14 @@ def test_what_stands_outside_the_mask_does_not_matter(name, outside):
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
 def test_an_empty_mask_is_no_trouble(name):
     given = columns([2, 1], mask=[False] * 3)
-    weight = WEIGHTS[name](given)
+    weight = weight_of(name)(given)
     assert weight.shape == (3,) and weight.isfinite().all()
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_equal_tokens_and_rollouts_of_one_token_give_finite_weights(name, value):
-    weight = WEIGHTS[name](columns([1, 4, 1], **{c: [value] * 6 for c in READ}))
+    weight = weight_of(name)(columns([1, 4, 1], **{c: [value] * 6 for c in READ}))
     assert weight.isfinite().all() and (weight >= 0).all() and weight.sum() > 0 or name == "teacher_entropy_above"
 
 
@@ -265,7 +315,7 @@ def test_equal_tokens_and_rollouts_of_one_token_give_finite_weights(name, value)
 def test_float32_columns_are_weighed_like_float64(name):
     given = {c: getattr(random_columns([30, 10]), c).float() for c in READ}
     double = columns([30, 10], **given)
-    assert WEIGHTS[name](dataclasses.replace(double, **given)).tolist() == WEIGHTS[name](double).tolist()
+    assert weight_of(name)(dataclasses.replace(double, **given)).tolist() == weight_of(name)(double).tolist()
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
@@ -273,20 +323,21 @@ def test_needs_names_all_that_a_weight_reads_and_nothing_else(name):
     needs = slots.entry_of(Slot(name=name), "weight").needs
     whole = random_columns([3, 2])
     given = {column: getattr(whole, column) for column in needs}
-    weight = WEIGHTS[name](columns([3, 2], **given))
+    weight = weight_of(name)(columns([3, 2], **given))
     assert weight.isfinite().all()
     for column in needs:
         with pytest.raises(ValueError, match=f"reads {column}, but it is not finite at 5 of the term's 5 tokens"):
-            WEIGHTS[name](columns([3, 2], **{c: v for c, v in given.items() if c != column}))
+            weight_of(name)(columns([3, 2], **{c: v for c, v in given.items() if c != column}))
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_infinite_divergences_are_refused_and_not_spread(name):
-    for column in set(WEIGHTS[name].needs) - ({"teacher"} if name == "gap_above_floor" else set()):
+    needs = slots.entry_of(Slot(name=name), "weight").needs
+    for column in set(needs) - ({"teacher"} if name == "gap_above_floor" else set()):
         given = random_columns([3])
         getattr(given, column)[1] = math.inf
         with pytest.raises(ValueError, match=f"{column}.* 1 of the term's 3 tokens"):
-            WEIGHTS[name](given)
+            weight_of(name)(given)
 
 
 @pytest.mark.parametrize("name, params, bad", [
@@ -298,6 +349,7 @@ def test_infinite_divergences_are_refused_and_not_spread(name):
     ("position", {"lowest": 0.25, "centre": 0.3, "width": 0.1}, {"width": 0.0}),
     ("dash", {"kappa": 5.0}, {"kappa": -1.0}), ("fire", {"student": 1.0, "teacher": 1.0}, {"student": -1.0}),
     ("gap_above_floor", {"share": 0.1}, {"share": 1.0}), ("high_entropy", {"share": 0.2}, {"share": 2.0}),
+    ("perplexity", {"model": "student", "power": 1.0}, {"model": "reference"}),
     ("sampler_ratio", {"cap": 2.0}, {"cap": 0.0})])
 def test_defaults_are_the_papers_and_bounds_are_checked_in_the_recipe(name, params, bad):
     assert slots.bind(Slot(name=name), "weight") == params
@@ -319,6 +371,6 @@ def test_a_weight_takes_as_many_operations_for_a_hundred_rollouts_as_for_two(nam
     for lengths in ([5, 9], [5, 9] * 50):
         given = random_columns(lengths)
         with Operations() as ran:
-            assert WEIGHTS[name](given).isfinite().all()
+            assert weight_of(name)(given).isfinite().all()
         counts.append(ran.count)
     assert counts[1] <= counts[0] + 5

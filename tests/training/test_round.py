@@ -279,7 +279,8 @@ def specs_of(variant, *overrides):
 
 
 REDUCTIONS = {"token": [1 / 7] * 7, "sequence": [1 / 6, 1 / 6, 1 / 3, *[1 / 12] * 4],
-              "prompt": [*[1 / 6] * 3, *[1 / 8] * 4], "sum": [1] * 7, "constant": [1 / 30] * 7}
+              "prompt": [*[1 / 6] * 3, *[1 / 8] * 4], "sum": [1] * 7, "constant": [1 / 30] * 7,
+              "rollout_sum": [1 / 2] * 7}
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from tasks.opd.engines.pool import Session
+from tasks.opd.objective.columns import columns_of
 from tasks.opd.objective.loss import Stats, note_ratio
 from tasks.opd.objective.terms import bind_terms
 from tasks.opd.objective.weights import WEIGHTS
+from tasks.opd.training.forward import Forward
+from tasks.opd.training.prepass import collect
 from tasks.opd.training.round import start_round, train_round
 from tasks.opd.training.trainer import Trainer, new_optimizer
 from tests.tiny_models import random_rollouts, term, tiny_llama, train_spec
@@ -45,6 +48,19 @@ def test_every_weight_reports_its_mean_its_largest_value_and_its_share_of_zeros(
                                   "zero_share": (own == 0).double().mean().item()})
     assert report["train/reverse_kl/row_share"] == pytest.approx(3 / 5)             # rewards 0, 1, 0, 1, 0
     assert not any("uniform" in key for _, values in points for key in values)
+
+
+def test_what_a_weight_found_arrives_in_the_rounds_metrics(pair):
+    student, teacher, rollouts = pair
+    weights = [{"name": "high_entropy", "share": 0.5}, {"name": "perplexity", "model": "teacher", "power": -1.0}]
+    spec = term(divergence="nll", weights=weights)
+    report = trained(student, scored_by(teacher, rollouts), [spec])[1][0][1]
+    (columns,) = collect(Forward(student, rollouts, columns_of(rollouts), train_spec([spec])), bind_terms([spec]),
+                          scored_by(teacher, rollouts))
+    entropy = columns.entropy.sort().values
+    assert report["train/nll/high_entropy_threshold_nats"] == pytest.approx(entropy[len(entropy) // 2].item())
+    means = columns.per_rollout(columns.teacher) / columns.lengths
+    assert report["train/nll/perplexity_of_rollouts"] == pytest.approx((-means).exp().mean().item())
 
 
 def test_weights_of_one_name_report_apart(pair):

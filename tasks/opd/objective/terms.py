@@ -111,9 +111,12 @@ def prepare(term: Term, columns: Columns) -> Prepared:
     mask, weight, report = columns.mask, torch.ones(columns.num_tokens, dtype=torch.float64), {}
     report["row_share"] = float((columns.per_rollout(mask.double()) > 0).double().mean())
     for name, function in term.weights.items():
-        own = torch.where(mask, function(columns).double(), 0.0)
+        outcome = function(columns)
+        values, found = outcome if isinstance(outcome, tuple) else (outcome, {})
+        own = torch.where(mask, values.double(), 0.0)
         weight = weight * own
         if not function.constant and mask.any():
+            report |= {f"{name}_{key}": value for key, value in found.items()}
             report |= {f"{name}_mean": float(own[mask].mean()), f"{name}_largest": float(own[mask].max()),
                        f"{name}_zero_share": float((own[mask] == 0).double().mean())}
     advantage = term.advantage(columns) if term.advantage else None

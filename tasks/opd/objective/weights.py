@@ -3,6 +3,7 @@
 Statistics (quantiles, min-max, means, prefix sums, positions) are over the term's tokens, `columns.mask`: the n of them
 are taken out, weighed in float64, and laid back among the N with zeros elsewhere. So what stands outside the mask, NaN
 included, cannot matter. A NaN inside it is an error, never a weight. Quantiles are values of the set, not interpolated.
+A weight may return beside [N] what it found on the way, as numbers by name, for the round's metrics.
 """
 import math
 from typing import Annotated, Literal
@@ -16,6 +17,7 @@ from tasks.opd.objective.columns import Columns
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Scope = Literal["rollout", "batch"]
+Reported = tuple[Tensor, dict[str, float]]  # weights [N], and numbers for the round's metrics by name
 ROUNDING = 1e-9  # 0.29 * 100 is 28.999999999999996, and means 29
 
 
@@ -138,13 +140,31 @@ def gap_above_floor(columns: Columns, *, share: Annotated[float, Field(gt=0, lt=
     return scatter(columns, gap >= math.log(share) / (1 - share))
 
 
-def high_entropy(columns: Columns, *, share: Share = 0.2) -> Tensor:
+def high_entropy(columns: Columns, *, share: Share = 0.2) -> Reported:
     """One where the student's entropy is at least its (1 - share)-quantile, ties included; zero elsewhere. [N].
 
-    Source: REOPOLD, arXiv:2603.11137, refinement phase.
+    Reports the quantile. Source: REOPOLD, arXiv:2603.11137, refinement phase.
     """
     entropy = masked(columns, "entropy")
-    return scatter(columns, entropy >= quantile(entropy, 1 - share))
+    threshold = quantile(entropy, 1 - share)
+    return scatter(columns, entropy >= threshold), {"threshold_nats": threshold}
+
+
+def perplexity(columns: Columns, *, model: Literal["student", "teacher"] = "student", power: float = 1.0) -> Reported:
+    """A rollout's perplexity^power over the sum of that over the term's rollouts of its prompt, at all its tokens. [N].
+
+    The perplexity is exp(-mean log-probability) of the term's tokens under the student at the round's start, or under
+    the teacher. Power 1 counts unlikely rollouts more, -1 likely ones, 0 all alike. Reports its mean over rollouts.
+    Source: SCOPE, arXiv:2604.10688 (successes: student, 1; failures: teacher, -1; the power is 1 / temperature).
+    """
+    _, t, size = positions(columns)
+    first, group = t == 0, columns.group[columns.rollout[columns.mask]]
+    surprise = -per_rollout(columns, masked(columns, {"student": "old_logprobs", "teacher": "teacher"}[model])) / size
+    largest = torch.full((columns.num_rollouts,), -math.inf, dtype=surprise.dtype)
+    largest = largest.scatter_reduce(0, group, power * surprise, "amax")[group]
+    value = (power * surprise - largest).exp()  # at most 1: no power overflows
+    total = torch.zeros(columns.num_rollouts, dtype=value.dtype).index_add_(0, group[first], value[first])
+    return scatter(columns, value / total[group]), {"of_rollouts": float(surprise[first].exp().mean())}
 
 
 def sampler_ratio(columns: Columns, *, cap: Annotated[float, Field(gt=0)] = 2.0) -> Tensor:
@@ -242,4 +262,5 @@ WEIGHTS = {
     "fire": Entry(fire, needs=("entropy", "teacher_entropy")),
     "gap_above_floor": Entry(gap_above_floor, needs=("old_logprobs", "teacher")),
     "high_entropy": Entry(high_entropy, needs=("entropy",)),
+    "perplexity": Entry(perplexity, needs=lambda params: ("teacher",) if params["model"] == "teacher" else ("old_logprobs",)),
     "sampler_ratio": Entry(sampler_ratio, needs=("old_logprobs",))}
