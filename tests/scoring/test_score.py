@@ -10,6 +10,7 @@ from tasks.opd.core.records import Prompt, Rollout, write_rows
 from tasks.opd.engines.api import Signal, Want
 from tasks.opd.engines.pool import Session
 from tasks.opd.engines.torch_engine import TorchEngine
+from tasks.opd.scoring.contexts import CONTEXTS
 from tasks.opd.scoring.score import read_signal, score_rollouts, write_signal
 from tests.rollouts.test_filters import ROLLOUT
 from tests.scoring.test_contexts import PROMPT
@@ -68,6 +69,15 @@ def test_a_rollout_whose_context_is_none_has_no_signal(inputs, session, tmp_path
     same = score(inputs, tmp_path / "same", session)[1]
     assert not torch.allclose(signals[0].sampled, same[0].sampled)
     assert torch.allclose(signals[2].sampled, same[2].sampled, atol=1e-9)  # its own prompt either way
+
+
+def test_a_context_that_shows_the_students_own_prompt_needs_no_tokenizer(inputs, session, tmp_path, monkeypatch):
+    for file in (inputs["model"] / "model").glob("tokenizer*"):
+        file.unlink()
+    assert score(inputs, tmp_path / "out", session, vocabulary=64)[0]["scored"] == 3
+    monkeypatch.setitem(CONTEXTS, "same", dataclasses.replace(CONTEXTS["same"], own_prompt=False))
+    with pytest.raises((OSError, ValueError), match="tokenizer"):
+        score(inputs, tmp_path / "again", session, vocabulary=64)
 
 
 def test_what_exceeds_the_context_is_counted_and_left_without_signal(inputs, session, tmp_path):

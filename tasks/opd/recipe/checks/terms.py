@@ -46,9 +46,11 @@ def advantage_fits(recipe: Recipe, term: Term, key: str) -> Found:
     if term.advantage is None:
         return
     name, candidates = term.advantage.name, "candidates" in columns_read(term)
-    fitting = "candidate_policy_gradient" if candidates else "policy_gradient"
-    if term.estimator.name != fitting:
-        yield Problem(f"{key}.estimator", f"advantage {name} needs estimator: {fitting}", term.estimator.name)
+    takes = "candidates" if candidates else "advantage"
+    if slots.entry_of(term.estimator, "estimator").takes != takes:
+        fitting = [n for n in slots.names("estimator") if slots.entry_of(Slot(name=n), "estimator").takes == takes]
+        yield Problem(f"{key}.estimator", f"advantage {name} needs estimator: {' or '.join(fitting)}",
+                      term.estimator.name)
     if candidates == is_written(term):
         message = "of the tokens written; use support: sampled" if not candidates else FEW
         yield Problem(f"{key}.support", f"advantage {name} is {message}", term.support.name)
