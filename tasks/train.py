@@ -34,5 +34,5 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
     inputs |= {f"model:{name}": model for name, (model, _) in teaching.items() if needs[name]["hidden"]}
     made = log_artifact(run_stage("checkpoint", spec, inputs, pool), f"{round_index:04d}", step=round_index)
     for name in (name for name in scores if needs[name]["hidden"]):
-        release_hidden(recipe, name, scores[name], pool, round_index)
+        release_hidden(recipe, name, scores[name], pool)
     return made

@@ -163,15 +163,15 @@ def test_hidden_states_are_held_for_a_later_cell_and_go_after_the_last():
     scores, _ = cell(pool, 1, release=False)
     with held_for([("a", 0, RECIPE), ("b", 0, later)], pool):
         pool.later = [later]
-        release_hidden(RECIPE, "teacher", scores, pool, 0)
+        release_hidden(RECIPE, "teacher", scores, pool)
         assert (scores.path / HIDDEN).exists() and pool.held == [scores]
         pool.later = []
-        release_hidden(later, "teacher", scores, pool, 0)
+        release_hidden(later, "teacher", scores, pool)
         assert not (scores.path / HIDDEN).exists()
     pool = again()
     scores, _ = cell(pool, 2, release=False)
     with held_for([("a", 0, RECIPE), ("b", 0, later)], pool):
-        release_hidden(RECIPE, "teacher", scores, pool, 0)
+        release_hidden(RECIPE, "teacher", scores, pool)
         assert (scores.path / HIDDEN).exists()
     assert not (scores.path / HIDDEN).exists()  # the later cell failed before it read them
 
@@ -183,6 +183,6 @@ def test_what_follows_training_is_a_cells_own():
                                     for kind in ("checkpoint", "rollouts", "scores"))
     pool.derivations["scores", "x"] = "scores", {}, {"rollouts": rollouts}
     pool.derivations["rollouts", "x"] = "rollouts", {}, {}
-    assert is_shared(RECIPE, "teacher", scores, pool, 0)
+    assert is_shared(RECIPE, "teacher", scores, pool)
     pool.derivations["rollouts", "x"] = "rollouts", {}, {"student": checkpoint}
-    assert not is_shared(RECIPE, "teacher", scores, pool, 1)
+    assert not is_shared(RECIPE, "teacher", scores, pool)

@@ -253,7 +253,8 @@ def test_perplexity_shares_a_prompt_among_its_rollouts(model, column, power, val
 
 
 def test_perplexity_sums_over_the_terms_rollouts_alone_and_overflows_at_no_power():
-    given = columns([1, 1, 1, 1], group=[0] * 4, mask=[True, False, True, True], old_logprobs=[-1.0, NAN, -900.0, -900.0])
+    given = columns([1, 1, 1, 1], group=[0] * 4, mask=[True, False, True, True],
+                    old_logprobs=[-1.0, NAN, -900.0, -900.0])
     assert weight_of("perplexity")(given).tolist() == near([0, 0, 0.5, 0.5])
     assert weight_of("perplexity")(given, power=-3.0).tolist() == near([1, 0, 0, 0])
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.recipe import slots
 from tasks.opd.recipe.schema import Slot
@@ -76,6 +77,31 @@ def test_a_table_may_name_functions_of_another_module_or_lie_in_a_package(tmp_pa
     (tmp_path / "objective/weights/tokens.py").write_text("def first(columns, *, n: int = 7):\n    pass\n")
     monkeypatch.setattr(slots, "ROOT", tmp_path)
     assert slots.bind(Slot(name="first"), "weight") == {"n": 7}
+
+
+def test_facts_are_read_without_importing_and_may_depend_on_parameters(weights):
+    def needs(**params):
+        return slots.entry_of(Slot(name="rich", params=params), "weight").needs
+    assert needs(k=1) == ("teacher", "teacher", "teacher") and needs(k=1, mode="tail") == ("old_logprobs",)
+    assert slots.entry_of(Slot(name="uniform"), "weight") == Entry(None, constant=True)
+    assert slots.entry_of(Slot(name="unifrom"), "weight") == Entry(None)       # reported where names are checked
+    assert slots.functions("weight")["rich"] == (slots.ROOT / "objective/weights.py", "rich")
+
+
+@pytest.mark.parametrize("table", ["{'f': f}", "{'f': Entry(f), 'g': f}", "dict(f=Entry(f))"])
+def test_a_table_holds_entries(tmp_path, monkeypatch, table):
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective/weights.py").write_text(f"def f(columns):\n    pass\n\nWEIGHTS = {table}\n")
+    monkeypatch.setattr(slots, "ROOT", tmp_path)
+    with pytest.raises(AssertionError, match="must hold WEIGHTS as a dict of names and entries"):
+        slots.names("weight")
+
+
+@pytest.mark.parametrize("kind", slots.TABLES)
+def test_facts_can_be_read_where_parameters_are_missing_or_wrong(kind):
+    for name in slots.names(kind):
+        wrong = dict.fromkeys(slots.signature(kind, name), {"no": "value"})
+        assert all(isinstance(slots.entry_of(Slot(name=name, params=given), kind), Entry) for given in ({}, wrong))
 
 
 def test_annotations_cannot_call_anything(tmp_path, monkeypatch):

@@ -262,5 +262,6 @@ WEIGHTS = {
     "fire": Entry(fire, needs=("entropy", "teacher_entropy")),
     "gap_above_floor": Entry(gap_above_floor, needs=("old_logprobs", "teacher")),
     "high_entropy": Entry(high_entropy, needs=("entropy",)),
-    "perplexity": Entry(perplexity, needs=lambda params: ("teacher",) if params["model"] == "teacher" else ("old_logprobs",)),
+    "perplexity": Entry(perplexity,
+                        needs=lambda params: ("teacher",) if params["model"] == "teacher" else ("old_logprobs",)),
     "sampler_ratio": Entry(sampler_ratio, needs=("old_logprobs",))}
