@@ -15,7 +15,7 @@ PACKAGE = "tasks.opd"
 EFFORT = "effort"   # the part of a spec that is told how to go about it, never what to make
 PARTS = {           # part of a stage's spec -> whose settings it holds, and where a recipe has them
     "engine": (EngineInUse, "engine"), "scoring_engine": (EngineInUse, "engine"), EFFORT: (Train, "train")}
-SLOTS = {           # where a stage's spec has slots; * stands for any index. Absent: its table counts in whole
+STAGE_SLOTS = {     # where a stage's spec has slots; * stands for any index. Absent: its table counts in whole
     "maker": "maker", "source": "source", "grader": "grader", "benchmark.grader": "grader",
     "writers.*": "writer", "filters.*": "filter", "refiners.*": "refiner", "context": "context",
     **{path: kind for path, kind in slots.SLOTS.items() if path.startswith("terms.")}}
@@ -67,7 +67,7 @@ def scope_of(spec: dict, engines: Iterable[str] = ()) -> Scope:
 def slots_chosen(spec: dict) -> dict[str, set[str]]:
     """Kind of slot -> the entries that a spec names, for every kind that it has a place for."""
     chosen: dict[str, set[str]] = {}
-    for pattern, kind in SLOTS.items():
+    for pattern, kind in STAGE_SLOTS.items():
         first, *rest = pattern.split(".")
         if first in spec:
             found = values_at(spec[first], rest)
