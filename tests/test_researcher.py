@@ -33,7 +33,7 @@ terms:
 '''
 HESITANT = '''def hesitant(columns: Columns, *, nats: float = 1.0) -> Tensor:
     """One where the student's second choice is at most `nats` less likely than its first, zero elsewhere. [N]."""
-    return laid_back(columns, own(columns, "margin") <= nats)
+    return scatter(columns, masked(columns, "margin") <= nats)
 
 
 '''
@@ -85,7 +85,7 @@ def test_a_weight_then_a_column_are_added_and_no_checkpoint_of_another_variant_i
     assert [told["made"] > 0 for told in before.values()] == [True, True]
     weights = "tasks/opd/objective/weights.py"
 
-    edit(tree, weights, 'WEIGHTS = {"uniform": uniform,', FADING + 'WEIGHTS = {"fading": fading, "uniform": uniform,')
+    edit(tree, weights, 'WEIGHTS = {\n', FADING + 'WEIGHTS = {\n    "fading": Entry(fading),\n')
     (tree / "configs/variants/opd_fading.yaml").write_text(FADING_YAML)
     assert run("flows.cli", "check", "opd_fading", "--json", *TINY)["problems"] == []
     said = run("flows.cli", "check", "opd_fading", *TINY, "terms.0.weights.0.half_life=-1", expected=10)
@@ -94,13 +94,13 @@ def test_a_weight_then_a_column_are_added_and_no_checkpoint_of_another_variant_i
     assert_theirs_stand(before, with_weight)
     assert with_weight["opd_fading"]["made"] > 0
 
-    edit(tree, weights, 'WEIGHTS = {"fading": fading,', HESITANT + 'WEIGHTS = {"hesitant": hesitant, "fading": fading,')
-    edit(tree, weights, 'NEEDS = {', 'NEEDS = {"hesitant": ("margin",), ')
+    edit(tree, weights, 'WEIGHTS = {\n',
+         HESITANT + 'WEIGHTS = {\n    "hesitant": Entry(hesitant, needs=("margin",)),\n')
     edit(tree, "tasks/opd/objective/columns.py", "    candidates: Candidates | None #",
          "    margin: Tensor | None = None  # [N] nats, of the student's first choice over its second\n"
          "    candidates: Candidates | None #")
-    edit(tree, "tasks/opd/training/prepass.py", 'COLUMNS = {"old": written,',
-         MARGIN + 'COLUMNS = {"margin": margin, "old": written,')
+    edit(tree, "tasks/opd/training/prepass.py", 'COLUMNS = {"old_logprobs": written,',
+         MARGIN + 'COLUMNS = {"margin": margin, "old_logprobs": written,')
     (tree / "configs/variants/opd_hesitant.yaml").write_text(HESITANT_YAML)
     assert run("flows.cli", "check", "opd_hesitant", "--json", *TINY)["problems"] == []
     with_column = run("tests.one_round", *OTHERS, "opd_fading", "opd_hesitant")

@@ -17,7 +17,7 @@ METHODS = set("""
     sdft sdpo sdpo_feedback sdpo_trust_region opcd pw_opsd dash gopd exopd exopd_corrected veto routed_teachers
     exopd_experts mixed_teachers tip tip_entropy tip_q3 eopd dasd iw_opd fire_opd reopold fu_lsm fu_lsm_masked zhu_topk
     rethinking_only_student rethinking_only_teacher rethinking_intersection rethinking_union""".split())
-FINDINGS = {"identity", "shift", "truncated_sampling"}  # of the checks, that a variant may intend
+FINDINGS = {"constant_advantage", "identity", "shift", "truncated_sampling"}  # that a variant may intend
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ def specs_of(recipe, refiners=("truncate",)):
             "refined": {**grader, "refiners": [{"name": name, "params": {}} for name in refiners], "engine": engine},
             "scores": {"context": dumped(recipe.teacher.context), "engine": engine}, "checkpoint": terms,
             "report": {"benchmark": dumped(recipe.benchmarks[0]), "engine": engine},
+            "divergence": {"engine": recipe.engine_for("write") | {"name": "torch"}},
             "preflight": {**terms, "engine": engine, "scoring_engine": recipe.engine_for("score")}}
 
 
@@ -72,7 +73,7 @@ def test_every_stage_has_a_closure(specs):
     assert set(specs["tip"]) == set(STAGES)
 
 
-NEW_WEIGHT = ("objective.weights", '\n\nWEIGHTS = {"uniform": uniform,', '''
+NEW_WEIGHT = ("objective.weights", '\n\nWEIGHTS = {\n', '''
 
 
 def fading(columns: Columns, *, half_life: float = 64.0) -> Tensor:
@@ -80,7 +81,9 @@ def fading(columns: Columns, *, half_life: float = 64.0) -> Tensor:
     return 2.0 ** -(columns.position.float() / half_life)
 
 
-WEIGHTS = {"fading": fading, "uniform": uniform,''')
+WEIGHTS = {
+    "fading": Entry(fading),
+''')
 NEW_COLUMN = [("objective.columns", "    candidates: Candidates | None #", "    margin: Tensor | None = None\n"
                "    candidates: Candidates | None #"),
               ("training.prepass", '\n\nCOLUMNS = {"old_logprobs": written,', '''
@@ -103,9 +106,9 @@ def test_a_new_column_is_in_the_closure_of_who_reads_it(specs, hashes):
     term = specs["tip"]["checkpoint"]["terms"][0]
     reading = {"own": {"checkpoint": {"terms": [{**term, "weights": [{"name": "sure", "params": {}}],
                                                  "needs": ["margin"]}]}}}
-    weight = ("objective.weights", 'WEIGHTS = {"uniform": uniform,',
-              'def sure(columns: Columns) -> Tensor:\n    return own(columns, "margin")\n\n\n'
-              'WEIGHTS = {"sure": sure, "uniform": uniform,')
+    weight = ("objective.weights", 'WEIGHTS = {\n',
+              'def sure(columns: Columns) -> Tensor:\n    return masked(columns, "margin")\n\n\n'
+              'WEIGHTS = {\n    "sure": Entry(sure, needs=("margin",)),\n')
     before = hashes(reading, weight, *NEW_COLUMN)
     column = NEW_COLUMN[1]
     assert hashes(reading, weight, NEW_COLUMN[0], (*column[:2], column[2].replace("topk(2", "topk(3"))) != before
@@ -118,7 +121,7 @@ def cells(stages, variants=VARIANTS):
 
 
 LEARNING = ("checkpoint", "preflight")
-WITH_ENGINE = ("rollouts", "refined", "scores", "report", "preflight")
+WITH_ENGINE = ("rollouts", "refined", "scores", "report", "divergence", "preflight")
 
 
 @pytest.mark.parametrize("edit, expected", [

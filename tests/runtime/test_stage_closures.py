@@ -23,7 +23,7 @@ ROOT = Path(slots.ROOT).parents[1]
 # What runs beside a stage's own work and cannot change its result: `derivations.OUTSIDE`, the worker around it, and
 # the engines of other stages that leave the device.
 AROUND = {"tasks.opd.runtime.worker", "tasks.opd.runtime.stages", "tasks.opd.store.fingerprints"}
-LEAVING = {"rest", "close"}
+LEAVING = {"sleep", "close"}
 LESSON = "pair.teacher={name: tiny_teacher, hidden: 32, steps: 2, evaluate_from: 1, problems: 2, at_least: 0.0}"
 RECIPES = {
     "opd_reverse_kl": [], "tip": [], "gkd": ["rollout.writers.0.n=2"], "fire_opd": [], "veto": [], "dasd": [],

@@ -7,7 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tasks.opd.core.files import room_to_write
+from tasks.opd.core.files import room_to_write, sync
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import HIDDEN, Artifact
 
@@ -28,6 +28,6 @@ def restore(artifact: Artifact, folder: Path) -> Artifact:
             record["files"] = record["files"] | {HIDDEN: artifacts.entry_of_file(folder / HIDDEN)}
             os.replace(folder / HIDDEN, artifact.path / HIDDEN)
         artifacts.write_record(artifact.path, record)
-        artifacts.sync(artifact.path)
+        sync(artifact.path)
         shutil.rmtree(folder)
     return artifact
