@@ -14,7 +14,8 @@ from tasks.opd.objective.supports import TeacherTokens
 from tasks.opd.objective.terms import bind_terms
 from tasks.opd.recipe import loading, requirements, slots
 from tasks.opd.recipe.checks import recipes
-from tasks.opd.recipe.schema import Recipe, Term, set_dotted
+from tasks.opd.recipe.schedule import set_dotted
+from tasks.opd.recipe.schema import Recipe, Term
 from tasks.opd.training.preflight import check_stops
 from tests.tiny_models import prepared, rollout, term, with_teacher
 
