@@ -7,7 +7,6 @@ from prefect.runtime import flow_run
 from flows.distill import distill
 from flows.pools import shared_pool
 from flows.tables import table_of
-from tasks import workers
 from tasks.hidden_states import held_for
 from tasks.opd.evaluation import comparison
 from tasks.opd.recipe import loading
@@ -16,6 +15,7 @@ from tasks.opd.store.artifacts import home
 from tasks.opd.store.fingerprints import environment
 from tasks.publish import publish
 from tasks.tracking import runs
+from tasks.workers import pools
 
 
 def suite_name() -> str:
@@ -28,7 +28,7 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
     """Run a suite's cells, go on where one fails, and compare what finished with the baseline, paired over prompts."""
     plan, cells = loading.load_suite(suite, overrides)
     first, done, failed = cells[0][2], {}, {}
-    with runs.suite_for(plan.name) as study, workers.for_run(first) as pool, held_for(cells, pool):
+    with runs.suite_for(plan.name) as study, pools.for_run(first) as pool, held_for(cells, pool):
         token = shared_pool.set({first.workers: pool})
         for variant, seed, recipe in cells:
             pool.later = pool.later[1:]

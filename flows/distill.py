@@ -3,7 +3,6 @@ from prefect import flow
 
 from flows import tables
 from flows.pools import pool_for
-from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
 from tasks.grade import grade_rollouts
@@ -20,6 +19,7 @@ from tasks.score import score_rollouts
 from tasks.stage import prune, rounds
 from tasks.tracking import runs
 from tasks.train import train_student
+from tasks.workers import pools
 
 
 @flow(flow_run_name="{recipe.name}-seed{recipe.seed}", persist_result=False)
@@ -48,7 +48,7 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
     return result | {"mlflow_page": run.url()}
 
 
-def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, pool: workers.WorkerPool,
+def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, pool: pools.WorkerPool,
               round_index: int) -> tuple[Artifact, Artifact]:
     """The round's graded rollouts, and the student trained on them."""
     rollouts = write_rollouts(now, models, student, prompts, pool, round_index)

@@ -6,12 +6,12 @@ from contextvars import ContextVar
 from prefect.blocks.system import Secret
 from prefect.runtime import flow_run
 
-from tasks import workers
 from tasks.opd.recipe import slots
 from tasks.opd.recipe.schema import Recipe
 from tasks.progress import Page
+from tasks.workers import pools
 
-shared_pool: ContextVar[dict[str, workers.WorkerPool]] = ContextVar("shared_pool")  # by kind, of the outer flow
+shared_pool: ContextVar[dict[str, pools.WorkerPool]] = ContextVar("shared_pool")  # by kind, of the outer flow
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def pool_for(recipe: Recipe):
     """The pool of the flow around this one where it is of the kind wanted, else a pool of this run's own."""
     lend_keys(recipe)
     pool = shared_pool.get({}).get(recipe.workers)
-    with nullcontext(pool) if pool else workers.for_run(recipe) as pool, shown(pool):
+    with nullcontext(pool) if pool else pools.for_run(recipe) as pool, shown(pool):
         pool.patience = recipe.engine.patience_seconds
         yield pool
 
@@ -38,7 +38,7 @@ def lend_keys(recipe: Recipe) -> None:
 
 
 @contextmanager
-def shown(pool: workers.WorkerPool):
+def shown(pool: pools.WorkerPool):
     """The pool's progress on the page of the flow run at work, if there is one."""
     if flow_run.id is None:
         yield

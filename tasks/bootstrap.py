@@ -9,7 +9,7 @@ from tasks.refine import refiners_ask_teacher
 from tasks.rollout import writers_with
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import WorkerPool
+from tasks.workers.pools import WorkerPool
 
 
 def models_needed(recipe: Recipe) -> set[str]:

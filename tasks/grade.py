@@ -6,7 +6,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import WorkerPool
+from tasks.workers.pools import WorkerPool
 
 
 @task(cache_policy=NO_CACHE, task_run_name="grades-{round_index:04d}")

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from tasks.opd.recipe import requirements
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import HIDDEN, Artifact, keep, retire
-from tasks.workers import WorkerPool
+from tasks.workers.pools import WorkerPool
 
 
 def release_hidden(recipe: Recipe, name: str, scores: Artifact, pool: WorkerPool) -> None:

@@ -7,7 +7,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.runtime import flow_run
 
 from tasks.opd.core.progress import described, percent_of
-from tasks.workers import Listener
+from tasks.workers.pools import Listener
 
 EVERY_SECONDS = 5  # between two updates
 

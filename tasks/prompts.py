@@ -9,7 +9,7 @@ from tasks.opd.recipe.schema import Source
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import WorkerPool
+from tasks.workers.pools import WorkerPool
 
 SLICE = set(Source.model_fields) - {"grader"}  # how answers are graded changes no question
 

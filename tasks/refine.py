@@ -8,7 +8,7 @@ from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import WorkerPool
+from tasks.workers.pools import WorkerPool
 
 
 def refiners_ask_teacher(recipe: Recipe) -> bool:

@@ -8,7 +8,7 @@ from tasks.opd.scoring.self_teachers import REFRESHES
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import WorkerPool
+from tasks.workers.pools import WorkerPool
 
 
 def teacher_of(recipe: Recipe, name: str, models: dict[str, Artifact], student: Artifact) -> tuple[Artifact, str]:

@@ -11,7 +11,7 @@ import urllib.request
 from tasks.opd.core.errors import EngineError
 from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_write
 from tasks.opd.store.artifacts import home
-from tasks.workers import ROOT
+from tasks.workers.launchers import ROOT
 
 QUIET = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")  # 17 ms of its time a task, for nobody to look at
 

@@ -25,7 +25,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
 from tasks.opd.store import artifacts, fingerprints, hidden_states, run_records
 from tasks.opd.store.artifacts import Artifact
-from tasks.workers import WorkerPool
+from tasks.workers.pools import WorkerPool
 
 Inputs = dict[str, Artifact]
 

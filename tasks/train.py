@@ -10,7 +10,7 @@ from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
-from tasks.workers import WorkerPool
+from tasks.workers.pools import WorkerPool
 
 
 @task(cache_policy=NO_CACHE, task_run_name="checkpoint-{round_index:04d}")

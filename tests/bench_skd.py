@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tasks.workers import quiet_environment
+from tasks.workers.launchers import quiet_environment
 
 quiet_environment()  # says how torch's threads wait, so before torch is imported
 

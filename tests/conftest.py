@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `tests.stages_for_tests` can be named as a stage
 
-from tasks import workers  # noqa: E402  the path comes first
+from tasks.workers import launchers, pools  # noqa: E402  the path comes first
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side
-workers.quiet_environment()
+launchers.quiet_environment()
 os.environ["OPD_PROGRESS"] = "0"
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
 
@@ -29,5 +29,5 @@ def opd_home(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def pool():
     """A pool that makes stages in this process."""
-    with workers.for_run(SimpleNamespace(workers="inline")) as pool:
+    with pools.for_run(SimpleNamespace(workers="inline")) as pool:
         yield pool

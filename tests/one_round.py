@@ -5,7 +5,6 @@
 import json
 import sys
 
-from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
 from tasks.grade import grade_rollouts
@@ -16,6 +15,7 @@ from tasks.refine import refine_rollouts
 from tasks.rollout import write_rollouts
 from tasks.score import score_rollouts
 from tasks.train import train_student
+from tasks.workers import pools
 
 OTHERS = ("teacher_start", "expert_four", "expert_five", "random")  # of the tiny pair
 TINY = ["workers=inline", "pair.student=random", "rounds=1", "prompts.count=8", "rollout.prompts_per_round=4",
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     told = {}
     for variant in sys.argv[1:]:
         tiny_recipe = loading.load(variant, TINY)
-        with workers.for_run(tiny_recipe) as the_pool:
+        with pools.for_run(tiny_recipe) as the_pool:
             checkpoint = one_round(tiny_recipe, the_pool)["checkpoint"]
             told[variant] = {"checkpoint": checkpoint.fingerprint, "made": the_pool.made, "reused": the_pool.reused}
     print(json.dumps(told))

@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from tasks import workers
 from tasks.opd.core.errors import NonFinite
 from tasks.opd.store.artifacts import HIDDEN, Artifact, promised
 from tasks.stage import run_stage
+from tasks.workers import pools
 
 HERE = "tests.stages_for_tests"
 WHOLE_BATCH = 64  # of effort.micro_batch_tokens, in a first attempt
@@ -194,12 +194,12 @@ def chain(pool, count=4, cap=100, effort=None):
 
 
 def run_with(kind: str, patience_seconds: float = 600):
-    """What `workers.for_run` reads of a recipe."""
+    """What `pools.for_run` reads of a recipe."""
     return SimpleNamespace(workers=kind, engine=SimpleNamespace(patience_seconds=patience_seconds))
 
 
 if __name__ == "__main__":
-    with workers.for_run(run_with(sys.argv[1])) as the_pool:
+    with pools.for_run(run_with(sys.argv[1])) as the_pool:
         if sys.argv[2:]:
             given = json.loads(sys.argv[4]) if sys.argv[4:] else {}
             read = {name: Artifact.from_json(data) for name, data in given.items()}

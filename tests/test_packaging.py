@@ -14,8 +14,8 @@ from packaging.version import Version
 
 import flows
 import tasks
-from flows import doctor
-from tasks.workers import QUIET
+from flows.cli import machine
+from tasks.workers.launchers import QUIET
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -72,7 +72,7 @@ def test_flows_and_tasks_are_those_of_this_checkout():
 
 def test_opd_is_the_console_command():
     [script] = metadata.entry_points(group="console_scripts", name="opd")
-    assert script.value == "flows.cli:main"
+    assert script.value == "flows.cli.main:main"
 
 
 def test_every_third_party_import_is_declared():
@@ -116,20 +116,20 @@ def test_an_old_python_is_refused_before_anything_is_made(tmp_path):
 
 
 def test_doctor_reports_json_and_the_versions_installed():
-    report = json.loads(json.dumps(doctor.doctor()))
+    report = json.loads(json.dumps(machine.examine()))
     assert report["versions"]["prefect"] == metadata.version("prefect")
-    assert report["cpu"]["cores"] == doctor.cores() >= 1
+    assert report["cpu"]["cores"] == machine.cores() >= 1
 
 
 def test_doctor_needs_no_torch():
-    script = "import sys; from flows import doctor; doctor.pretty(doctor.doctor()); sys.exit('torch' in sys.modules)"
+    script = "import sys; from flows.cli import machine; machine.pretty(machine.examine()); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=600).returncode == 0
 
 
 def test_doctor_names_a_wrong_version_a_full_disk_and_a_missing_switch():
     report = {"versions": {"torch": "2.12.0"}, "home": {"path": "/here", "writable": True, "free_gb": 1.5},
               "telemetry": {"MLFLOW_DISABLE_TELEMETRY": ""}}
-    assert doctor.problems(report, [Requirement("torch==2.13.0")]) == [
+    assert machine.problems(report, [Requirement("torch==2.13.0")]) == [
         "torch==2.13.0 is wanted, 2.12.0 is installed: run make setup",
         "1.5 GB are free at /here, 5 wanted: set OPD_HOME",
         "MLFLOW_DISABLE_TELEMETRY is not set: export MLFLOW_DISABLE_TELEMETRY=true",
@@ -137,14 +137,14 @@ def test_doctor_names_a_wrong_version_a_full_disk_and_a_missing_switch():
 
 
 def test_doctor_finds_a_home_that_cannot_be_written(tmp_path):
-    assert doctor.home_facts(tmp_path / "not" / "yet")["writable"]
-    assert not doctor.home_facts(Path("/proc/opd"))["writable"]
+    assert machine.home_facts(tmp_path / "not" / "yet")["writable"]
+    assert not machine.home_facts(Path("/proc/opd"))["writable"]
 
 
 def test_doctor_takes_a_local_version_for_its_release():
     report = {"versions": {"torch": "2.13.0+cpu"}, "home": {"path": "/here", "writable": True, "free_gb": 50.0},
               "telemetry": dict(QUIET)}
-    assert doctor.problems(report, [Requirement("torch==2.13.0")]) == []
+    assert machine.problems(report, [Requirement("torch==2.13.0")]) == []
 
 
 def test_the_readme_maps_every_package():

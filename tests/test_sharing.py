@@ -6,13 +6,13 @@ import time
 
 import pytest
 
-from tasks import workers
 from tasks.hidden_states import held_for, is_shared, release_hidden
 from tasks.opd.core.errors import CorruptArtifact
 from tasks.opd.recipe import loading, requirements
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import HIDDEN, Artifact, retire
 from tasks.stage import run_stage
+from tasks.workers import launchers, pools
 from tests.stages_for_tests import HERE
 
 RECIPE = loading.load("opd_reverse_kl_full", ["rounds=2"])
@@ -21,7 +21,7 @@ RECIPE = loading.load("opd_reverse_kl_full", ["rounds=2"])
 def again():
     """A new run: a pool without memory, in a process that has verified nothing."""
     artifacts._verified.clear()
-    return workers.InlinePool()
+    return pools.InlinePool()
 
 
 def cell(pool, number, release=True, **effort):
@@ -99,7 +99,7 @@ def reading_run(tmp_path):
     inputs = json.dumps({"scores": scores.to_json()})
     spec = json.dumps({"cell": 1, "effort": {"reading": str(reading)}})
     run = subprocess.Popen([sys.executable, "-m", "tests.stages_for_tests", "inline", "trained", spec, inputs],
-                           cwd=workers.ROOT, stderr=subprocess.PIPE, text=True)
+                           cwd=launchers.ROOT, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not reading.exists() and run.poll() is None and time.monotonic() < until:
         time.sleep(0.01)

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks import workers
 from tasks.opd.core.errors import CorruptArtifact, DiskFull, NonFinite
 from tasks.opd.store import artifacts
 from tasks.stage import prune, run_stage
+from tasks.workers import launchers, pools
 from tests.stages_for_tests import HERE, chain, run_with
 
 
@@ -32,7 +32,7 @@ def again():
     """A new run: a pool without memory, in a process that has verified nothing."""
     def start():
         artifacts._verified.clear()
-        return workers.InlinePool()
+        return pools.InlinePool()
     return start
 
 
@@ -187,7 +187,7 @@ def test_runs_at_the_same_time_make_each_artifact_once(journal):
     environment = {**os.environ, "CHAIN_EFFORT": json.dumps({**journal.effort, "trouble": "numbers:slow"})}
     command = [sys.executable, "-m", "tests.stages_for_tests", "inline"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    runs = [subprocess.Popen(command, cwd=workers.ROOT, env=environment, **pipes) for _ in range(3)]
+    runs = [subprocess.Popen(command, cwd=launchers.ROOT, env=environment, **pipes) for _ in range(3)]
     results = [json.loads(run.communicate(timeout=600)[0].splitlines()[-1]) for run in runs]
     assert journal.lines() == ["numbers", "doubled", "total"]
     assert sum(result["made"] for result in results) == 3
@@ -209,7 +209,7 @@ def tmpfs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind, by", [("process", "python"), ("inline", "python"), ("inline", "torch"),
                                       ("inline", "safetensors"), ("inline", "parquet")])
 def test_a_full_disk_is_named_and_the_run_goes_on_once_there_is_space(tmpfs, kind, by):
-    with workers.for_run(run_with(kind)) as pool:
+    with pools.for_run(run_with(kind)) as pool:
         numbers = run_stage(f"{HERE}:numbers", {"count": 2}, {}, pool)
         with pytest.raises(DiskFull, match=r"artifacts/fill/.*bytes are free there.*Free space") as caught:
             run_stage(f"{HERE}:fill", {"megabytes": 6, "by": by}, {"numbers": numbers}, pool)

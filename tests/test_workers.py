@@ -9,22 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks import workers
 from tasks.opd.core.errors import EngineError, EngineLost, NonFinite
 from tasks.opd.engines.pool import Session
 from tasks.opd.runtime.stages import STAGES, entry_of
 from tasks.opd.store import artifacts
 from tasks.stage import fingerprint_of, halved, run_stage
+from tasks.workers import launchers, pools
 from tests.stages_for_tests import HERE, WHOLE_BATCH, chain, run_with
 
-ROOT = workers.ROOT
+ROOT = launchers.ROOT
 CHAIN = [sys.executable, "-m", "tests.stages_for_tests", "process"]
 
 
 @pytest.fixture
 def process_pool():
     """A pool with a worker process."""
-    with workers.for_run(run_with("process")) as pool:
+    with pools.for_run(run_with("process")) as pool:
         yield pool
 
 
@@ -107,13 +107,13 @@ def test_an_interrupt_ends_everything(opd_home):
 
 def test_a_run_that_reuses_everything_starts_no_worker(process_pool, opd_home):
     chain(process_pool)
-    with workers.for_run(run_with("process")) as pool:
+    with pools.for_run(run_with("process")) as pool:
         chain(pool)
         assert pool.supervisor is None and (pool.made, pool.reused) == (0, 3)
 
 
 def test_one_worker_serves_the_whole_run_and_ends_with_it(opd_home):
-    with workers.for_run(run_with("process")) as pool:
+    with pools.for_run(run_with("process")) as pool:
         chain(pool)
         assert len(processes_of(opd_home)) == 2  # supervisor and worker
         assert len(list(opd_home.glob("logs/worker-*.log"))) == 1
@@ -136,7 +136,7 @@ def test_a_dead_worker_is_an_engine_error_with_its_last_words_and_is_replaced(pr
 def test_a_lost_stage_is_made_in_a_second_attempt_with_half_the_batch(opd_home, tmp_path, capfd, kind, trouble, told):
     effort = {"journal": str(tmp_path / "journal"), "micro_batch_tokens": WHOLE_BATCH,
               "trouble_once": f"doubled:{trouble}"}
-    with workers.for_run(run_with(kind, patience_seconds=4)) as pool:
+    with pools.for_run(run_with(kind, patience_seconds=4)) as pool:
         _, doubled, total = chain(pool, effort=effort)
     said, record = capfd.readouterr().err, artifacts.read_record(doubled.path)
     assert told in said and "doubled is tried once more with half the batch: train.micro_batch_tokens 64 -> 32" in said
@@ -151,7 +151,7 @@ def test_a_lost_stage_is_made_in_a_second_attempt_with_half_the_batch(opd_home, 
                                               ("die", "lower engine.batch_tokens")])
 def test_a_stage_that_is_lost_twice_fails_with_code_20_and_names_what_to_change(opd_home, tmp_path, trouble, way_out):
     effort = {"journal": str(tmp_path / "journal"), "trouble": f"doubled:{trouble}", "chunk_tokens": 7}
-    with workers.for_run(run_with("process", patience_seconds=600)) as pool:
+    with pools.for_run(run_with("process", patience_seconds=600)) as pool:
         run_stage(f"{HERE}:numbers", {"count": 1}, {}, pool)
         pool.patience = 4  # of the next recipe, with the worker of the one before
         told = f"(?s)^doubled was tried twice, .*chunk_tokens 7 -> 3.*{way_out}"
@@ -168,8 +168,8 @@ def test_a_worker_that_lives_but_never_connects_is_given_up_after_the_patience(o
         return subprocess.Popen([sys.executable, "-m", "tasks.opd.runtime.supervisor", "sleep", "600"], cwd=ROOT,
                                 env={**os.environ, "OPD_WORKER_LOG": str(log)}, stdin=subprocess.PIPE,
                                 start_new_session=True)
-    monkeypatch.setattr(workers, "launch", idle)
-    with workers.for_run(run_with("process", patience_seconds=1)) as pool:
+    monkeypatch.setattr(pools, "launch", idle)
+    with pools.for_run(run_with("process", patience_seconds=1)) as pool:
         told = r"(?s)did not connect within 1 s .*network file system.*raise engine.patience_seconds\n.*no way in"
         with pytest.raises(EngineLost, match=told):
             pool.make(f"{HERE}:numbers", {"count": 1}, {}, opd_home)
@@ -177,9 +177,9 @@ def test_a_worker_that_lives_but_never_connects_is_given_up_after_the_patience(o
 
 
 def test_what_is_not_lost_is_not_tried_again(tmp_path):
-    for kind, trouble, error in (("inline", "nan", NonFinite), ("process", "unforeseen", workers.WorkerFailed)):
+    for kind, trouble, error in (("inline", "nan", NonFinite), ("process", "unforeseen", pools.WorkerFailed)):
         journal = tmp_path / f"journal-{trouble}"
-        with workers.for_run(run_with(kind)) as pool, pytest.raises(error):
+        with pools.for_run(run_with(kind)) as pool, pytest.raises(error):
             chain(pool, effort={"journal": str(journal), "trouble": f"numbers:{trouble}"})
         assert journal.read_text().split() == ["numbers"]
 
@@ -198,7 +198,7 @@ def test_half_a_batch_is_half_of_all_that_a_stage_holds_at_once_and_at_least_one
 @pytest.mark.parametrize("kind", ["inline", "process"])
 def test_a_stage_at_work_reports_progress_and_counts_as_alive_for_as_long_as_it_does(kind):
     heard = []
-    with workers.for_run(run_with(kind, patience_seconds=3)) as pool:
+    with pools.for_run(run_with(kind, patience_seconds=3)) as pool:
         pool.listener.stage_progress = heard.append
         run_stage(f"{HERE}:long", {"seconds": 3.5}, {}, pool)  # longer than the patience, but not silent
     assert {(p["label"], p["total"], p["unit"]) for p in heard} == {("counting", 35, "units")}
@@ -210,13 +210,13 @@ def test_a_stage_at_work_reports_progress_and_counts_as_alive_for_as_long_as_it_
 
 @pytest.mark.parametrize("kind", ["inline", "process"])
 def test_errors_keep_their_class_and_message_across_processes(kind):
-    with workers.for_run(run_with(kind)) as pool:
+    with pools.for_run(run_with(kind)) as pool:
         with pytest.raises(NonFinite) as caught:
             chain(pool, effort={"trouble": "numbers:nan"})
         assert str(caught.value) == "loss is nan in step 3"
         with pytest.raises(EngineError, match=r"out of memory .*batch_tokens.*micro_batch_tokens"):
             chain(pool, effort={"trouble": "numbers:memory"})
-        unforeseen = KeyError if kind == "inline" else workers.WorkerFailed
+        unforeseen = KeyError if kind == "inline" else pools.WorkerFailed
         with pytest.raises(unforeseen, match="nobody thought of this") as caught:
             chain(pool, effort={"trouble": "numbers:unforeseen"})
         assert kind == "inline" or "in unforeseen" in str(caught.value)  # the worker's traceback
@@ -224,13 +224,13 @@ def test_errors_keep_their_class_and_message_across_processes(kind):
 
 
 def test_a_worker_goes_on_after_an_error_it_foresaw_and_ends_after_any_other():
-    with workers.for_run(run_with("process")) as pool:
+    with pools.for_run(run_with("process")) as pool:
         chain(pool, count=3)
         first = pool.supervisor.pid
         with pytest.raises(NonFinite):
             chain(pool, effort={"trouble": "numbers:nan"}, count=4)
         assert pool.supervisor.pid == first
-        with pytest.raises(workers.WorkerFailed):
+        with pytest.raises(pools.WorkerFailed):
             chain(pool, effort={"trouble": "numbers:unforeseen"}, count=5)
         assert pool.supervisor is None
         chain(pool, count=6)
@@ -260,7 +260,7 @@ def test_once_runs_one_command_and_exits_with_the_errors_code(tmp_path):
 
 
 def test_nothing_here_imports_torch_before_a_stage_needs_it():
-    code = ("import sys, tasks.stage, tasks.workers, tasks.opd.runtime.worker; "
+    code = ("import sys, tasks.stage, tasks.workers.pools, tasks.opd.runtime.worker; "
             "heavy = ('torch', 'transformers', 'vllm', 'mlflow', 'datasets', 'prefect'); "
             "print([module for module in heavy if module in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout.strip() == "[]"
@@ -268,13 +268,13 @@ def test_nothing_here_imports_torch_before_a_stage_needs_it():
 
 def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_otherwise(monkeypatch):
     monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE", "VLLM_NO_USAGE_STATS": "0"})
-    workers.quiet_environment()
+    launchers.quiet_environment()
     assert os.environ == {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
                           "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "0", "OMP_WAIT_POLICY": "ACTIVE",
                           "TORCH_CPP_LOG_LEVEL": "ERROR"}
     del os.environ["OMP_WAIT_POLICY"]
-    workers.quiet_environment()
-    assert os.environ["GOMP_SPINCOUNT"] == workers.SPIN
+    launchers.quiet_environment()
+    assert os.environ["GOMP_SPINCOUNT"] == launchers.SPIN
 
 
 def test_a_stage_is_a_name_of_the_table_or_given_in_full(pool):

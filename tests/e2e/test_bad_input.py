@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from safetensors.torch import load_file, save_file
 
-from flows import cli
+from flows.cli import main as cli
 from tasks.opd.core.records import Prompt, Quarantined, Rollout, read_rows
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, read_record

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import cli
+from flows.cli import main as cli
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.opd.store.run_records import recorded, refer

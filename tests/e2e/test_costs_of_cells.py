@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.grade import grade_rollouts
 from tasks.opd.core.costs import READ, TRAINED, WRITTEN
@@ -20,6 +19,7 @@ from tasks.refine import refine_rollouts
 from tasks.rollout import write_rollouts
 from tasks.score import score_rollouts
 from tasks.train import train_student
+from tasks.workers import pools
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=2",
         "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16", "benchmarks=[]"]
@@ -29,7 +29,7 @@ def run(variant: str, *overrides: str) -> SimpleNamespace:
     """A variant's costs, and the tokens by author of rollouts as written, as refined and as scored, over two rounds."""
     recipe = loading.load(variant, [*TINY, *overrides])
     raw, refined, scored = Counter(), Counter(), Counter()
-    with workers.for_run(recipe) as pool:
+    with pools.for_run(recipe) as pool:
         models = make_models.fn(recipe.pair, models_needed(recipe), pool)
         student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
         prompts = make_prompts.fn(recipe.prompts, student, pool, **ask, use="train")

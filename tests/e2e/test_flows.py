@@ -20,7 +20,7 @@ from flows.distill import distill
 from flows.evaluate import evaluate
 from flows.pools import lend_keys, pool_for, shared_pool
 from flows.tables import of_run
-from tasks import progress, workers
+from tasks import progress
 from tasks.history import round_record
 from tasks.opd.core.costs import NAMES
 from tasks.opd.core.errors import OpdError
@@ -29,6 +29,7 @@ from tasks.opd.store import artifacts, garbage
 from tasks.opd.store.artifacts import Artifact, read_record
 from tasks.score import teacher_of
 from tasks.tracking.client import client_at, tracking_uri
+from tasks.workers import pools
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=3",
         "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16",
@@ -285,7 +286,7 @@ def test_cells_share_scores_whose_hidden_states_go_with_the_last_and_a_forgotten
 
 def test_a_flow_within_another_has_its_workers_and_its_own_patience():
     short, long = (loading.load("gkd", ["workers=inline", f"engine.patience_seconds={n}"]) for n in (7, 70))
-    with workers.for_run(long) as pool:
+    with pools.for_run(long) as pool:
         token = shared_pool.set({"inline": pool})
         for recipe, patience in ((long, 70), (short, 7), (long, 70)):
             with pool_for(recipe) as lent:

@@ -13,7 +13,6 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.grade import grade_rollouts
 from tasks.opd.core.seeds import derive_seed
@@ -26,6 +25,7 @@ from tasks.refine import refine_rollouts
 from tasks.rollout import write_rollouts
 from tasks.score import score_rollouts
 from tasks.train import train_student
+from tasks.workers import pools
 
 VARIANTS = sorted(file.stem for file in (loading.CONFIGS / "variants").glob("*.yaml"))
 NAMES = ["student", "teacher", "teacher_start", "expert_four", "expert_five", "random"]
@@ -89,7 +89,7 @@ def trained(pair):
     @cache
     def train(variant: str):
         recipe, counts = recipe_of(variant, pair), defaultdict(list)
-        with workers.for_run(recipe) as pool:
+        with pools.for_run(recipe) as pool:
             models = make_models.fn(recipe.pair, models_needed(recipe), pool)
             student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
             prompts = make_prompts.fn(recipe.prompts, student, pool, **ask, use="train")

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from tasks import workers
 from tasks.bootstrap import make_models
 from tasks.evaluate import evaluate_student
 from tasks.opd.core.errors import NonFinite
@@ -17,6 +16,7 @@ from tasks.opd.evaluation.teacher_divergence import chosen_answers, slices, teac
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.prompts import make_prompts
+from tasks.workers import pools
 from tests.tiny_models import random_rollouts, tiny_llama, write_tokenizer
 
 
@@ -147,7 +147,7 @@ def report_on():
     """Reports of a random student, with its divergence to a random teacher, through the door."""
     def report(*overrides: str):
         recipe = loading.load("opd_reverse_kl", [*RECIPE, *overrides])
-        with workers.for_run(recipe) as pool:
+        with pools.for_run(recipe) as pool:
             models = make_models.fn(recipe.pair, {"student", "teacher"}, pool)
             prompts = make_prompts.fn(recipe.benchmarks[0], models["student"], pool, context_tokens=128, use="test")
             reports, _ = evaluate_student.fn(recipe, models["student"], {"tiny": prompts}, pool, when="end",

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tasks import workers
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
 from tasks.grade import grade_rollouts
@@ -31,6 +30,7 @@ from tasks.prompts import make_prompts
 from tasks.rollout import write_rollouts
 from tasks.score import score_rollouts
 from tasks.train import train_student
+from tasks.workers import pools
 from tests.small_llama import save_llama
 from tests.tiny_models import random_rollouts, term, tiny_llama, train_spec, write_tokenizer
 from tests.training.test_round import TERMS, gradient, scored_by
@@ -313,7 +313,7 @@ def test_two_rounds_through_the_doors_move_the_student_and_open_each_base_once(v
         monkeypatch.setattr(kind, "_build", lambda self, folder, build=kind._build: (
             built.append(folder), build(self, folder)))
     recipe = loading.load(variant, [*SMALL, *changes])
-    with workers.for_run(recipe) as pool:
+    with pools.for_run(recipe) as pool:
         models = make_models.fn(recipe.pair, models_needed(recipe), pool)
         start = student = models["student"]
         ask = {"context_tokens": recipe.pair.context_tokens}

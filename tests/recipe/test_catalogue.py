@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from flows import cli
+from flows.cli import main as cli
 from tasks.opd.recipe import catalogue, loading
 
 FOLDER = loading.CONFIGS / "variants"

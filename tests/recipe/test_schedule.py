@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows import cli
+from flows.cli import main as cli
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.recipe import controllers, loading, schedule
 from tasks.opd.recipe.checks import recipes, schedules

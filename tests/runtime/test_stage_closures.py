@@ -12,11 +12,11 @@ import peft  # noqa: F401  what is imported under a trace takes long
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
-from tasks import workers
 from tasks.opd.recipe import derivations, loading, slots
 from tasks.opd.runtime.stages import entry_of
 from tasks.opd.store import definitions
 from tasks.opd.store.closures import closure
+from tasks.workers import pools
 from tests.one_round import TINY, one_round
 
 ROOT = Path(slots.ROOT).parents[1]
@@ -41,7 +41,7 @@ def recipe_of(variant: str):
     return loading.load(variant, [*TINY, *RECIPES[variant]])
 
 
-class Traced(workers.InlinePool):
+class Traced(pools.InlinePool):
     """A pool that compares what each stage runs with its closure; `strangers` are (stage, module, function)."""
 
     def __init__(self):

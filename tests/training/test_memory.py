@@ -6,13 +6,13 @@ import weakref
 import pytest
 import torch
 
-from tasks import workers
 from tasks.opd.engines.pool import Session
 from tasks.opd.runtime import worker
 from tasks.opd.store import artifacts
 from tasks.opd.training import round
 from tasks.opd.training.trainer import resume
 from tasks.stage import run_stage
+from tasks.workers import pools
 from tests.stages_for_tests import HERE, run_with
 from tests.tiny_models import random_rollouts, tiny_llama
 from tests.training.test_round import LENGTHS, checkpoint_inputs, rounds, scored_set, signal_of
@@ -54,7 +54,7 @@ def test_no_gradient_stays_after_a_round(tmp_path):
 
 @pytest.mark.parametrize("kind", ["inline", "process"])
 def test_an_artifact_states_the_peak_of_its_own_stage(kind):
-    with workers.for_run(run_with(kind)) as pool:
+    with pools.for_run(run_with(kind)) as pool:
         made = [run_stage(f"{HERE}:hungry", {"megabytes": size, "turn": turn}, {}, pool)
                 for turn, size in enumerate((1, 200, 1))]
     records = [artifacts.read_record(artifact.path) for artifact in made]

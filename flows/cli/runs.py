@@ -1,0 +1,104 @@
+"""Commands that run flows. Prefect and all that is heavy are imported by the command that needs them, after the
+environment is set: telemetry off, Prefect's files under the run's own home, no log lines unless --verbose.
+"""
+import argparse
+import dataclasses
+import logging
+import os
+import time
+from pathlib import Path
+
+from tasks import server
+from tasks.opd.core.files import try_writing
+from tasks.opd.recipe import loading
+from tasks.opd.store.artifacts import home
+from tasks.workers import launchers
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """The environment of a command that runs flows, before Prefect is imported."""
+    launchers.quiet_environment()
+    os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
+    for folder in (home(), Path(os.environ["PREFECT_HOME"])):
+        try_writing(folder)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if arguments.verbose else "WARNING")
+    for name in ("flow_runs", "task_runs"):  # for the runs' pages; the terminal has what we say ourselves
+        os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name.upper()}_LEVEL", "INFO")
+        logging.getLogger(f"prefect.{name}").propagate = arguments.verbose
+    logging.raiseExceptions = arguments.verbose  # what cannot be logged, on a full disk say, is no news of its own
+    server.start()
+
+
+def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Run a recipe."""
+    recipe, started = loading.load(arguments.recipe, arguments.overrides), time.monotonic()
+    prepare(arguments)
+    from prefect import tags
+
+    from flows.distill import distill as run
+    from flows.tables import divergence_line, of_run
+    with tags(f"variant:{recipe.name}", f"seed:{recipe.seed}"):
+        result, lines = run(recipe), []
+    result["comparison"] = {}
+    for name, table in of_run(result).items():
+        result["comparison"][name] = dataclasses.asdict(table)
+        apart = divergence_line(result["start"][name], result["end"][name])
+        lines += [f"benchmark {name}", table.to_text(), *filter(None, [apart]),
+                  f"report      {result['end'][name].path}", ""]
+    result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
+    return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", *ending(result)])
+
+
+def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Run a suite."""
+    plan, _ = loading.load_suite(arguments.suite, arguments.overrides)  # what is wrong is said before anything starts
+    started = time.monotonic()
+    prepare(arguments)
+    from prefect import tags
+
+    from flows.compare import compare as run
+    with tags(f"suite:{plan.name}"):
+        result = run(arguments.suite, arguments.overrides)
+    text = result.pop("text")
+    result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
+    return result, "\n".join([text, "", f"written to  {result['folder']}", *ending(result)])
+
+
+def ending(result: dict) -> list[str]:
+    """The last lines of a run: how long it took, and how to look at it."""
+    page = [f"page        {result['mlflow_page']}"] if "/runs/" in result["mlflow_page"] else []  # MLflow was reached
+    return [f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}", *page]
+
+
+def evaluate(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Benchmark a folder."""
+    recipe = loading.load(loading.CONFIGS / "base.yaml", [f"benchmarks={arguments.benchmark}", *arguments.overrides])
+    prepare(arguments)
+    from prefect import tags
+
+    from flows.evaluate import evaluate as run
+    with tags(*(f"benchmark:{benchmark.name}" for benchmark in recipe.benchmarks)):
+        reports = run(recipe, arguments.checkpoint)
+    return {"reports": reports}, "\n".join(f"{name}  {format_counts(report.counts)}\n{report.path}"
+                                           for name, report in reports.items())
+
+
+def format_counts(counts: dict) -> str:
+    """Counts on one line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in counts.items() if isinstance(value, int | float))
+
+
+def bootstrap(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Make models and prompts."""
+    recipe = loading.load(arguments.recipe, arguments.overrides)
+    prepare(arguments)
+    from flows.bootstrap import bootstrap as run
+    made = run(recipe)
+    return made, "\n".join(f"{kind}  {name}  {artifact.path}" for kind, some in made.items()
+                           for name, artifact in some.items())
+
+
+def ui_command() -> str:
+    """How to open what was tracked."""
+    from tasks.tracking.client import ui_command as command
+    return command()

@@ -1,0 +1,64 @@
+"""Starts a worker process under its supervisor, in an environment that is quiet. No torch."""
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tasks.opd.store import artifacts
+
+ROOT = Path(__file__).resolve().parents[2]
+# torch's threads wait awake, but not for long: asleep at once, a decode step takes half as long again; awake as long as
+# they like to be, two processes on the same cores stall each other tenfold.
+SPIN = "3000"
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def quiet_environment() -> None:
+    """Say how threads wait, turn telemetry off, where the user has not decided; call it before importing any tool."""
+    for name, value in {**QUIET, "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():  # vLLM's kernels tell where memory lies
+        os.environ.setdefault(name, value)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+
+
+def launch(path: str, log: Path) -> subprocess.Popen:
+    """Start the supervisor, which leads a new session and starts a worker that connects to the socket at `path`."""
+    quiet_environment()
+    environment = {**os.environ, "OPD_WORKER_LOG": str(log), "OPD_HOME": str(artifacts.home()), "PYTHONUNBUFFERED": "1",
+                   "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
+    if sys.stderr.isatty():
+        environment["COLUMNS"] = str(shutil.get_terminal_size().columns)
+    command = [sys.executable, "-m", "tasks.opd.runtime.supervisor", sys.executable,
+               "-m", "tasks.opd.runtime.worker", "--socket", path]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=sys.__stderr__.fileno(),
+                            start_new_session=True)
+
+
+def await_end(process: subprocess.Popen, timeout_seconds: float = 10) -> None:
+    """Wait for a process, but not for ever."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout_seconds)
+
+
+def accept(listener: socket.socket, supervisor: subprocess.Popen, patience: float) -> socket.socket | None:
+    """The worker's connection; None when its supervisor ends before there is one.
+
+    Raises: TimeoutError after `patience` seconds of neither.
+    """
+    until = time.monotonic() + patience
+    while supervisor.poll() is None:
+        try:
+            return listener.accept()[0]
+        except TimeoutError:
+            if time.monotonic() > until:
+                raise
+    return None
