@@ -13,7 +13,7 @@ from tests.column_fixtures import columns
 
 NAN = math.nan
 READ = ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl",
-        "reverse_kl")
+        "reverse_kl", "overlap:16")
 TIP = {"entropy": [0.1, 0.5, 0.9, 0.2], "divergence": [0.9, 0.1, 0.5, 0.05]}
 NEW = sorted(set(WEIGHTS) - {"uniform", "skip_first", "special_token_mask"})
 
@@ -264,11 +264,27 @@ def test_perplexity_needs_the_column_of_the_model_it_is_told(model, needs):
     chosen = Slot(name="perplexity", params={"model": model})
     assert slots.entry_of(chosen, "weight").needs == WEIGHTS["perplexity"].at({"model": model}).needs == needs
     whole = random_columns([3, 2])
-    alone = columns([3, 2], **{needs[0]: getattr(whole, needs[0])})
+    alone = columns([3, 2], **{needs[0]: whole.named(needs[0])})
     assert torch.equal(weight_of("perplexity")(alone, model=model), weight_of("perplexity")(whole, model=model))
-    other = columns([3, 2], **{c: getattr(whole, c) for c in READ if c not in needs})
+    other = columns([3, 2], **{c: whole.named(c) for c in READ if c not in needs})
     with pytest.raises(ValueError, match=f"reads {needs[0]}"):
         weight_of("perplexity")(other, model=model)
+
+
+def test_prune_suffix_counts_low_overlaps_down_to_the_base_and_starts_anew_in_every_rollout():
+    overlap = [0.9, 0.6, 0.5, 0.7, 0.1, 0.6, 1.0]      # low are the 2nd, 3rd and 5th of the first, 1st of the second
+    weight, found = WEIGHTS["prune_suffix"](columns([5, 2], **{"overlap:4": overlap}), k=4, drop=0.25)
+    assert weight.tolist() == near([1.5, 1.25, 1.0, 1.0, 0.75, 1.25, 1.25])
+    assert found == {"low_share": pytest.approx(4 / 7), "effective_length_mean_tokens": 3.5}
+    weight, found = WEIGHTS["prune_suffix"](columns([5, 2], **{"overlap:4": overlap}), k=4, drop=0.5, base=0.0)
+    assert weight.tolist() == near([1, 0.5, 0, 0, 0, 0.5, 0.5]) and found["effective_length_mean_tokens"] == 2
+
+
+def test_prune_suffix_needs_the_overlap_at_its_own_k():
+    for k in (1, 16, 40):
+        assert slots.entry_of(Slot(name="prune_suffix", params={"k": k}), "weight").needs == (f"overlap:{k}",)
+    with pytest.raises(ValueError, match="reads overlap:4"):
+        WEIGHTS["prune_suffix"](columns([2], **{"overlap:16": [1.0, 1.0]}), k=4)
 
 
 # the distribution sampled from
@@ -290,9 +306,9 @@ LENGTHS = [3, 2, 1, 5]      # the third rollout has no token in the term; the fi
 def test_what_stands_outside_the_mask_does_not_matter(name, outside):
     mask = torch.tensor(MASK)
     within = random_columns(LENGTHS)
-    dirty = {c: torch.where(mask, getattr(within, c), outside) for c in READ}
+    dirty = {c: torch.where(mask, within.named(c), outside) for c in READ}
     weight = weight_of(name)(random_columns(LENGTHS, mask=MASK, **dirty))
-    alone = random_columns([2, 1, 3], **{c: getattr(within, c)[mask] for c in READ})
+    alone = random_columns([2, 1, 3], **{c: within.named(c)[mask] for c in READ})
     assert weight[mask].tolist() == near(weight_of(name)(alone).tolist(), 1e-12)
     assert weight[~mask].tolist() == [0.0] * 5
     assert weight.isfinite().all()
@@ -314,16 +330,17 @@ def test_equal_tokens_and_rollouts_of_one_token_give_finite_weights(name, value)
 
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
 def test_float32_columns_are_weighed_like_float64(name):
-    given = {c: getattr(random_columns([30, 10]), c).float() for c in READ}
+    given = {c: random_columns([30, 10]).named(c).float() for c in READ}
     double = columns([30, 10], **given)
-    assert weight_of(name)(dataclasses.replace(double, **given)).tolist() == weight_of(name)(double).tolist()
+    single = {"overlap": {16: given.pop("overlap:16")}} | given
+    assert weight_of(name)(dataclasses.replace(double, **single)).tolist() == weight_of(name)(double).tolist()
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
 def test_needs_names_all_that_a_weight_reads_and_nothing_else(name):
     needs = slots.entry_of(Slot(name=name), "weight").needs
     whole = random_columns([3, 2])
-    given = {column: getattr(whole, column) for column in needs}
+    given = {column: whole.named(column) for column in needs}
     weight = weight_of(name)(columns([3, 2], **given))
     assert weight.isfinite().all()
     for column in needs:
@@ -336,7 +353,7 @@ def test_infinite_divergences_are_refused_and_not_spread(name):
     needs = slots.entry_of(Slot(name=name), "weight").needs
     for column in set(needs) - ({"teacher"} if name == "gap_above_floor" else set()):
         given = random_columns([3])
-        getattr(given, column)[1] = math.inf
+        given.named(column)[1] = math.inf
         with pytest.raises(ValueError, match=f"{column}.* 1 of the term's 3 tokens"):
             weight_of(name)(given)
 
@@ -351,6 +368,7 @@ def test_infinite_divergences_are_refused_and_not_spread(name):
     ("dash", {"kappa": 5.0}, {"kappa": -1.0}), ("fire", {"student": 1.0, "teacher": 1.0}, {"student": -1.0}),
     ("gap_above_floor", {"share": 0.1}, {"share": 1.0}), ("high_entropy", {"share": 0.2}, {"share": 2.0}),
     ("perplexity", {"model": "student", "power": 1.0}, {"model": "reference"}),
+    ("prune_suffix", {"k": 16, "threshold": 0.7, "drop": 0.01, "base": 0.5}, {"k": 0}),
     ("sampler_ratio", {"cap": 2.0}, {"cap": 0.0})])
 def test_defaults_are_the_papers_and_bounds_are_checked_in_the_recipe(name, params, bad):
     assert slots.bind(Slot(name=name), "weight") == params

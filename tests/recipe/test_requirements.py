@@ -76,6 +76,17 @@ def test_each_model_gives_only_the_columns_that_its_terms_look_at():
     assert requirements.needs(loading.load("vopd")) == {"teacher": NOTHING | {"hidden": True}}
 
 
+def test_what_a_weight_needs_follows_its_parameters():
+    def needs(*weights):
+        return requirements.needs(recipe(f"divergence: nll, weights: [{', '.join(weights)}]"))
+    assert needs("perplexity") == {} == needs("{name: perplexity, power: -1.0}")
+    assert needs("{name: perplexity, model: teacher}") == {"teacher": NOTHING}
+    pruned = [f"{{name: prune_suffix, k: {k}}}" for k in (4, 9)]
+    assert needs(*pruned) == {"teacher": NOTHING | {"top_k": 9}}
+    assert requirements.part_of(recipe(f"divergence: nll, weights: [{', '.join(pruned)}]").terms[0])["needs"] == [
+        "overlap:4", "overlap:9"]
+
+
 def test_a_target_without_its_normaliser_needs_whole_distributions_on_any_support_but_the_token_written():
     assert requirements.needs(loading.load("exopd")) == {"teacher": NOTHING, "start": NOTHING}
     for support in ("full", "{name: student_top_k, k: 4}"):

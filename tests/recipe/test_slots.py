@@ -126,11 +126,13 @@ def test_the_table_read_is_the_table_imported(kind):
     table = getattr(importlib.import_module(f"tasks.opd.{module}"), name)
     assert list(table) == slots.names(kind)
     for name, entry in table.items():
-        parameters, slot = slots.signature(kind, name), Slot(name=name)
+        parameters = slots.signature(kind, name)
         assert list(entry.function.__kwdefaults__ or {}) == [
             key for key, p in parameters.items() if p.default is not slots.UNSET]
-        given = slots.check(slot, kind)[0]
-        assert slots.entry_of(slot, kind) == dataclasses.replace(entry.at(given), function=None)
+        needed = {key: next(value for value in ("x", 1, ["x"], [1]) if not slots.fit(p.annotation, value)[1])
+                  for key, p in parameters.items() if p.default is slots.UNSET}
+        slot = Slot(name=name, params=needed)
+        assert slots.entry_of(slot, kind) == dataclasses.replace(entry.at(slots.bind(slot, kind)), function=None)
 
 
 def test_checking_a_recipe_imports_no_torch():

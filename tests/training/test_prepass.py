@@ -63,6 +63,7 @@ def close(found, expected, mask=ALL):
 
 
 S, T, U = logprobs_of(STUDENT), logprobs_of(TEACHER), logprobs_of(START)
+FULL = {"divergence": "reverse_kl", "support": "full"}
 WRITTEN = torch.arange(len(TOKENS)), TOKENS
 
 
@@ -183,6 +184,19 @@ def test_a_teacher_that_said_nothing_at_all_leaves_the_other_terms_alone():
     distilled, other = look([SEVERAL[0], sampled], silent)
     assert not distilled.mask.any() and distilled.forward_kl.isnan().all()
     assert close(other.entropy, -(S.exp() * S).sum(-1))
+
+
+def test_overlaps_are_those_of_the_k_that_each_weight_asks_for():
+    weights = [{"name": "prune_suffix", "k": 9}, {"name": "prune_suffix", "k": 5}]
+    columns, other = look([term(divergence="nll", weights=weights, rows="succeeded"), term(**FULL)],
+                          scored_by(k=10, teacher=TEACHER))
+    assert set(columns.overlap) == {5, 9} and other.overlap == {}
+    for k, found in columns.overlap.items():
+        ours, theirs = S.topk(k, -1).indices.tolist(), T.topk(k, -1).indices.tolist()
+        shares = torch.tensor([len(set(a) & set(b)) / k for a, b in zip(ours, theirs)], dtype=torch.float64)
+        assert close(found, shares, SUCCEEDED) and 0 < shares.mean() < 1
+        assert found is columns.named(f"overlap:{k}")
+    assert columns.named("overlap:3").isnan().all()
 
 
 def test_a_term_without_a_teacher_stands_beside_one_whose_teacher_has_another_name():

@@ -133,10 +133,10 @@ def plain(value: Any) -> Any:
 SOURCES = {
     "tiny": Entry(tiny, identity=("seed",)),
     "reasoning_gym": Entry(reasoning_gym, identity=("dataset",), seed_shifts=True,
-                           solved=lambda params: params.get("dataset") in {"gsm_symbolic"}),
+                           solved=lambda params: params["dataset"] in {"gsm_symbolic"}),
     "jsonl": Entry(jsonl, identity=("path",), solved=lambda params: bool(params["solution"])),
     "hub": Entry(hub, identity=("dataset", "config", "split"), solved=lambda params: (
-        bool(params["solution"]) or params.get("dataset") == "openai/gsm8k"))}
+        bool(params["solution"]) or params["dataset"] == "openai/gsm8k"))}
 
 
 def unfit(item: dict, tokenizer, special: list[str], limit: int) -> tuple[str | None, list[int]]:

@@ -4,7 +4,7 @@ Tokens of all rollouts lie one after another in the order of the rollouts: N tok
 and belong to the round's start, so that neither micro-batches nor optimizer steps change them.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class Columns:
     forward_kl: Tensor            # [N] nats, to the term's target over the whole vocabulary
     reverse_kl: Tensor            # [N] nats, likewise
     candidates: Candidates | None # the term's support; None unless its estimator takes candidates
+    overlap: dict[int, Tensor] = field(default_factory=dict)  # k -> [N], share of the student's k likeliest that are
+    # among the k likeliest of the term's main model; for every k that a slot needs, as `overlap:16`
 
     @property
     def num_tokens(self) -> int:
@@ -62,6 +64,12 @@ class Columns:
     def num_rollouts(self) -> int:
         """R."""
         return self.lengths.numel()
+
+    def named(self, name: str) -> Tensor:
+        """The column [N] under the name by which entries need it: `entropy`, `overlap:16`; NaN where nobody asked."""
+        kind, _, k = name.partition(":")
+        column = self.overlap.get(int(k)) if kind == "overlap" else getattr(self, name)
+        return torch.full((self.num_tokens,), math.nan) if column is None else column
 
     def by_rollout(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Values [N] as (padded [R, Tmax] with zeros, there bool [R, Tmax]); `padded[there]` gives [N] back."""

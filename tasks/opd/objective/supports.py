@@ -135,6 +135,14 @@ def intersection(student: StudentTokens, teacher: TeacherTokens, *, k: K = 16, r
     return torch.where((ours[:, :, None] == theirs[:, None, :]).any(-1), ours, -1)
 
 
+def overlap(student: StudentTokens, teacher: TeacherTokens, k: int) -> Tensor:
+    """The share of the student's k likeliest tokens that are among the teacher's k likeliest: [n] in [0, 1].
+
+    Source: Rethinking OPD, arXiv:2604.13016.
+    """
+    return (intersection(student, teacher, k=k) >= 0).double().sum(-1) / k
+
+
 def on_support(teacher: Tensor, student: Tensor, how: str) -> tuple[Tensor, Tensor]:
     """Both distributions' log-probabilities [n, S] as `renormalise` has them: [n, S], or [n, S + 1] with a tail."""
     if how == "none":

@@ -167,6 +167,23 @@ def perplexity(columns: Columns, *, model: Literal["student", "teacher"] = "stud
     return scatter(columns, value / total[group]), {"of_rollouts": float(surprise[first].exp().mean())}
 
 
+def prune_suffix(columns: Columns, *, k: Annotated[int, Field(ge=1)] = 16, threshold: Share = 0.7,
+                 drop: Annotated[float, Field(ge=0)] = 0.01, base: Annotated[float, Field(ge=0)] = 0.5) -> Reported:
+    """base + max(0, 1 - drop * c), with c the rollout's tokens so far, this one included, of low overlap. [N].
+
+    The overlap is that of the k likeliest tokens of student and teacher; it is low below `threshold`. Reports the share
+    of such tokens, and how many tokens of a rollout keep more than `base`.
+    Source: Prune-OPD, arXiv:2605.07804.
+    """
+    low = (masked(columns, f"overlap:{k}") < threshold).double()
+    index, t, _ = positions(columns)
+    count = low.cumsum(0)
+    count = count - (count - low)[index - t]
+    kept = (1 - drop * count).clamp(min=0)
+    effective = float((kept > ROUNDING).sum()) / max(1, int((t == 0).sum()))
+    return scatter(columns, base + kept), {"low_share": float(low.mean()), "effective_length_mean_tokens": effective}
+
+
 def sampler_ratio(columns: Columns, *, cap: Annotated[float, Field(gt=0)] = 2.0) -> Tensor:
     """min(exp(old - sampler), cap): corrects for the distribution sampled from; one where the writer gave none. [N].
 
@@ -179,8 +196,7 @@ def sampler_ratio(columns: Columns, *, cap: Annotated[float, Field(gt=0)] = 2.0)
 
 def masked(columns: Columns, name: str, *, infinite: bool = False) -> Tensor:
     """A column at the term's tokens: [n] float64. Raises ValueError on NaN and, unless `infinite`, on infinities."""
-    column = getattr(columns, name)
-    values = (torch.full_like(columns.old_logprobs, math.nan) if column is None else column)[columns.mask].double()
+    values = columns.named(name)[columns.mask].double()
     bad = values.isnan() if infinite else ~values.isfinite()
     if bad.any():
         raise ValueError(f"a weight reads {name}, but it is not finite at {int(bad.sum())} of the term's {bad.numel()} "
@@ -264,4 +280,5 @@ WEIGHTS = {
     "high_entropy": Entry(high_entropy, needs=("entropy",)),
     "perplexity": Entry(perplexity,
                         needs=lambda params: ("teacher",) if params["model"] == "teacher" else ("old_logprobs",)),
+    "prune_suffix": Entry(prune_suffix, needs=lambda params: (f"overlap:{params['k']}",)),
     "sampler_ratio": Entry(sampler_ratio, needs=("old_logprobs",))}

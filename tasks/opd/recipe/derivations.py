@@ -59,7 +59,7 @@ def scope_of(spec: dict, engines: Iterable[str] = ()) -> Scope:
     tables[ENGINES] = {*engines, *(spec[part]["name"] for part, (model, _) in PARTS.items()
                                    if model is EngineInUse and part in spec)}
     if "terms" in spec:
-        tables[COLUMNS] = {column for term in spec["terms"] for column in term["needs"]}
+        tables[COLUMNS] = {column.partition(":")[0] for term in spec["terms"] for column in term["needs"]}
     found = {((f"{PACKAGE}.{module}", table), frozenset(names)) for (module, table), names in tables.items()}
     return Scope(package=PACKAGE, tables=frozenset(found), handed=SESSION, outside=OUTSIDE)
 

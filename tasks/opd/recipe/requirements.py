@@ -68,11 +68,17 @@ def columns_read(term: Term) -> set[str]:
     return set().union(*(slots.entry_of(slot, kind).needs for kind, slot in chosen))
 
 
+def signal_of(column: str) -> dict[str, Any]:
+    """What a column that a slot reads takes of the teacher's signal: {column: True or k}; `overlap:16` its top 16."""
+    name, _, k = column.partition(":")
+    return {"top_k": int(k)} if name == "overlap" else COLUMN_NEEDS.get(name, {})
+
+
 def term_requirements(term: Term) -> dict[str, Any]:
     """What the term asks of each of its models: {sampled, top_k, entropy, hidden}, absent ones not."""
     read, support, want = columns_read(term), slots.entry_of(term.support, "support"), {}
     unnormalised, written = slots.entry_of(term.target, "target").unnormalised, support.covers == "written"
-    asked = [COLUMN_NEEDS[column] for column in read if column in COLUMN_NEEDS]
+    asked = [signal_of(column) for column in read]
     if compares(term) or "candidates" in read or (term.advantage and written and "teacher" not in read):
         asked.append((support.signal or {}) | ({"hidden": True} if unnormalised and not written else {}))
     for column, amount in (item for need in asked for item in need.items()):
@@ -118,7 +124,7 @@ def completed(slot: Slot, kind: str) -> dict[str, Any]:
 
 def needs_teacher(term: Term) -> bool:
     """Whether the term reads a teacher's signal: in its divergence, or in rows, weights and advantage."""
-    return compares(term) or bool(columns_read(term) & {*COLUMN_NEEDS, "candidates"})
+    return compares(term) or any(column == "candidates" or signal_of(column) for column in columns_read(term))
 
 
 def on_tokens_written(term: Term) -> bool:

@@ -213,14 +213,16 @@ def signature(kind: str, name: str) -> dict[str, Parameter]:
 def entry_of(slot: Slot, kind: str) -> Entry:
     """The slot's entry under its parameters, without importing its module: the function is None, facts are values.
 
-    An unknown name has an entry without facts; it is reported elsewhere.
+    An unknown name has an entry without facts, and facts that depend on parameters which are wrong are left at their
+    defaults: both are reported elsewhere.
     """
     call = calls(kind).get(slot.name)
     if call is None:
         return Entry(None)
     facts = {fact.arg: evaluated(file_of(kind), fact.value) for fact in call.keywords}
-    entry = Entry(None, **facts)
-    return entry.at(check(slot, kind)[0]) if any(map(callable, facts.values())) else entry
+    depending = {name for name, fact in facts.items() if callable(fact)}
+    params, problems = check(slot, kind) if depending else ({}, [])
+    return Entry(None, **{name: facts[name] for name in facts if not (problems and name in depending)}).at(params)
 
 
 def functions(kind: str) -> dict[str, tuple[Path, str]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tasks.opd.objective.columns import Candidates, Columns
 from tasks.opd.objective.divergences import forward_kl, reverse_kl
 from tasks.opd.objective.loss import Stats, divergence_values, target_logprobs, target_of_written
-from tasks.opd.objective.supports import StudentTokens, TeacherTokens
+from tasks.opd.objective.supports import StudentTokens, TeacherTokens, overlap
 from tasks.opd.objective.terms import Term, taking_part
 from tasks.opd.training.forward import Forward
 from tasks.opd.training.scored_set import ScoredSet
@@ -24,7 +24,8 @@ from tasks.opd.training.scored_set import ScoredSet
 def collect(forward: Forward, terms: list[Term], scored: ScoredSet) -> list[Columns]:
     """The columns of every term; those that nothing needs stay NaN."""
     own = [teacher_columns(term, forward.columns, scored) for term in terms]
-    asked = [(term.needs & COLUMNS.keys()) - (set() if term.target.sees_student else {"teacher"}) for term in terms]
+    asked = [{name for name in term.needs if base_of(name) in COLUMNS and (name != "teacher" or term.target.sees_student)}
+             for term in terms]
     wanted = torch.stack([columns.mask if ask else torch.zeros_like(columns.mask) for columns, ask in zip(own, asked)])
     found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in terms]
     for index, student, models in iter_chunks(forward, wanted.any(0), scored):
@@ -74,7 +75,7 @@ def written(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]
     return student.sampled
 
 
-def aimed_at_with_student(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
+def target_with_student(term: Term, student: StudentTokens, models: dict[str, TeacherTokens]) -> Tensor:
     """The target's log-probabilities of the tokens written, where it depends on the student. [n] nats."""
     return target_of_written(term, {name: tokens.sampled for name, tokens in models.items()}, student.sampled)
 
@@ -105,8 +106,19 @@ def candidates(term: Term, student: StudentTokens, models: dict[str, TeacherToke
     return Candidates(ids=ids, student=student.at(ids), target=target_logprobs(term, ids, student, models))
 
 
-COLUMNS = {"old_logprobs": written, "teacher": aimed_at_with_student, "entropy": entropy, "divergence": own_divergence,
-           "forward_kl": forward_kl_to_target, "reverse_kl": reverse_kl_to_target, "candidates": candidates}
+def overlap_of_top_k(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], k: int) -> Tensor:
+    """The share of the student's k likeliest tokens that are among the main model's. [n]."""
+    return overlap(student, models[next(iter(term.models.values()))], k)
+
+
+COLUMNS = {"old_logprobs": written, "teacher": target_with_student, "entropy": entropy, "divergence": own_divergence,
+           "forward_kl": forward_kl_to_target, "reverse_kl": reverse_kl_to_target, "candidates": candidates,
+           "overlap": overlap_of_top_k}
+
+
+def base_of(column: str) -> str:
+    """The column's name without the k that an entry asks for: `overlap` of `overlap:16`."""
+    return column.partition(":")[0]
 
 
 @torch.no_grad()
@@ -114,7 +126,8 @@ def statistics(term: Term, ask: Set[str], student: StudentTokens, models: dict[s
                ) -> Iterator[tuple[str, Tensor]]:
     """What is asked of one chunk: column name, values [n] or [n, S]; candidates are three columns."""
     for name in sorted(ask):
-        value = COLUMNS[name](term, student, models)
+        base, _, k = name.partition(":")  # `overlap:16` is the column overlap at k = 16
+        value = COLUMNS[base](term, student, models, *([int(k)] if k else []))
         if isinstance(value, Candidates):
             yield from (("ids", value.ids), ("student", value.student), ("target", value.target))
         else:
@@ -132,4 +145,6 @@ def with_found(columns: Columns, found: dict[str, Tensor]) -> Columns:
         candidates = Candidates(ids=spread(found.pop("ids"), -1), student=spread(found.pop("student"), -torch.inf),
                                 target=spread(found.pop("target"), -torch.inf))
         columns = replace(columns, candidates=candidates)
-    return replace(columns, **{name: spread(values, math.nan) for name, values in found.items()})
+    spreads = {name: spread(values, math.nan) for name, values in found.items()}
+    overlaps = {int(name.partition(":")[2]): spreads.pop(name) for name in list(spreads) if ":" in name}
+    return replace(columns, overlap=overlaps, **spreads)
