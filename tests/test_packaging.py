@@ -122,7 +122,7 @@ def test_doctor_reports_json_and_the_versions_installed():
 
 
 def test_doctor_needs_no_torch():
-    script = "import sys; from flows.cli import machine; machine.pretty(machine.examine()); sys.exit('torch' in sys.modules)"
+    script = "import sys; from flows.cli import machine as m; m.pretty(m.examine()); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=600).returncode == 0
 
 

@@ -24,8 +24,8 @@ from tasks.opd.training.scored_set import ScoredSet
 def collect(forward: Forward, terms: list[Term], scored: ScoredSet) -> list[Columns]:
     """The columns of every term; those that nothing needs stay NaN."""
     own = [teacher_columns(term, forward.columns, scored) for term in terms]
-    asked = [{name for name in term.needs if base_of(name) in COLUMNS and (name != "teacher" or term.target.sees_student)}
-             for term in terms]
+    asked = [{name for name in term.needs
+              if base_of(name) in COLUMNS and (name != "teacher" or term.target.sees_student)} for term in terms]
     wanted = torch.stack([columns.mask if ask else torch.zeros_like(columns.mask) for columns, ask in zip(own, asked)])
     found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in terms]
     for index, student, models in iter_chunks(forward, wanted.any(0), scored):
