@@ -67,21 +67,25 @@ def sees_student() -> str:
 SERVER = {"name": "server", "params": {"urls": ["http://a:1"], "model": "m", "tokenizer": "t", "key": "OPD_KEY"}}
 NO_SOLUTIONS = {"name": "jsonl", "params": {"path": "questions.jsonl"}}
 CUT_TWICE = [{"name": "truncate", "params": {"tokens": 5}}] * 2
+OTHER = {"name": "reference", "params": {"model": "random"}}
 EMA = [{"round": 1, "set": {"teacher.refresh": "live"}}]
 FACTS = {  # fact -> (kind, entry, value, what is looked at, before, after)
     "needs": ("rows", "sampled", ("entropy",), lambda: requirements.columns_read(Term(**FULL)), set(), {"entropy"}),
     "grouped": ("rows", "sampled", True, refused("which compares the rollouts of a prompt"), False, True),
     "any_author": ("rows", "sampled", True, refused("takes only the student's", rollout__writers=["teacher"]),
                    True, False),
+    "ignores_token": ("advantage", "teacher_gap", True, refused("is the same whichever token was written"), False, True),
+    "disjoint": ("rows", "failed", (), lambda: len(recipes.uneven_teachers(recipe(terms=[
+        FULL | {"rows": "succeeded"}, FULL | {"rows": "failed", "target": OTHER}]))), 0, 1),
     "constant": ("weight", "skip_first", True, reported, {"skip_first_mean"}, set()),
     "masks_special": ("weight", "uniform", True, lambda: check_stops({1}, {2}, [term(**FULL)]).status, "red", "green"),
     "without_teacher": ("target", "teacher", True, lambda: requirements.main_models(Term(**FULL)), ("teacher",), ()),
     "models": ("target", "teacher", ("start",), lambda: requirements.models_named(Term(**FULL)), [], ["start"]),
-    "unnormalised": ("target", "teacher", True, lambda: requirements.asks(Term(**TOP)),
+    "unnormalised": ("target", "teacher", True, lambda: requirements.term_requirements(Term(**TOP)),
                      {"top_k": 2}, {"top_k": 2, "hidden": True}),
     "sees_student": ("target", "veto", False, sees_student, "given", "no 'student'"),
     "covers": ("support", "teacher_top_k", "written", lambda: requirements.on_tokens_written(Term(**TOP)), False, True),
-    "signal": ("support", "full", {"entropy": True}, lambda: requirements.asks(Term(**FULL)),
+    "signal": ("support", "full", {"entropy": True}, lambda: requirements.term_requirements(Term(**FULL)),
                {"hidden": True}, {"entropy": True}),
     "owns_ids": ("support", "teacher_top_k", False, lambda: tokens_of_a_teacher(
         bind_terms([term(**TOP)])[0], torch.tensor([[3, 4]])), [[-1.0, -1.0]], "no head"),

@@ -12,8 +12,8 @@ from tests.tiny_models import tiny_llama, train_spec, write_tokenizer
 
 STALE = ("pytorch_model.bin", "model.gguf", "tf_model.h5", "flax_model.msgpack", "optimizer.pt", "scheduler.pt",
          "rng_state.pth", "training_args.bin", "trainer_state.json", "events.out.tfevents.1", "README.md",
-         "digests.json", "canary.json", "model.safetensors.index.json",
-         "extra.safetensors", "adapter_config.json", "modeling_own.py")
+         "digests.json", "canary.json", "model.safetensors.index.json", "extra.safetensors", "adapter_config.json",
+         "modeling_own.py")
 TAKEN = ("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model",
          "chat_template.jinja", "preprocessor_config.json", "special_tokens_map.json")
 
