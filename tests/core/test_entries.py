@@ -13,7 +13,7 @@ from tasks.opd.objective.loss import target_logprobs
 from tasks.opd.objective.supports import TeacherTokens
 from tasks.opd.objective.terms import bind_terms
 from tasks.opd.recipe import loading, requirements, slots
-from tasks.opd.recipe.checks import recipes
+from tasks.opd.recipe.checks import recipes, schedules
 from tasks.opd.recipe.schedule import set_dotted
 from tasks.opd.recipe.schema import Recipe, Term
 from tasks.opd.training.preflight import check_stops
@@ -68,13 +68,13 @@ SERVER = {"name": "server", "params": {"urls": ["http://a:1"], "model": "m", "to
 NO_SOLUTIONS = {"name": "jsonl", "params": {"path": "questions.jsonl"}}
 CUT_TWICE = [{"name": "truncate", "params": {"tokens": 5}}] * 2
 OTHER = {"name": "reference", "params": {"model": "random"}}
-EMA = [{"round": 1, "set": {"teacher.refresh": "live"}}]
 FACTS = {  # fact -> (kind, entry, value, what is looked at, before, after)
     "needs": ("rows", "sampled", ("entropy",), lambda: requirements.columns_read(Term(**FULL)), set(), {"entropy"}),
     "grouped": ("rows", "sampled", True, refused("which compares the rollouts of a prompt"), False, True),
     "any_author": ("rows", "sampled", True, refused("takes only the student's", rollout__writers=["teacher"]),
                    True, False),
-    "ignores_token": ("advantage", "teacher_gap", True, refused("is the same whichever token was written"), False, True),
+    "ignores_token": ("advantage", "teacher_gap", True, refused("is the same whichever token was written"),
+                      False, True),
     "disjoint": ("rows", "failed", (), lambda: len(recipes.uneven_teachers(recipe(terms=[
         FULL | {"rows": "succeeded"}, FULL | {"rows": "failed", "target": OTHER}]))), 0, 1),
     "constant": ("weight", "skip_first", True, reported, {"skip_first_mean"}, set()),
@@ -108,8 +108,9 @@ FACTS = {  # fact -> (kind, entry, value, what is looked at, before, after)
     "shows_solution": ("writer", "student", True, refused("has no solutions to copy", prompts__source=NO_SOLUTIONS),
                        False, True),
     "moves": ("refresh", "frozen", True, refused("model teacher never changes"), False, True),
-    "averages": ("refresh", "frozen", True, refused("can neither begin nor end", teacher__model="self", schedule=EMA),
-                 False, True),
+    "averages": ("refresh", "frozen", True, lambda: len(list(schedules.average_is_kept(
+        [(at, recipe(teacher__model="self", teacher__refresh=name)) for at, name in enumerate(("frozen", "live"))]))),
+                 0, 1),
     "remote": ("maker", "tiny_student", True, refused("behind a server cannot be trained"), False, True),
     "spelling": ("maker", "server", {"key": "KEY", "urls": ".*"}, refused(
         "must be the name of an environment variable", pair__teacher=SERVER), False, True),

@@ -101,7 +101,8 @@ def verify(artifact: Artifact) -> None:
         return
     expected = {artifact.path / name: entry["sha256"] for name, entry in record["files"].items()}
     if record["retired"]:
-        expected = {file: sha for file, sha in expected.items() if file.exists() and file.name != HIDDEN}
+        expected = {file: sha for file, sha in expected.items() if file.exists()}
+        expected.pop(artifact.path / HIDDEN, None)
     compare(expected)
     if (artifact.path / LOCATION).exists():
         location = json.loads((artifact.path / LOCATION).read_text())
