@@ -19,14 +19,15 @@ def specs_of(recipe, refiners=("truncate",)):
     """The parts of each stage's spec that say what code it chooses, as its door writes them."""
     engine, terms = recipe.engine_for("write"), {"terms": requirements.terms_of(recipe)}
     grader = {"grader": dumped(recipe.prompts.grader)}
+    filters = {"filters": [dumped(slot) for slot in recipe.rollout.filters]}
     return {"model": {"maker": dumped(recipe.pair.teacher)}, "prompts": {"source": dumped(recipe.prompts.source)},
             "rollouts": {"writers": [dumped(writer) for writer in recipe.rollout.writers], "engine": engine},
-            "grades": {**grader, "filters": [dumped(slot) for slot in recipe.rollout.filters]},
+            "grades": grader | filters,
             "refined": {**grader, "refiners": [{"name": name, "params": {}} for name in refiners], "engine": engine},
             "scores": {"context": dumped(recipe.teacher.context), "engine": engine}, "checkpoint": terms,
             "report": {"benchmark": dumped(recipe.benchmarks[0]), "engine": engine},
             "divergence": {"engine": recipe.engine_for("write") | {"name": "torch"}},
-            "preflight": {**terms, "engine": engine, "scoring_engine": recipe.engine_for("score")}}
+            "preflight": {**terms, **filters, "engine": engine, "scoring_engine": recipe.engine_for("score")}}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,8 @@ WITH_ENGINE = ("rollouts", "refined", "scores", "report", "divergence", "preflig
     (("training.trainer", 'COUNTERS = ("step",', 'COUNTERS = ("step", "x",'), cells(["checkpoint"])),
     (("rollouts.trd", "Write only the rewritten", "Write the rewritten"), set()),
     (("rollouts.writers", ") % 1.0", ") % 2.0"), cells(["rollouts"])),
-    (("rollouts.filters", "words < 1", "words < 2"), set()),
+    (("rollouts.filters", "if length > tokens else", "if length >= tokens else"), set()),
+    (("rollouts.filters", '"stop") < 1', '"stop") < 2'), cells(["preflight"])),
     (("data.tiny", "LOWEST, HIGHEST = 10, 59", "LOWEST, HIGHEST = 10, 69"), cells(["model", "prompts"]))])
 def test_an_edit_changes_the_stages_whose_result_depends_on_it(changed, edit, expected):
     assert changed(edit) == expected
@@ -152,7 +154,7 @@ def test_an_edit_changes_the_stages_whose_result_depends_on_it(changed, edit, ex
     ("engines.http.server_engine", "above 0: it gives", "above 0; it gives"),
     ("engines.vllm_engine", "COLDEST, HOTTEST = 0.01, 2.0", "COLDEST, HOTTEST = 0.01, 3.0"),
     ("engines.pool", "return VllmEngine(folder, **options)", "return VllmEngine(folder, True, **options)"),
-    ("makers.models", "from huggingface_hub import snapshot_download", "from hub import snapshot_download"),
+    ("makers.hub", "from huggingface_hub import errors, snapshot", "from hub import errors, snapshot"),
     ("core.progress", "REPORT_SECONDS = 1 ", "REPORT_SECONDS = 2 "),
     ("core.metrics", 'FILE = "metrics.jsonl"', 'FILE = "metric.jsonl"'),
     ("store.artifacts", 'raise CorruptArtifact(f"{artifact.path / RECORD} is missing")', "return")])
@@ -166,11 +168,12 @@ def test_the_engine_chosen_is_in_the_closure(changed, specs, hashes):
     on_vllm = {"vllm": specs_of(loading.load("opd_reverse_kl", ["engine.name=vllm"]), ["skd"])}
     edit = ("engines.vllm_engine", "COLDEST, HOTTEST = 0.01, 2.0", "COLDEST, HOTTEST = 0.01, 3.0")
     before, after = hashes(on_vllm), hashes(on_vllm, edit)
-    assert {stage for (_, stage) in before if before["vllm", stage] != after["vllm", stage]} == set(WITH_ENGINE)
-    edit = ("engines.torch_engine", "torch.special.entr(", "torch.special.entropy(")
-    after = hashes(on_vllm, edit)  # a report's distances to the teacher and skd's turns are torch's in any case
     assert {stage for (_, stage) in before if before["vllm", stage] != after["vllm", stage]} == \
-        {"model", "report", "refined"}
+        {*WITH_ENGINE} - {"divergence"}
+    edit = ("engines.torch_engine", "torch.special.entr(", "torch.special.entropy(")
+    after = hashes(on_vllm, edit)  # divergences to the teacher and skd's turns are torch's in any case
+    assert {stage for (_, stage) in before if before["vllm", stage] != after["vllm", stage]} == \
+        {"model", "divergence", "refined"}
 
 
 def test_a_model_behind_a_server_brings_the_servers_engine(specs, hashes):
