@@ -265,8 +265,9 @@ def test_a_suites_rows_stand_in_its_order_with_what_each_cell_cost(tmp_path, mon
         wrote = counted("report", {"student_written_tokens": 4})
         return made("report", name, wrote, report={"mean_reward": cell(*rewards)})
     checkpoint, start = made("checkpoint", "c", {"trained_tokens": 20, "steps": 7}), report("start", 0, 0, 0, 0)
-    done = {(name, 0): {"checkpoint": checkpoint, "start": {"tiny": start}, "end": {"tiny": report(name, *rewards)}}
-            for name, rewards in (("gkd", (1, 1, 1, 1)), ("sft", (0.5, 0.5, 0.5, 0.5)))}
+    ends = {"gkd": report("gkd", 1, 1, 1, 1), "sft": report("sft", 0.5, 0.5, 0.5, 0.5)}
+    done = {(name, 0): {"checkpoint": checkpoint, "start": {"tiny": start}, "end": {"tiny": end},
+                        "evaluation": [start, end]} for name, end in ends.items()}
     suite = [(name, 0, SimpleNamespace(about=SimpleNamespace(placebo=placebo)))
              for name, placebo in (("gkd", "sft"), ("tip", "sft"), ("sft", ""))]
     found = table_of(done, {("tip", 0): ValueError("no")}, "tiny", "start", suite)
@@ -291,7 +292,7 @@ def test_a_runs_divergence_is_shown_with_the_tokens_it_was_computed_over(tmp_pat
     told = "Mean reverse KL to the teacher in nats a token, on the student's answers: 0.500 over 65,536 tokens; " \
            "start 1.095 over 4,100 tokens."
     assert divergence_line(start, end) == told
-    result = {"recipe": "gkd", "seed": 0, "start": {"tiny": start}, "end": {"tiny": end},
+    result = {"recipe": "gkd", "seed": 0, "start": {"tiny": start}, "end": {"tiny": end}, "evaluation": [],
               "checkpoint": Artifact(kind="checkpoint", fingerprint="c", digest="", counts={})}
     assert markdown_of_run(result).startswith("### tiny\n\n| variant |") and markdown_of_run(result).endswith(told)
     without = result | {"end": {"tiny": report("c", avg=0.25)}}

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tasks.opd.core.entries import Entry
 from tasks.opd.objective.advantages import candidate_gap
 from tasks.opd.objective.columns import Candidates
 from tasks.opd.objective.divergences import forward_kl, reverse_kl
@@ -165,7 +166,7 @@ def test_the_entropy_of_the_toy_and_of_a_distribution_with_a_zero():
 def test_a_target_of_two_models_is_refused_on_the_top_k_of_each():
     bound = bind_term(term(divergence="forward_kl", support={"name": "teacher_top_k", "k": 2}), "forward_kl")
     both = replace(bound, models={"teacher": "large", "reference": "start"},
-                   target=lambda models: models["teacher"] - models["reference"])
+                   target=Entry(lambda models: models["teacher"] - models["reference"]))
     logprobs = torch.tensor([[0.6, 0.3]]).log()
     models = {name: TeacherTokens(ids=torch.tensor([ids]), logprobs=logprobs, num_tokens=1)
               for name, ids in (("large", [3, 4]), ("start", [7, 4]))}  # token 3 would be compared with token 7
@@ -173,8 +174,7 @@ def test_a_target_of_two_models_is_refused_on_the_top_k_of_each():
     with pytest.raises(ValueError, match="teacher_top_k each of the models large, start has its own tokens"):
         divergence_values(both, student, models, Stats())
     alone = replace(bound, models={"teacher": "large"})
-    assert torch.equal(target_logprobs(alone, models["large"].ids, student, models),
-                       logprobs)
+    assert torch.equal(target_logprobs(alone, models["large"].ids, student, models), logprobs)
 
 
 def test_no_recipe_has_such_a_target():
@@ -185,5 +185,5 @@ def test_no_recipe_has_such_a_target():
                      target={"name": name, **scale.get(name, {})})
         bound = bind_term(given, name)
         several += len(bound.models) > 1
-        assert len(bound.models) == 1 or bound.unnormalised, name
+        assert len(bound.models) == 1 or bound.target.unnormalised, name
     assert several
