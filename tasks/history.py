@@ -16,7 +16,7 @@ def round_record(checkpoint: Artifact) -> dict:
     waiting = [(checkpoint, record, "train")]
     for artifact, made, prefix in waiting:  # grows as it goes: from the checkpoint back to the rollouts
         values = defaultdict(list)
-        for point in points_of(Note(artifact=artifact, name="", step=0, prefix=prefix), made, 0.0):
+        for point in points_of(Note(artifact=artifact, name="", step=0, prefix=prefix), made, made["counts"]):
             values[point["key"]].append(point["value"])
         found = {key: sum(some) / len(some) for key, some in values.items() if "second" not in key} | found
         for name, entry in made["inputs"].items():
