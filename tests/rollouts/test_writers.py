@@ -6,7 +6,7 @@ import pytest
 
 from tasks.opd.core import metrics
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.records import DATASET, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
+from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.engines.pool import Session
 from tasks.opd.rollouts.refiners import refine_rollouts
@@ -192,3 +192,13 @@ def test_what_several_refiners_tell_stands_under_their_names(inputs, session, tm
     assert both["skd_accepted_share"] == 0 and own.isdisjoint(both)   # k 0: of the untouched rollouts nothing stays
     again = told("again", relay, relay)
     assert {"relay_blocks_mean", "relay.1_blocks_mean"} < again.keys()
+
+
+def test_a_mixtures_tokens_are_the_students_and_what_both_models_did_is_paid_for(inputs, session, tmp_path):
+    counts, rollouts, _ = write(inputs, spec({"name": "mixture", "params": {"teacher_share": 0.4, "temperature": 1.0}}),
+                                tmp_path, session)
+    tokens = sum(len(r.token_ids) for r in rollouts)
+    assert len(rollouts) == 4 and tokens > 4 and {a for r in rollouts for a in r.author} == {STUDENT}
+    assert all(r.policy == "s0" and r.origin == "mixture" and max(r.logprobs) < 0 for r in rollouts)
+    assert (counts["student_written_tokens"], counts["teacher_written_tokens"]) == (tokens, 0)
+    assert counts["teacher_read_tokens"] == tokens                    # the teacher's distribution at every one

@@ -2,7 +2,7 @@
 
 written   completion tokens generated or supplied, by author, kept or not: drafts too long for the context, rollouts
           that a filter drops, originals that a refiner replaces, and SKD's rejected drafts are in it
-read      completion tokens given to a teacher or a reference to score, verify or rewrite; prompts are not
+read      completion tokens that a teacher or a reference scores, verifies, rewrites or mixes in; prompts are not
 trained   tokens with a coefficient other than zero, in every pass over them
 They are counted where they arise, so work done twice costs twice. For equal batch sizes they are equal in equal runs;
 seconds, which are not, stand in `artifact.json` only. Left out: what a student reads, preflight's few prompts, and what
@@ -17,7 +17,7 @@ WRITTEN = {STUDENT: "student_written_tokens", TEACHER: "teacher_written_tokens",
 READ, TRAINED = "teacher_read_tokens", "trained_tokens"
 NAMES = (*WRITTEN.values(), READ, TRAINED)
 METERED = {
-    "rollouts": tuple(WRITTEN.values()),
+    "rollouts": (*WRITTEN.values(), READ),
     "refined": (WRITTEN[STUDENT], WRITTEN[TEACHER], READ),
     "scores": (READ,),
     "checkpoint": (TRAINED,),

@@ -2,8 +2,8 @@
 
 A table is `{"jsd": Entry(jsd), "nll": Entry(nll, without_teacher=True)}`. `recipe.slots` reads tables with `ast`, so a
 fact is a literal, or a lambda over the entry's complete parameters where it depends on them: `needs=lambda params:
-("teacher",) if params["model"] == "teacher" else ("old",)`. What is known of an entry stands here and nowhere else, and
-nobody asks for an entry by its name.
+("teacher",) if params["model"] == "teacher" else ("old_logprobs",)`. What is known of an entry stands here and nowhere
+else, and nobody asks for an entry by its name.
 """
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields, replace

@@ -41,7 +41,7 @@ class Columns:
     group: Tensor                 # [R] long, 0 .. number of groups - 1
     reward: Tensor                # [R] NaN where ungraded
     sampler_logprobs: Tensor      # [N] nats, of the distribution sampled from; NaN where the writer gave none
-    old_logprobs: Tensor          # [N] nats, the student at the round's start; NaN until `with_old`
+    old_logprobs: Tensor          # [N] nats, the student at the round's start; NaN until the prepass
     domain: list[str]             # R names
     has_signal: Tensor            # [R] bool, the term's models had a context for this rollout
     mask: Tensor                  # [N] bool, the term's tokens: statistics of weights and advantages are over these

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.opd.core.costs import WRITTEN, counted
+from tasks.opd.core.costs import READ, WRITTEN, counted
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError, NonFinite
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
@@ -132,6 +132,7 @@ def mixture(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
     if any(math.isnan(sum(completion.logprobs)) for completion in written):
         raise NonFinite("the logits of the student or the teacher are not finite: look at their weights; for a model "
                         "from outside, engine.dtype: float32 may help")
+    engines.costs.update(dict.fromkeys((WRITTEN[STUDENT], READ), sum(len(c.token_ids) for c in written)))
     policy = fingerprint_of(engines.inputs["student"])
     return [Draft(token_ids=c.token_ids, logprobs=c.logprobs, author=[STUDENT] * len(c.token_ids),
                   finish_reason=c.finish_reason, policy=policy) for c in written]
