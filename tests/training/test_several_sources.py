@@ -31,7 +31,7 @@ def recipe_with(path, terms: str):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The round's artifacts under both terms: (recipe, rollouts, scores, checkpoint)."""
+    """The round's artifacts under both terms: (recipe, graded, its rows, scores, checkpoint)."""
     home = tmp_path_factory.mktemp("home")
     path, patch = home / "notes.jsonl", pytest.MonkeyPatch()
     path.write_text("".join(f'{{"text": "tom has {i} apples and tom buys {i} more apples"}}\n' for i in range(3)))
@@ -46,27 +46,26 @@ def trained(tmp_path_factory):
         rollouts = write_rollouts.fn(recipe, models, student, prompts, pool, 0)
         graded = grade_rollouts.fn(recipe, prompts, rollouts, pool, 0)
         scores = score_rollouts.fn(recipe, models, student, prompts, graded, pool, 0)
-        yield recipe, graded, scores, train_student.fn(recipe, models, student, graded, scores, pool, 0)
+        rows = read_rows(graded.path / "rollouts.parquet", Rollout)
+        yield recipe, graded, rows, scores, train_student.fn(recipe, models, student, graded, scores, pool, 0)
     patch.undo()
 
 
 def test_the_student_writes_for_the_one_domain_and_the_dataset_for_the_other(trained):
-    _, graded, _, _ = trained
-    rows = read_rows(graded.path / "rollouts.parquet", Rollout)
+    _, graded, rows, *_ = trained
     assert sorted((r.domain, r.origin) for r in rows) == [("sums", "student")] * 4 + [("text", "dataset")] * 2
     assert {r.domain: r.reward is None for r in rows} == {"sums": False, "text": True}
     assert graded.counts["reward_mean"] == 0.0  # over the four that have a reward
 
 
 def test_the_teacher_reads_only_what_it_teaches(trained):
-    recipe, graded, scores, _ = trained
+    recipe, _, _, scores, _ = trained
     assert requirements.domains_of(recipe, "teacher") == ["sums"]
     assert scores["teacher"].counts["scored"] == 4
 
 
 def test_each_term_learns_from_its_domain_alone(trained):
-    recipe, graded, _, checkpoint = trained
-    rows = read_rows(graded.path / "rollouts.parquet", Rollout)
+    recipe, _, rows, _, checkpoint = trained
     columns = columns_of(rows)
     columns = dataclasses.replace(columns, has_signal=torch.tensor([r.domain == "sums" for r in rows]))
     taught, continued = (taking_part(term, columns) for term in bind_terms(requirements.terms_of(recipe)))
