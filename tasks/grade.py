@@ -14,7 +14,7 @@ def grade_rollouts(recipe: Recipe, prompts: Artifact, rollouts: Artifact, pool: 
                    round_index: int) -> Artifact:
     """The rollouts with rewards; unfit ones are dropped, but not before they were refined."""
     filters = recipe.rollout.filters if rollouts.kind == "refined" or not recipe.refine else []
-    spec = {"grader": recipe.prompts.grader.model_dump(mode="json"),
+    spec = {"graders": recipe.graders(),
             "filters": [slot.model_dump(mode="json") for slot in filters]}
     graded = run_stage("grades", spec, {"prompts": prompts, "rollouts": rollouts}, pool)
     name = f"{round_index:04d}{'-refined' if rollouts.kind == 'refined' else ''}"
