@@ -4,5 +4,6 @@ main      the command line, exit codes
 runs      distill, compare, evaluate, bootstrap
 recipes   check, variants
 store     gc
+jobs      jobs: a suite's cells for a cluster
 machine   doctor
 """

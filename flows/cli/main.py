@@ -10,6 +10,8 @@ import signal
 import sys
 import traceback
 
+from flows.cli.jobs import add_options as add_job_options
+from flows.cli.jobs import jobs
 from flows.cli.machine import doctor
 from flows.cli.recipes import check, variants
 from flows.cli.runs import bootstrap, compare, distill, evaluate
@@ -95,6 +97,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     added = command(variants, "the variants in configs/variants: paper, arXiv id, idea, cost; --json: slots, placebo")
     added.add_argument("--markdown", action="store_true", help="print configs/variants/README.md")
     add_options(command(gc, "what no recorded run refers to, listed or removed"))
+    add_job_options(command(jobs, "a Kubernetes Job for every cell of a suite, for kubectl; takes key=value", "suite"))
     command(doctor, "versions, cores, GPU, disk, telemetry switches")
     arguments, rest = top.parse_known_args(argv)
     arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]
