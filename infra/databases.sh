@@ -9,5 +9,6 @@ for name in prefect mlflow; do
 \getenv password password
 create role :"name" login password :'password';
 create database :"name" owner :"name";
+revoke connect on database :"name" from public;
 SQL
 done
