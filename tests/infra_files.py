@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,14 @@ TEMPLATE = json.loads((INFRA / "kubernetes/base-job-template.json").read_text())
 TEMPLATE_POD = TEMPLATE["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
 
 
-def needs(module: str, command: str = ""):
-    """Skips a test where a package (or the command it brings) is missing; under OPD_CI the test runs, and fails."""
-    missing = importlib.util.find_spec(module) is None if module else shutil.which(command) is None
+def found(command: str) -> str | None:
+    """A command beside this interpreter, as packages bring it, or in PATH; None where there is none."""
+    return shutil.which(command, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+
+
+def needs(module: str = "", command: str = ""):
+    """Skips a test where a package or a command is missing; under OPD_CI the test runs, and fails."""
+    missing = importlib.util.find_spec(module) is None if module else found(command) is None
     return pytest.mark.skipif(missing and "OPD_CI" not in os.environ, reason=f"{module or command} is not installed")
 
 
@@ -72,7 +78,8 @@ def environments() -> dict[str, dict[str, str | None]]:
     for name, pod in pods().items():
         found[f"pod {name}"] = {entry["name"]: entry.get("value") for entry in pod["containers"][0]["env"]}
     for name in units():
-        found[f"unit {name}"] = dict(pair.split("=", 1) for line in values(name, "Environment") for pair in line.split())
+        pairs = [pair for line in values(name, "Environment") for pair in line.split()]
+        found[f"unit {name}"] = dict(pair.split("=", 1) for pair in pairs)
     for number, (name, rest) in enumerate(instructions()):
         if name == "ENV":
             found[f"image {number}"] = dict(pair.split("=", 1) for pair in rest.split())
@@ -87,5 +94,5 @@ def commands() -> dict[str, list[str]]:
               if isinstance(pod["containers"][0].get("args"), list)}
     found |= {f"unit {name}": [Path(words[1]).name, *words[2:]] for name in units()
               for words in map(shlex.split, values(name, "ExecStart"))}
-    found |= {f"image {number}": json.loads(rest) for number, (name, rest) in enumerate(instructions()) if name == "CMD"}
-    return found
+    return found | {f"image {number}": json.loads(rest) for number, (name, rest) in enumerate(instructions())
+                    if name == "CMD"}

@@ -1,4 +1,4 @@
-"""Passwords come from files: what infra/with-secrets, make-secrets and databases.sh do, and that nothing goes past them."""
+"""Passwords come from files: infra/with-secrets, make-secrets and databases.sh do so, and nothing goes past them."""
 import contextlib
 import os
 import re
@@ -108,7 +108,8 @@ def test_secrets_go_into_no_commit_and_no_image():
     if listed.returncode == 128:
         pytest.skip("not a git checkout")
     assert listed.stdout.split() == ["infra/secrets/prefect_auth", "infra/.env"]
-    ignored = [line for line in (INFRA / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] not in ("#", "")]
+    lines = (INFRA / "Dockerfile.dockerignore").read_text().splitlines()
+    ignored = [line for line in lines if line[:1] not in ("#", "")]
     assert ignored[0] == "*" and ignored.index("infra/secrets") > ignored.index("!infra") < ignored.index("infra/.env")
 
 
@@ -167,7 +168,7 @@ def postgres(tmp_path, secrets):
         shutil.rmtree(folder)
 
 
-@needs("", "postgres")
+@needs(command="postgres")
 @needs("psycopg2")
 def test_each_server_has_a_database_that_the_other_cannot_enter(postgres, secrets):
     import psycopg2
