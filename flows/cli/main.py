@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 
+from flows.cli.deployments import deploy
 from flows.cli.machine import doctor
 from flows.cli.recipes import check, variants
 from flows.cli.runs import bootstrap, compare, distill, evaluate
@@ -94,6 +95,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     command(bootstrap, "make a recipe's models and prompts; takes key=value", "recipe")
     added = command(variants, "the variants in configs/variants: paper, arXiv id, idea, cost; --json: slots, placebo")
     added.add_argument("--markdown", action="store_true", help="print configs/variants/README.md")
+    added = command(deploy, "every variant, suite and evaluation as a deployment in Prefect, to be run from its pages")
+    added.add_argument("--pool", default="opd", help="the work pool whose workers run them (opd)")
     add_options(command(gc, "what no recorded run refers to, listed or removed"))
     command(doctor, "versions, cores, GPU, disk, telemetry switches")
     arguments, rest = top.parse_known_args(argv)

@@ -1,0 +1,43 @@
+"""What was filled into a form, as the command line's own key=value; so that one place checks both."""
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from tasks.opd.core.errors import RecipeError
+from tasks.opd.recipe.layers import override_label
+
+OWN = "own"                     # of a choice: as the recipe has it; of a number 0 says so, of a text nothing
+KEYS = {"pair": "pair", "prompts": "prompts", "benchmarks": "benchmarks", "rounds": "rounds",
+        "learning_rate": "train.learning_rate", "trained_tokens": "train.trained_tokens", "engine": "engine.name"}
+SMOKE = ("pair=smoke", "rounds=2", "train.trained_tokens=0")  # a suite may set the last two itself
+SMOKE_DECIDES = {"pair", "prompts", "benchmarks", "rounds", "trained_tokens"}
+
+
+class Given(NamedTuple):
+    """A `key=value`, and the field of the form that says so."""
+    override: str
+    field: str
+
+
+def overrides_of(form: Mapping[str, Any]) -> list[Given]:
+    """The overrides of a form, later ones win: its fields, then a smoke run's settings, then its own `overrides`."""
+    decided = SMOKE_DECIDES if form.get("smoke") else ()
+    given = [Given(f"{key}={form[field]}", field) for field, key in KEYS.items()
+             if field not in decided and form.get(field, OWN) not in (OWN, 0, "")]
+    given += [Given(override, "smoke") for override in SMOKE if form.get("smoke")]
+    return given + [Given(line.strip(), "overrides") for line in form.get("overrides") or () if line.strip()]
+
+
+def seeds_of(text: str) -> list[int]:
+    """The seeds in a text like `0, 1`, each once. Raises RecipeError when there is none, or something else."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() for word in words):
+        raise RecipeError(f"field seeds: {text!r} must be whole numbers with commas between them, for example 0,1")
+    return list(dict.fromkeys(map(int, words)))
+
+
+def by_field(message: str, given: list[Given]) -> str:
+    """An error's lines with the form's fields in place of the overrides that they were made into."""
+    for override, field in given:
+        if field != "overrides":
+            message = message.replace(f"{override_label(override)}:", f"field {field}:")
+    return message
