@@ -1,9 +1,12 @@
 """What was filled into a form, as the command line's own key=value; so that one place checks both."""
+import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tasks.opd.core.errors import RecipeError
+from tasks.opd.recipe import loading
 from tasks.opd.recipe.layers import override_label
+from tasks.opd.recipe.schema import Recipe
 
 OWN = "own"                     # of a choice: as the recipe has it; of a number 0 says so, of a text nothing
 KEYS = {"pair": "pair", "prompts": "prompts", "benchmarks": "benchmarks", "rounds": "rounds",
@@ -35,9 +38,27 @@ def seeds_of(text: str) -> list[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
-def by_field(message: str, given: list[Given]) -> str:
-    """An error's lines with the form's fields in place of the overrides that they were made into."""
-    for override, field in given:
-        if field != "overrides":
-            message = message.replace(f"{override_label(override)}:", f"field {field}:")
-    return message
+@contextlib.contextmanager
+def by_field(given: list[Given]):
+    """Errors of recipes name the form's fields in place of the overrides that these were made into."""
+    try:
+        yield
+    except RecipeError as error:
+        message = str(error)
+        for override, field in given:
+            if field != "overrides":
+                message = message.replace(f"{override_label(override)}:", f"field {field}:")
+        raise RecipeError(message) from None
+
+
+def recipes_of(variant: str, given: list[Given], seeds: str) -> list[Recipe]:
+    """A variant's recipe under a form, once a seed. Raises RecipeError with all that is wrong, by field."""
+    wanted, overrides = [Given(f"seed={seed}", "seeds") for seed in seeds_of(seeds)], [one.override for one in given]
+    with by_field([*given, *wanted]):
+        return [loading.load(variant, [*overrides, seed.override]) for seed in wanted]
+
+
+def cells_of(suite: str, overrides: list[Given]) -> list[Recipe]:
+    """The recipes of a suite's cells under a form. Raises RecipeError with all that is wrong, by field."""
+    with by_field(overrides):
+        return [recipe for _, _, recipe in loading.load_suite(suite, [one.override for one in overrides])[1]]

@@ -10,6 +10,7 @@ from tasks.tracking.outbox import NOTE, About, Run
 from tasks.tracking.points import PREFIXES, Note, flat
 
 _current: ContextVar[Run | None] = ContextVar("tracking_run", default=None)
+_note: ContextVar[str] = ContextVar("note", default="")  # what a person wrote about the runs made meanwhile
 
 
 def log_artifact(artifact: Artifact, name: str, *, step: int = 0, prefix: str = "") -> Artifact:
@@ -25,7 +26,8 @@ def log_artifact(artifact: Artifact, name: str, *, step: int = 0, prefix: str = 
 def run_for(recipe: Recipe, suite: str | None = None):
     """The run of (suite, recipe), created once and then continued, takes what is logged inside. Yields the Run."""
     import yaml
-    resolved, note = recipe.model_dump(mode="json"), note_of(recipe)
+    resolved = recipe.model_dump(mode="json")
+    note = "\n\n".join(filter(None, (note_of(recipe), prefect_link(), _note.get())))
     about = About(name=f"{recipe.name}-seed{recipe.seed}", params=flat(resolved),
                   files={"recipe.yaml": yaml.safe_dump(resolved, sort_keys=False)},
                   tags={"variant": recipe.name, "seed": str(recipe.seed), "pair": recipe.pair.name,
@@ -41,6 +43,16 @@ def suite_for(suite: str):
     """The parent run of a suite's runs. Yields the Run."""
     with opened(suite_run(suite, prefect_tags())) as run:
         yield run
+
+
+@contextlib.contextmanager
+def annotated(note: str):
+    """Runs that begin inside have a person's note, in their description and as the tag `note`."""
+    token = _note.set(note)
+    try:
+        yield
+    finally:
+        _note.reset(token)
 
 
 def suite_run(suite: str, tags: dict[str, str] | None = None) -> Run:
@@ -77,5 +89,20 @@ def note_of(recipe: Recipe) -> str:
 
 
 def prefect_tags() -> dict[str, str]:
+    """What leads to the flow run at work, and a person's note; empty outside of any."""
     from prefect.runtime import flow_run
-    return {"prefect.flow_run_id": str(flow_run.id)} if flow_run.id else {}
+    of_flow = {"prefect.flow_run_id": str(flow_run.id), "prefect.page": prefect_page()} if flow_run.id else {}
+    return of_flow | ({"note": _note.get()} if _note.get() else {})
+
+
+def prefect_page() -> str:
+    """The page of the flow run at work, where Prefect's server has pages; empty outside of any."""
+    from prefect.runtime import flow_run
+    from prefect.settings import PREFECT_UI_URL
+    return f"{PREFECT_UI_URL.value()}/runs/flow-run/{flow_run.id}" if flow_run.id else ""
+
+
+def prefect_link() -> str:
+    """That page as Markdown."""
+    page = prefect_page()
+    return f"[This run in Prefect]({page})" if page else ""
