@@ -54,8 +54,8 @@ def by_field(given: list[Given]):
 def recipes_of(variant: str, given: list[Given], seeds: str) -> list[Recipe]:
     """A variant's recipe under a form, once a seed. Raises RecipeError with all that is wrong, by field."""
     wanted, overrides = [Given(f"seed={seed}", "seeds") for seed in seeds_of(seeds)], [one.override for one in given]
-    with by_field([*given, *wanted]):
-        return [loading.load(variant, [*overrides, seed.override]) for seed in wanted]
+    with by_field([*wanted, *given]):
+        return [loading.load(variant, [seed.override, *overrides]) for seed in wanted]
 
 
 def cells_of(suite: str, overrides: list[Given]) -> list[Recipe]:
