@@ -40,12 +40,13 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
         table = table_of(done, failed, benchmark, plan.baseline, cells)
         facts = comparison.provenance(suite, overrides, benchmark, environment(first.model_dump()))
         texts = {"comparison.json": table.to_json(), "comparison.md": table.to_markdown(facts)}
-        numbers = {f"{name}/{row.variant}": value for row in table.rows
+        numbers = {f"suite/{name}/{row.variant}": value for row in table.rows
                    for name, value in (("mean", row.mean), ("difference", row.difference)) if value is not None}
         study.show(texts, texts["comparison.md"], numbers)
-    folder = publish(plan.name, texts, study.url(), home() / "suites" / plan.name)
+    folder = publish(plan.name, texts, study.url(), home() / "suites" / plan.name, charts=study.charts())
     return {"suite": plan.name, "benchmark": benchmark, "text": table.to_text(), "failed": [*map(list, failed)],
-            "comparison": json.loads(table.to_json()), "folder": str(folder), "mlflow_page": study.url()}
+            "comparison": json.loads(table.to_json()), "folder": str(folder), "mlflow_page": study.url(),
+            "mlflow_charts": study.charts()}
 
 
 def tagged(variant: str, seed: int, recipe: Recipe, suite: str) -> dict:
