@@ -41,11 +41,12 @@ def shown(pool: pools.WorkerPool):
     if flow_run.id is None:
         yield
         return
-    before, pool.listener = pool.listener, Page()
+    before, pool.listener, patience_seconds = pool.listener, Page(), 1  # who stops a run wants it gone
     try:
         pool.listener.thread.start()
         yield
+        patience_seconds = 5  # Prefect may be away
     finally:
         page, pool.listener = pool.listener, before
         page.ended.set()
-        page.thread.join(timeout=5)  # Prefect may be away
+        page.thread.join(patience_seconds)

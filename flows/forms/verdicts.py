@@ -4,6 +4,7 @@ first line.
 import traceback
 from collections.abc import Callable
 
+from prefect.runtime import deployment
 from prefect.states import Completed, Failed, State
 
 from tasks.check import check
@@ -13,6 +14,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.stage import log_line
 from tasks.summary import Summary
 from tasks.tracking.runs import annotated
+from tasks.workers.launchers import end_with_parent
 
 SHOWN = 5                       # variants of one verdict that a suite's message names
 Ending = tuple[str, list[str]]  # the verdict, and Markdown sections that back it
@@ -21,6 +23,8 @@ Ending = tuple[str, list[str]]  # the verdict, and Markdown sections that back i
 def ended(load: Callable[[], list[Recipe]], work: Callable[[list[Recipe]], Ending], note: str) -> State:
     """Check what `load` loads and have `work` done with it: Completed with its verdict, or Failed with the cause."""
     summary = None
+    if deployment.id:
+        end_with_parent()  # a run whose worker is gone could not be cancelled any more
     try:
         recipes, text = check(load)
         summary = Summary(text, note)

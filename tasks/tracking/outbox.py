@@ -37,9 +37,11 @@ from tasks.tracking.points import Note, log_key, new_points, sampled_rows
 
 BATCH = 1000                            # metrics a request may carry; parameters and tags: 100
 TICK_SECONDS, RETRY_SECONDS = 2, 15
+END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; who stops a run wants it gone
 TABLE, DIGEST = "rollouts.json", 36  # characters of a dataset's digest
 RUNS_PAGE = "?workflowType=machine_learning"  # without it MLflow shows an empty page for traces of language models
 NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
+KILLED = "KILLED"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +79,13 @@ class Run:
         """Ship a table of 50 of these rollouts with rewards, decoded by the student's tokenizer; once a run."""
         self.table = rollouts, student
 
-    def close(self, status: str, timeout_seconds: float = 30) -> None:
+    def close(self, status: str) -> None:
         """End the run; what could not be shipped in time is shipped when the recipe is run again."""
+        seconds = KILLED_SECONDS if status == KILLED else END_SECONDS
         self.wake.put(status)
-        self.thread.join(timeout_seconds)
+        self.thread.join(seconds)
         if self.thread.is_alive():
-            self._warn(f"is not reached (it did not answer in {timeout_seconds} s)")
+            self._warn(f"is not reached (it did not answer in {seconds} s)")
 
     def url(self) -> str:
         """Where the run stands in MLflow's pages; of a local store, once `mlflow server` runs."""
@@ -100,7 +103,10 @@ class Run:
             with contextlib.suppress(queue.Empty):
                 status = self.wake.get(timeout=pause)
             try:
-                self._ship(self._client(), status)
+                client = self._client()
+                if status == KILLED:                # first of all, there may be no time for the rest
+                    client.set_terminated(self.state["run"], status)
+                self._ship(client, status)
                 pause = TICK_SECONDS
             except Exception as error:              # whatever the store does, the run goes on
                 self._warn(trouble(error))

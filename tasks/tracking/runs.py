@@ -7,7 +7,7 @@ from tasks import server
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.fingerprints import canonical
-from tasks.tracking.outbox import About, Run
+from tasks.tracking.outbox import KILLED, About, Run
 from tasks.tracking.params import params_of
 from tasks.tracking.points import PREFIXES, Note
 
@@ -74,7 +74,7 @@ def annotated(note: str):
 
 @contextlib.contextmanager
 def opened(run: Run):
-    """Make a run the one that notes go to; it ends FINISHED, FAILED, or KILLED when interrupted."""
+    """Make a run the one that notes go to; it ends FINISHED, FAILED, or KILLED when interrupted or cancelled."""
     token, status = _current.set(run), "FINISHED"
     run.thread.start()
     try:
@@ -83,7 +83,7 @@ def opened(run: Run):
         status = "FAILED"
         raise
     except BaseException:
-        status = "KILLED"
+        status = KILLED
         raise
     finally:
         _current.reset(token)
