@@ -20,7 +20,6 @@ from flows.cli.store import add_options, gc
 from tasks.opd.core.errors import OpdError
 from tasks.opd.store.artifacts import Artifact
 
-
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal is gone"}
 
 
