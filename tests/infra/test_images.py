@@ -131,7 +131,7 @@ def test_both_files_say_the_same_of_the_servers():
         there = {entry["name"]: entry.get("value")
                  for entry in cluster()[f"Deployment/{name}"]["spec"]["template"]["spec"]["containers"][0]["env"]}
         here = compose()["services"][name]["environment"]
-        assert {key.removesuffix("_FROM_FILE") for key in here} == set(there)
+        assert {key.removesuffix("_FILE") for key in here} == set(there)
         assert cluster()[f"Deployment/{name}"]["spec"]["template"]["spec"]["containers"][0]["args"] \
             == compose()["services"][name]["command"]
         plain = {key: value for key, value in there.items() if value and "$" not in str(here.get(key))}

@@ -71,7 +71,7 @@ def test_a_field_that_is_unknown_or_of_another_type_is_seen():
 @needs_schemas
 def test_a_flow_run_becomes_a_job_with_its_gpus():
     configuration = rendered(gpus=4, memory="128Gi", name="gkd", command="prefect flow-run execute",
-                             node_selector={"gpu": "h100"}, labels={"suite": "demo"})
+                             node_selector={"gpu": "h100"}, labels={"suite": "demo"}, working_dir="/opt/opdlab")
     job = without_prefects_fields(configuration.job_manifest)
     check({**job, "spec": {**job["spec"], "template": {"spec": {**job["spec"]["template"]["spec"], "containers": [
         {**job["spec"]["template"]["spec"]["containers"][0], "args": ["prefect"]}]}}}})  # the worker splits the command
@@ -110,6 +110,12 @@ def test_the_template_uses_every_variable_and_names_no_other():
     used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(TEMPLATE["job_configuration"])))
     assert used == set(VARIABLES)
     assert all(about["title"] and about["description"] for about in VARIABLES.values())
+
+
+def test_the_template_takes_what_opd_deploy_sets():
+    source = (ROOT / "flows/forms/registration.py").read_text()
+    [names] = re.findall(r"job_variables=\{([^}]*)\}", source)
+    assert set(re.findall(r'"(\w+)":', names)) == {"working_dir"} <= set(VARIABLES)
 
 
 def test_defaults_are_what_the_templates_schema_allows():

@@ -9,9 +9,9 @@ import pytest
 from flows.cli.main import parsed
 from tests.infra_files import ROOT, commands, environments, needs
 
-NAMES = sorted({name.removesuffix("_FROM_FILE") for variables in environments().values() for name in variables})
+NAMES = sorted({name.removesuffix("_FILE") for variables in environments().values() for name in variables})
 # libpq's, the PostgreSQL image's, the container toolkit's, and the operating system's.
-OTHERS = {"PGHOST", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGDATA", "POSTGRES_PASSWORD_FILE", "POSTGRES_INITDB_ARGS",
+OTHERS = {"PGHOST", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGDATA", "POSTGRES_PASSWORD", "POSTGRES_INITDB_ARGS",
           "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "HOME", "PATH", "PYTHONDONTWRITEBYTECODE",
           "PYTHONUNBUFFERED"}
 OPD = {"OPD_HOME": "tasks/opd/store/artifacts.py"}

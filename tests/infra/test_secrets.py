@@ -35,28 +35,31 @@ def secrets(tmp_path_factory) -> Path:
 
 def test_a_variable_gets_what_its_file_holds(tmp_path):
     (tmp_path / "key").write_text("two words, $HOME and 'quotes'\n")
-    result = run("with-secrets", "env", PGPASSWORD_FROM_FILE=str(tmp_path / "key"), SSL_CERT_FILE="/a/file")
+    result = run("with-secrets", "env", PGPASSWORD_FILE=str(tmp_path / "key"),
+                 OPD_TEACHER_KEY_FILE=str(tmp_path / "key"), SSL_CERT_FILE="/a/file", TLS_KEY_FILE="/another")
     lines = result.stdout.splitlines()
     assert "PGPASSWORD=two words, $HOME and 'quotes'" in lines
-    assert "SSL_CERT_FILE=/a/file" in lines and not any(line.startswith("SSL_CERT=") for line in lines)
-    assert "FROM_FILE" not in result.stdout
+    assert "OPD_TEACHER_KEY=two words, $HOME and 'quotes'" in lines
+    # What names a file that its tool reads itself stays as it is.
+    assert {line for line in lines if "FILE" in line} == {"SSL_CERT_FILE=/a/file", "TLS_KEY_FILE=/another"}
+    assert not any(line.startswith(("SSL_CERT=", "TLS_KEY=")) for line in lines)
 
 
 @pytest.mark.parametrize("content, extra, said", [
-    (None, {}, "cannot read"), ("", {}, "is empty"), ("\n", {}, "is empty"), ("x", {"KEY": "y"}, "are both set")])
+    (None, {}, "cannot read"), ("", {}, "is empty"), ("\n", {}, "is empty"), ("x", {"TOKEN": "y"}, "are both set")])
 def test_a_secret_that_is_not_there_stops_the_command(tmp_path, content, extra, said):
     if content is not None:
         (tmp_path / "key").write_text(content)
-    result = run("with-secrets", "echo", "started", KEY_FROM_FILE=str(tmp_path / "key"), **extra)
-    assert result.returncode == 1 and said in result.stderr and "KEY" in result.stderr
+    result = run("with-secrets", "echo", "started", TOKEN_FILE=str(tmp_path / "key"), **extra)
+    assert result.returncode == 1 and said in result.stderr and "TOKEN" in result.stderr
     assert "started" not in result.stdout
 
 
 def test_the_command_takes_the_scripts_place_and_its_exit_code(tmp_path):
     (tmp_path / "key").write_text("x")
-    assert run("with-secrets", "sh", "-c", "exit 7", KEY_FROM_FILE=str(tmp_path / "key")).returncode == 7
+    assert run("with-secrets", "sh", "-c", "exit 7", TOKEN_FILE=str(tmp_path / "key")).returncode == 7
     shown = run("with-secrets", "sh", "-c", "tr '\\0' ' ' < /proc/self/cmdline; echo; cat /proc/$$/comm",
-                KEY_FROM_FILE=str(tmp_path / "key"))
+                TOKEN_FILE=str(tmp_path / "key"))
     assert shown.stdout.splitlines()[-1] == "sh"
 
 
@@ -96,7 +99,7 @@ def test_a_service_has_the_secrets_that_it_reads_and_no_more():
 
 
 def test_no_secret_stands_in_an_environment():
-    # The value of a reference is None; NAME_FROM_FILE and POSTGRES_PASSWORD_FILE end otherwise.
+    # The value of a reference is None; NAME_FILE and POSTGRES_PASSWORD_FILE end otherwise.
     shown = [(place, key) for place, variables in environments().items() for key, value in variables.items()
              if value is not None and (SECRET.search(key) or re.search("://[^/]*:[^/]*@", str(value)))]
     assert shown == []
