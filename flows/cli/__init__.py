@@ -1,8 +1,10 @@
 """The console command `opd`, one module a group of commands.
 
-main      the command line, exit codes
-runs      distill, compare, evaluate, bootstrap
-recipes   check, variants
-store     gc
-machine   doctor
+main         the command line, exit codes
+runs         distill, compare, evaluate, bootstrap
+recipes      check, variants
+deployments  deploy
+store        gc
+jobs         jobs: a suite's cells for a cluster
+machine      doctor
 """
