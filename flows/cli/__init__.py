@@ -5,4 +5,5 @@ runs      distill, compare, evaluate, bootstrap
 recipes   check, variants
 store     gc
 machine   doctor
+platform  up, status, down, logs
 """
