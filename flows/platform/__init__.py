@@ -6,6 +6,7 @@ ports        which are taken, and by whom
 children     its processes: started, recorded, stopped
 api          requests to its servers
 servers      the commands and environments of its children
+prefect_server  Prefect's server with transactions that wait for their turn in SQLite
 databases    schemas in PostgreSQL
 pools        the work pool, one slot a device
 automations  what Prefect does by itself: runs without a heartbeat, runs that failed

@@ -64,7 +64,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 def prefect_command(settings: Settings) -> list[str]:
     """Prefect's server with its services and pages."""
-    return [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host",
+    return [sys.executable, "-m", "uvicorn", "--factory", "flows.platform.prefect_server:create_app", "--host",
             settings.host, "--port", str(settings.prefect_port), "--log-level", "warning", "--lifespan", "on",
             "--timeout-keep-alive", "5", "--timeout-graceful-shutdown", "1"]
 
