@@ -1,9 +1,10 @@
 """The console command `opd`, one module a group of commands.
 
-main      the command line, exit codes
-runs      distill, compare, evaluate, bootstrap
-recipes   check, variants
-store     gc
-machine   doctor
-platform  up, status, down, logs
+main         the command line, exit codes
+runs         distill, compare, evaluate, bootstrap
+recipes      check, variants
+deployments  deploy
+platform     up, status, down, logs
+store        gc
+machine      doctor
 """

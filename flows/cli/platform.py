@@ -33,8 +33,10 @@ def up(arguments: argparse.Namespace) -> tuple[dict, str]:
           file=sys.stderr)
     deployed = deploy(settings)
     result = state.report() | {"started": names, "deployed": deployed, "seconds": round(time.monotonic() - started, 1)}
+    number = sum(len(deployed[what]) for what in ("added", "updated", "unchanged"))
     lines = [table(result), "", f"Prefect  {settings.prefect_url}", f"MLflow   {settings.mlflow_url}",
-             f"stop it with `opd down`; {result['seconds']} s"]
+             f"{number} deployments, {result['seconds']} s; `opd down` stops it"]
+    lines += [f"not registered: {name}: {why}" for name, why in deployed["refused"].items()]
     if not settings.database_url and settings.slots > BUSY_SLOTS:
         lines.append(f"{settings.slots} runs at once write to one SQLite file: PostgreSQL is the better choice "
                      "(--database-url)")
@@ -44,10 +46,7 @@ def up(arguments: argparse.Namespace) -> tuple[dict, str]:
 def deploy(settings: settings_of.Settings) -> dict:
     """Register every deployment on the server that runs, in this process."""
     servers.become_client(settings)
-    try:
-        from flows.deployments import deploy as register
-    except ModuleNotFoundError:
-        return {}
+    from flows.deployments import deploy as register
     return register(servers.POOL)
 
 

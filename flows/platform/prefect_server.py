@@ -1,8 +1,8 @@
 """Prefect's server, for uvicorn: `--factory flows.platform.prefect_server:create_app`.
 
-On SQLite, Prefect begins transactions DEFERRED. One that has read cannot begin to write after another wrote: it fails at
-once with "database is locked", whatever the timeout, and a run triggered at that moment is answered 503 (1 of 20 in a
-minute, with a run at work). Begun IMMEDIATE, it waits for its turn. Prefect does so where it locks rows.
+On SQLite, Prefect begins transactions DEFERRED. One that has read cannot begin to write after another wrote: it fails
+at once with "database is locked", whatever the timeout, and a run triggered at that moment is answered 503 (1 of 20 in
+a minute, with a run at work). Begun IMMEDIATE, it waits for its turn. Prefect itself does so where it locks rows.
 """
 import contextlib
 
