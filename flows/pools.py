@@ -24,6 +24,17 @@ def pool_for(recipe: Recipe):
         yield pool
 
 
+@contextmanager
+def pool_shared(recipe: Recipe):
+    """The same pool, for the flows inside too."""
+    with pool_for(recipe) as pool:
+        token = shared_pool.set({recipe.workers: pool})
+        try:
+            yield pool
+        finally:
+            shared_pool.reset(token)
+
+
 def lend_keys(recipe: Recipe) -> None:
     """Keys of servers that the environment lacks come from Prefect's Secrets: OPD_TEACHER_KEY from opd-teacher-key.
 

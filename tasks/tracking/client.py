@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 
+from tasks.opd.core.errors import EngineError
 from tasks.opd.store.artifacts import home
 
 QUICK = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -63,6 +64,18 @@ def is_there(client, run: str | None) -> bool:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
+
+
+@contextlib.contextmanager
+def reached():
+    """What is asked of MLflow inside has to be answered. Raises EngineError where it is not."""
+    from mlflow.exceptions import MlflowException
+    try:
+        yield
+    except MlflowException as error:
+        raise EngineError(f"MLflow at {tracking_uri()} did not do what it was asked, and it holds the registry: "
+                          f"{str(error).splitlines()[0][:300]}. Start it, or set MLFLOW_TRACKING_URI, and run the same "
+                          "command again: it goes on from there") from error
 
 
 def entities():

@@ -1,4 +1,4 @@
-"""What a gate looks at, read from artifacts: answers of champion and candidate, prompts trained on, folders. No torch."""
+"""What a gate looks at, read from artifacts: answers of champion and candidate, prompts trained on, folders."""
 import hashlib
 import json
 from collections import defaultdict
@@ -34,7 +34,7 @@ class Evidence:
     candidate: dict[str, Answers]
     champion_tokenizer: dict[str, str]  # file -> hash
     candidate_tokenizer: dict[str, str]
-    contaminated: dict[str, str]        # id of a row trained on -> the question of a benchmark that it shares words with
+    contaminated: dict[str, str]        # id of a row trained on -> the question it shares words with
     checkpoint_digest: str
     differing: list[str]                # files of the model to be served that are not the checkpoint's
     place: str                          # of the rows trained on

@@ -15,6 +15,7 @@ from tasks.opd.recipe.refreshes import Gate
 from tasks.opd.refresh.evidence import Answers, Evidence
 
 ERROR, WARNING = "error", "warning"
+PASSED, REFUSED = "passed", "refused"
 WARNINGS = ("length", "divergence")     # checks that are warnings unless the gate says otherwise
 HEADER = ("check", "severity", "value", "limit", "passed", "evidence")
 
@@ -31,27 +32,23 @@ class Check:
 
 
 def judge(evidence: Evidence, gate: Gate) -> list[Check]:
-    """All checks, in the order of the table. Raises ValueError for a benchmark that was not asked."""
-    target = answers_on(gate.target, evidence)
-    found = [target_check(gate, *target)]
-    found += [retention_check(name, margin, *answers_on(name, evidence)) for name, margin in gate.retention.items()]
-    for name in evidence.candidate:
-        found += [*pass_at_checks(name, gate, *answers_on(name, evidence)),
-                  *health_checks(name, gate, *answers_on(name, evidence))]
-    found += identity_checks(evidence)
-    return [with_severity(check, gate) for check in found]
+    """All checks, in the order of the table. A benchmark that was not asked of both fails."""
+    asked = {name: (before, evidence.candidate[name]) for name, before in evidence.champion.items()
+             if name in evidence.candidate}
+    found = [check(f"{kind}/{name}", False, "not asked", "asked of both", evidence.place)
+             for kind, names in (("target", [gate.target]), ("retention", gate.retention))
+             for name in names if name not in asked]
+    if gate.target in asked:
+        found.append(target_check(gate, *asked[gate.target]))
+    found += [retention_check(name, margin, *asked[name]) for name, margin in gate.retention.items() if name in asked]
+    for name, both in asked.items():
+        found += [*pass_at_checks(name, gate, *both), *health_checks(name, gate, *both)]
+    return [with_severity(one, gate) for one in (*found, *identity_checks(evidence))]
 
 
 def passed(checks: Sequence[Check]) -> bool:
     """Whether no check of severity error failed; a table without checks shows nothing, and does not pass."""
     return bool(checks) and all(check.passed or check.severity == WARNING for check in checks)
-
-
-def answers_on(name: str, evidence: Evidence) -> tuple[Answers, Answers]:
-    """Champion's and candidate's answers on a benchmark."""
-    if name not in evidence.champion or name not in evidence.candidate:
-        raise ValueError(f"benchmark {name} was not asked of both; asked were {sorted(evidence.candidate)}")
-    return evidence.champion[name], evidence.candidate[name]
 
 
 def paired(before: dict[str, float], after: dict[str, float]) -> tuple[float, Interval]:
@@ -112,7 +109,8 @@ def identity_checks(evidence: Evidence) -> Iterator[Check]:
     leaked = evidence.contaminated
     example = f", for example {next(iter(leaked))[:8]}" if leaked else ""
     yield check("contamination", not leaked, f"{len(leaked)} prompts{example}", "0 prompts", evidence.place)
-    differs = sorted(name for name, after in evidence.candidate.items() if after.asked != evidence.champion[name].asked)
+    differs = sorted(name for name, after in evidence.candidate.items()
+                     if name not in evidence.champion or after.asked != evidence.champion[name].asked)
     yield check("same_questions", not differs, ", ".join(differs) or "same", "same", evidence.place)
     digests = {answers.model_digest for answers in evidence.candidate.values()}
     wrong = [*(f"asked {digest[:8]}" for digest in sorted(digests - {evidence.checkpoint_digest})), *evidence.differing]

@@ -12,24 +12,27 @@ without a decision is made anew. A row is seen once the tick that took it has en
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.opd.core.errors import CorruptArtifact
 from tasks.opd.core.files import flock, room_to_write, sync
-from tasks.opd.refresh.drift import REFRESH
+from tasks.opd.refresh.decision import Decision
+from tasks.opd.refresh.drift import REFRESH, Measure
 from tasks.opd.refresh.failpoints import failpoint
 from tasks.opd.refresh.rows import Row, read_rows, write_rows
 from tasks.opd.store.artifacts import discard, home
 
 DECIDED, ENDED, OVERLAP, ALARM, PROMOTED, ROLLED_BACK = (
     "decided", "ended", "overlap", "alarm", "promoted", "rolled back")  # events
-TAKEN = ("promoted", "candidate", "refused")  # outcomes that move the watermark
+MOVES = (PROMOTED, ROLLED_BACK)         # events of the alias
+CANDIDATE, REFUSED = "candidate", "refused"
+TAKEN = (PROMOTED, CANDIDATE, REFUSED)  # outcomes that move the watermark
 ABANDONED = "abandoned"                 # its champion was replaced meanwhile: its rows are new again
 OVERLAPS = 3                            # in a row: an alarm
-TRAINED, HELD_OUT, PLAN = "trained.jsonl", "held_out.jsonl", "plan.json"
+TRAINED, HELD_OUT, PLAN, CONTAMINATED = "trained.jsonl", "held_out.jsonl", "plan.json", "contaminated.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,13 +120,30 @@ def propose(tick: Tick, trained: Iterable[Row], held_out: Iterable[Row]) -> Tick
     return tick
 
 
-def decide(tick: Tick, action: str, reason: str, measures: dict[str, float | None]) -> dict:
+def decide(tick: Tick, decision: Decision, measures: Sequence[Measure], *, teacher: str, score: float | None) -> dict:
     """Write down what a tick does. One that refreshes is finished from now on, by whomever; the rows of others go."""
-    if action != REFRESH:
+    if decision.action != REFRESH:
         discard(tick.path)
-    line = append(tick.name, DECIDED, tick=tick.number, action=action, reason=reason, new=len(tick.new),
-                  old=len(tick.old), held_out=len(tick.held_out), champion=tick.champion, measures=measures)
+    values = {measure.name: measure.value for measure in measures} | {"score": score}
+    line = append(tick.name, DECIDED, tick=tick.number, action=decision.action, reason=decision.reason,
+                  new=len(tick.new), old=len(tick.old), held_out=len(tick.held_out), champion=tick.champion,
+                  teacher=teacher, measures=values)
     failpoint("decided")
+    return line
+
+
+def decision_of(tick: Tick) -> dict | None:
+    """The line that says what a tick does; None before it is decided."""
+    return next((line for line in read(tick.name) if line["event"] == DECIDED and line["tick"] == tick.number), None)
+
+
+def end(tick: Tick, outcome: str, reason: str, **facts) -> dict:
+    """Write down what became of a tick; from now on its rows were seen, unless it was abandoned."""
+    file = tick.path / CONTAMINATED
+    contaminated = json.loads(file.read_text()) if file.exists() else []
+    line = append(tick.name, ENDED, tick=tick.number, outcome=outcome, reason=reason, contaminated=contaminated,
+                  **facts)
+    failpoint("ended")
     return line
 
 

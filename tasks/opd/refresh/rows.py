@@ -45,9 +45,9 @@ def normalised(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def is_held_out(row_id: str, share: float) -> bool:
-    """Whether a row is among the share that is never trained on: by its hash, so always the same answer."""
-    return derive_seed("held out", row_id) < share * 2**63
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a question is among the share that is never trained on: by its hash, so the same whatever its answer."""
+    return derive_seed("held out", normalised(text)) < share * 2**63
 
 
 def scan(source: Slot, seen: set[str], *, at_most: int, held_out_share: float, asked: set[str]) -> Found:
@@ -66,7 +66,7 @@ def scan(source: Slot, seen: set[str], *, at_most: int, held_out_share: float, a
         row = Row(**item)
         if (row_id := row.row_id) not in known:
             known.add(row_id)
-            (held_out if is_held_out(row_id, held_out_share) else new).append(row)
+            (held_out if is_held_out(row.text, held_out_share) else new).append(row)
     return Found(new=new, held_out=held_out, skipped=dict(skipped))
 
 
