@@ -6,8 +6,16 @@ import pytest
 
 from tasks.opd.recipe.refreshes import Drift
 from tasks.opd.refresh.drift import (
-    ALARM, REFRESH, champion_measures, jensen_shannon, judged, population_stability_index, prompt_measures, words,
-    z_score)
+    ALARM,
+    REFRESH,
+    champion_measures,
+    jensen_shannon,
+    judged,
+    population_stability_index,
+    prompt_measures,
+    words,
+    z_score,
+)
 from tasks.opd.refresh.rows import Row
 
 LIMITS = Drift()

@@ -47,11 +47,10 @@ def answers_of(report: Artifact) -> Answers:
     for sample in read_rows(report.path / "samples.parquet", Sample):
         rewards[sample.prompt_id].append(sample.reward)
     ks = [k for k in told["benchmark"]["pass_at"] if k > 1]
-    prompts = {key: record["inputs"]["prompts"][key] for key in ("fingerprint", "digest")}
     return Answers(rewards=told["mean_reward"], counts=report.counts, place=str(report.path),
                    pass_at={k: {prompt: pass_at(len(r), sum(x >= 1 for x in r), k) for prompt, r in rewards.items()}
                             for k in ks},
-                   asked={"prompts": prompts, **{key: told[key] for key in ASKED_BY}},
+                   asked={"prompts": record["inputs"]["prompts"]["digest"], **{key: told[key] for key in ASKED_BY}},
                    model_digest=record["inputs"]["student"]["digest"])
 
 
