@@ -69,10 +69,12 @@ def is_there(client, run: str | None) -> bool:
 @contextlib.contextmanager
 def reached():
     """What is asked of MLflow inside has to be answered. Raises EngineError where it is not."""
-    from mlflow.exceptions import MlflowException
     try:
         yield
-    except MlflowException as error:
+    except Exception as error:
+        from mlflow.exceptions import MlflowException  # after its environment was set, by whoever made the client
+        if not isinstance(error, MlflowException):
+            raise
         raise EngineError(f"MLflow at {tracking_uri()} did not do what it was asked, and it holds the registry: "
                           f"{str(error).splitlines()[0][:300]}. Start it, or set MLFLOW_TRACKING_URI, and run the same "
                           "command again: it goes on from there") from error

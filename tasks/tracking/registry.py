@@ -38,9 +38,8 @@ class Version:
 @contextlib.contextmanager
 def opened():
     """A client of the registry, whose store has to answer. Raises EngineError where it does not."""
-    client = client_at(tracking_uri())
     with reached():
-        yield client
+        yield client_at(tracking_uri())
 
 
 def versions_of(name: str) -> list[Version]:

@@ -6,7 +6,7 @@ import pytest
 from tasks.opd.recipe.refreshes import CHECKS, Gate
 from tasks.opd.refresh import gate
 from tasks.opd.refresh.evidence import Answers, Evidence, contaminated, grams, tokenizer_of
-from tasks.opd.refresh.gate import failures, from_json, judge, passed, to_json, to_markdown, to_text
+from tasks.opd.refresh.gate import checks_of, failures, from_json, passed, to_json, to_markdown, to_text
 from tasks.opd.refresh.rows import Row
 
 NUM = 40
@@ -29,7 +29,7 @@ def evidence(before: Answers, after: Answers, **changes) -> Evidence:
 
 
 def judged(found: Evidence, **changes) -> dict[str, gate.Check]:
-    return {check.name: check for check in judge(found, Gate(target="target", **changes))}
+    return {check.name: check for check in checks_of(found, Gate(target="target", **changes))}
 
 
 def failed(found: Evidence, **changes) -> list[str]:
@@ -37,7 +37,7 @@ def failed(found: Evidence, **changes) -> list[str]:
 
 
 def test_a_candidate_that_is_better_passes_every_check():
-    checks = judge(evidence(answers(10), answers(30)), Gate(target="target", retention={"target": 0.05}))
+    checks = checks_of(evidence(answers(10), answers(30)), Gate(target="target", retention={"target": 0.05}))
     assert [check.name for check in checks] == [
         "target/target", "retention/target", "pass_at/target@2", "truncation/target", "length/target", "tokenizer",
         "contamination", "same_questions", "digest"]
@@ -80,8 +80,8 @@ def test_answers_that_run_into_the_limit_stop_it_and_longer_ones_are_shown():
     assert failed(found) == ["truncation/target", "length/target"]
     severities = {name: check.severity for name, check in judged(found).items()}
     assert severities["truncation/target"] == "error" and severities["length/target"] == "warning"
-    longer = judge(evidence(answers(10), answers(30, length=16.0)), Gate(target="target"))
-    assert passed(longer) and not passed(judge(evidence(answers(10), answers(30, length=16.0)), Gate(
+    longer = checks_of(evidence(answers(10), answers(30, length=16.0)), Gate(target="target"))
+    assert passed(longer) and not passed(checks_of(evidence(answers(10), answers(30, length=16.0)), Gate(
         target="target", severity={"length": "error"})))
 
 
@@ -102,19 +102,19 @@ def test_further_from_the_teacher_is_a_warning_where_it_was_measured():
     ({"candidate": {"target": replace(answers(30), asked={"prompts": "these", "seed": 1})}}, "same_questions"),
 ])
 def test_another_tokenizer_a_leak_other_weights_and_other_questions_stop_it(changes, check):
-    found = judge(evidence(answers(10), answers(30), **changes), Gate(target="target"))
+    found = checks_of(evidence(answers(10), answers(30), **changes), Gate(target="target"))
     assert not passed(found) and failures(found).startswith(check) and ";" not in failures(found)
 
 
 def test_a_table_without_checks_does_not_pass_and_every_check_has_a_name_of_the_schema():
     assert not passed([])
-    found = judge(evidence(answers(10, reverse_kl_mean_nats=1), answers(30, reverse_kl_mean_nats=1)),
+    found = checks_of(evidence(answers(10, reverse_kl_mean_nats=1), answers(30, reverse_kl_mean_nats=1)),
                   Gate(target="target", retention={"target": 0.1}))
     assert {check.name.partition("/")[0] for check in found} == set(CHECKS)
 
 
 def test_the_table_is_read_by_people_and_read_back():
-    checks = judge(evidence(answers(10), answers(11)), Gate(target="target"))
+    checks = checks_of(evidence(answers(10), answers(11)), Gate(target="target"))
     assert from_json(to_json(checks)) == checks
     assert "| target/target | error |" in to_markdown(checks) and "somewhere" in to_markdown(checks)
     assert "target/target" in to_text(checks) and "NO" in to_text(checks).splitlines()[2]

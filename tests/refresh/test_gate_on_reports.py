@@ -17,7 +17,7 @@ from tasks.opd.recipe.refreshes import Gate
 from tasks.opd.recipe.schema import Benchmark
 from tasks.opd.refresh import models
 from tasks.opd.refresh.evidence import gathered
-from tasks.opd.refresh.gate import failures, judge, passed
+from tasks.opd.refresh.gate import checks_of, failures, passed
 from tasks.opd.refresh.rows import Row
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import model_folder
@@ -67,7 +67,7 @@ def judged(told, champion: str, candidate: str, target: str, *, rows=(), retenti
     start, end = ({name: told.reports[model][name] for name in names} for model in (champion, candidate))
     found = gathered(start=start, end=end, champion=model_folder(told.made[champion].path), checkpoint=made,
                      kept=models.keep("nightly", made), rows=rows, frozen=names, ngram=13, place=made.path)
-    return judge(found, Gate(target=target, retention=dict.fromkeys(retention, 0.05), truncated_margin=0.5))
+    return checks_of(found, Gate(target=target, retention=dict.fromkeys(retention, 0.05), truncated_margin=0.5))
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ def described(ask: Refresh, tick: Tick, result: dict) -> tuple[dict[str, str], s
         kept=kept, rows=read_rows(tick.path / TRAINED), frozen={*result["end"]} - {PRODUCTION}, ngram=ask.gate.ngram,
         place=tick.path)
     journal.replace(tick.path / CONTAMINATED, json.dumps(sorted(found.contaminated)))
-    checks, decision = gate.judge(found, ask.gate), journal.decision_of(tick)
+    checks, decision = gate.checks_of(found, ask.gate), journal.decision_of(tick)
     run = RUN.search(result["mlflow_page"])
     tags = {"tick": str(tick.number), "fingerprint": checkpoint.fingerprint, "digest": checkpoint.digest,
             "folder": str(kept), "parent": tick.champion or "", "parent_digest": student_of(result).digest,

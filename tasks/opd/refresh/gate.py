@@ -31,7 +31,7 @@ class Check:
     evidence: str                       # the folder in which it can be looked up
 
 
-def judge(evidence: Evidence, gate: Gate) -> list[Check]:
+def checks_of(evidence: Evidence, gate: Gate) -> list[Check]:
     """All checks, in the order of the table. A benchmark that was not asked of both fails."""
     asked = {name: (before, evidence.candidate[name]) for name, before in evidence.champion.items()
              if name in evidence.candidate}
