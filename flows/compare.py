@@ -5,7 +5,7 @@ from prefect import flow, tags
 from prefect.runtime import flow_run
 
 from flows.distill import distill
-from flows.pools import shared_pool
+from flows.pools import own_pool
 from flows.tables import table_of
 from tasks.hidden_states import held_for
 from tasks.opd.evaluation import comparison
@@ -15,7 +15,6 @@ from tasks.opd.store.artifacts import home
 from tasks.opd.store.fingerprints import environment
 from tasks.publish import publish
 from tasks.tracking import runs
-from tasks.workers import pools
 
 
 def suite_name() -> str:
@@ -28,27 +27,26 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
     """Run a suite's cells, go on where one fails, and compare what finished with the baseline, paired over prompts."""
     plan, cells = loading.load_suite(suite, overrides)
     first, done, failed = cells[0][2], {}, {}
-    with runs.suite_for(plan.name) as study, pools.for_run(first) as pool, held_for(cells, pool):
-        token = shared_pool.set({first.workers: pool})
+    with runs.suite_for(plan.name) as study, own_pool(first) as pool, held_for(cells, pool):
         for variant, seed, recipe in cells:
             pool.later = pool.later[1:]
             try:
                 done[variant, seed] = tagged(variant, seed, recipe, plan.name)
             except Exception as error:  # it is shown in the table; the other cells do not depend on it
                 failed[variant, seed] = error
-        shared_pool.reset(token)
         if not done:
             raise next(iter(failed.values()))
         benchmark = plan.benchmark or first.benchmarks[0].name
         table = table_of(done, failed, benchmark, plan.baseline, cells)
         facts = comparison.provenance(suite, overrides, benchmark, environment(first.model_dump()))
         texts = {"comparison.json": table.to_json(), "comparison.md": table.to_markdown(facts)}
-        numbers = {f"{name}/{row.variant}": value for row in table.rows
+        numbers = {f"suite/{name}/{row.variant}": value for row in table.rows
                    for name, value in (("mean", row.mean), ("difference", row.difference)) if value is not None}
         study.show(texts, texts["comparison.md"], numbers)
-    folder = publish(plan.name, texts, study.url(), home() / "suites" / plan.name)
+    folder = publish(plan.name, texts, study.url(), home() / "suites" / plan.name, charts=study.charts())
     return {"suite": plan.name, "benchmark": benchmark, "text": table.to_text(), "failed": [*map(list, failed)],
-            "comparison": json.loads(table.to_json()), "folder": str(folder), "mlflow_page": study.url()}
+            "comparison": json.loads(table.to_json()), "folder": str(folder), "mlflow_page": study.url(),
+            "mlflow_charts": study.charts()}
 
 
 def tagged(variant: str, seed: int, recipe: Recipe, suite: str) -> dict:

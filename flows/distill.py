@@ -24,7 +24,7 @@ from tasks.workers import pools
 
 @flow(flow_run_name="{recipe.name}-seed{recipe.seed}", persist_result=False)
 def distill(recipe: Recipe, suite: str = "") -> dict:
-    """Distil the teacher into the student on the student's own rollouts; benchmark it before and after."""
+    """Distil the teacher into the student on the student's own rollouts; benchmark it before, after, and on the way."""
     this = recorded(f"{recipe.name}-seed{recipe.seed}", suite=suite, recipe=recipe.model_dump(mode="json"))
     with pool_for(recipe) as pool, this, runs.run_for(recipe, suite or None) as run:
         models = make_models(recipe.pair, models_needed(recipe), pool)
@@ -32,25 +32,25 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
         prompts = make_prompts(recipe.prompts, student, pool, **ask, use="train")
         held_out = {b.name: make_prompts(b, student, pool, **ask, use="test", train=prompts) for b in recipe.benchmarks}
         preflight(recipe, models, prompts, pool)
-        start, before = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)
+        start, evaluation = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)
         checkpoints, history = [], []
         for round_index in rounds(recipe, pool, lambda: student):  # noqa: B023  the latest is meant
-            now = recipe.at(round_index, history)  # schedule and controllers, resolved
-            rollouts, student = one_round(now, models, student, prompts, pool, round_index)
+            rollouts, student = one_round(recipe.at(round_index, history), models, student, prompts, pool, round_index)
             history.append(round_record(student))
+            if recipe.evaluate_every and len(history) % recipe.evaluate_every == 0:
+                evaluation += evaluate_student(recipe, student, held_out, pool, step=len(history), teacher=teacher)[1]
             prune(checkpoints := [*checkpoints[-2:], student])
         run.sample(rollouts, models["student"])
-        end, after = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher,
-                                      step=recipe.rounds)
+        end, after = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher, step=len(history))
     result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end,
-              "evaluation": [*before, *after]}
+              "evaluation": [*evaluation, *after]}
     publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": tables.markdown_of_run(result)}, run.url())
-    return result | {"mlflow_page": run.url()}
+    return result | {"mlflow_page": run.url(), "mlflow_charts": run.charts()}
 
 
 def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, pool: pools.WorkerPool,
               round_index: int) -> tuple[Artifact, Artifact]:
-    """The round's graded rollouts, and the student trained on them."""
+    """The round's graded rollouts, and the student trained on them; schedule and controllers are resolved in `now`."""
     rollouts = write_rollouts(now, models, student, prompts, pool, round_index)
     rollouts = grade_rollouts(now, prompts, rollouts, pool, round_index)
     if now.refine:

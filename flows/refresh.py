@@ -2,7 +2,7 @@
 from prefect import flow
 
 from flows.distill import distill
-from flows.pools import pool_shared
+from flows.pools import pool_for
 from flows.promote import promote
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
@@ -29,7 +29,7 @@ def refresh(name: str, accept_drift: bool = False) -> dict:
         champion = champion_of(ask.name)
         tick = next_tick(ask, champion)
         recipe = planning.recipe_of(ask, tick)
-        with pool_shared(recipe) as pool:
+        with pool_for(recipe) as pool:
             decision = journal.decision_of(tick) or decided(ask, tick, champion, recipe, pool, accept_drift)
             if decision["action"] != "refresh":
                 return decision

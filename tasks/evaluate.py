@@ -12,26 +12,28 @@ from tasks.tracking.runs import log_artifact
 from tasks.workers.pools import WorkerPool
 
 
-@task(cache_policy=NO_CACHE, task_run_name="report-{when}")
-def evaluate_student(recipe: Recipe, student: Artifact, prompts: dict[str, Artifact], pool: WorkerPool, *, when: str,
-                     step: int = 0, teacher: Artifact | None = None) -> tuple[dict[str, Artifact], list[Artifact]]:
+@task(cache_policy=NO_CACHE, task_run_name="report-{when}-{step:04d}")
+def evaluate_student(recipe: Recipe, student: Artifact, prompts: dict[str, Artifact], pool: WorkerPool, *,
+                     when: str = "round", step: int = 0,
+                     teacher: Artifact | None = None) -> tuple[dict[str, Artifact], list[Artifact]]:
     """A report a benchmark, and all artifacts that were made for them. Greedy answers do not depend on the seed.
 
-    With a teacher that gives hidden states, so not one behind a server, the counts hold its divergence too.
+    `step` rounds are finished. With a teacher that gives hidden states, so not one behind a server, the counts hold
+    its divergence too.
     """
     reports, evaluation, measured = {}, [], teacher is not None and "teacher" not in served(recipe)
     for benchmark in recipe.benchmarks:
-        inputs, logged = {"student": student, "prompts": prompts[benchmark.name]}, f"{when}/{benchmark.name}"
+        inputs, logged = {"student": student, "prompts": prompts[benchmark.name]}, f"eval/{benchmark.name}"
         spec = {"benchmark": benchmark.model_dump(mode="json", exclude={"divergence_max_tokens"}),
                 "engine": recipe.engine_for("write"), "seed": recipe.seed if benchmark.sampling.temperature > 0 else 0,
                 "folder": "model", "context_tokens": recipe.pair.context_tokens}
         reports[benchmark.name] = report = log_artifact(
-            run_stage("report", spec, inputs, pool), f"{when}-{benchmark.name}", step=step, prefix=logged)
+            run_stage("report", spec, inputs, pool), f"{when}-{step:04d}-{benchmark.name}", step=step, prefix=logged)
         if measured:
             spec = {"max_tokens": benchmark.divergence_max_tokens, "folder": "model",
                     "engine": recipe.engine_for("write") | {"name": "torch"}}  # whole distributions, whoever wrote
             made = log_artifact(run_stage("divergence", spec, inputs | {"report": report, "teacher": teacher}, pool),
-                                f"{when}-{benchmark.name}", step=step, prefix=logged)
+                                f"{when}-{step:04d}-{benchmark.name}", step=step, prefix=logged)
             reports[benchmark.name] = replace(report, counts=report.counts | made.counts)
             evaluation.append(made)
         evaluation.append(report)

@@ -13,9 +13,10 @@ from tasks.workers.pools import WorkerPool
 def grade_rollouts(recipe: Recipe, prompts: Artifact, rollouts: Artifact, pool: WorkerPool,
                    round_index: int) -> Artifact:
     """The rollouts with rewards; unfit ones are dropped, but not before they were refined."""
-    filters = recipe.rollout.filters if rollouts.kind == "refined" or not recipe.refine else []
+    refined = rollouts.kind == "refined"
+    filters = recipe.rollout.filters if refined or not recipe.refine else []
     spec = {"grader": recipe.prompts.grader.model_dump(mode="json"),
             "filters": [slot.model_dump(mode="json") for slot in filters]}
     graded = run_stage("grades", spec, {"prompts": prompts, "rollouts": rollouts}, pool)
-    name = f"{round_index:04d}{'-refined' if rollouts.kind == 'refined' else ''}"
-    return log_artifact(graded, name, step=round_index)
+    return log_artifact(graded, f"{round_index:04d}{'-refined' if refined else ''}", step=round_index + 1,
+                        prefix="grades/unrefined" if recipe.refine and not refined else "grades")

@@ -11,14 +11,17 @@ from tasks.tracking.client import ui_command
 
 
 @task(cache_policy=NO_CACHE, task_run_name="publish-{name}")
-def publish(name: str, texts: dict[str, str], url: str, folder: Path | None = None) -> Path | None:
-    """Write texts by file name to a folder, where one is given; Markdown and a link become artifacts in Prefect."""
+def publish(name: str, texts: dict[str, str], url: str, folder: Path | None = None, *,
+            charts: str = "") -> Path | None:
+    """Write texts by file name to a folder, where one is given; Markdown and links become artifacts in Prefect."""
     if folder:
         write(texts, folder)
     key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     for text in (text for file, text in texts.items() if file.endswith(".md")):
         create_markdown_artifact(text, key=f"table-{key}")
     create_link_artifact(url, key=f"mlflow-{key}", link_text="MLflow", description=how_to_open())
+    if charts:
+        create_link_artifact(charts, key=f"charts-{key}", link_text="All runs side by side", description=how_to_open())
     return folder
 
 

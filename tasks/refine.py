@@ -28,4 +28,4 @@ def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifa
     inputs = {"prompts": prompts, "rollouts": rollouts, "student": student}
     if refiners_ask_teacher(recipe):
         inputs["teacher"], spec["folder"] = teacher_of(recipe, recipe.teacher.model, models, student)
-    return log_artifact(run_stage("refined", spec, inputs, pool), f"{round_index:04d}", step=round_index)
+    return log_artifact(run_stage("refined", spec, inputs, pool), f"{round_index:04d}", step=round_index + 1)

@@ -27,4 +27,4 @@ def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
     inputs = {"prompts": prompts, "student": student if on_policy else models["student"]}
     if writers_with(recipe, "asks_teacher"):
         inputs["teacher"] = models["teacher"]
-    return log_artifact(run_stage("rollouts", spec, inputs, pool), f"{round_index:04d}", step=round_index)
+    return log_artifact(run_stage("rollouts", spec, inputs, pool), f"{round_index:04d}", step=round_index + 1)

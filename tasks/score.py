@@ -34,5 +34,5 @@ def score_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
                 "temperature": recipe.loss.temperature, "engine": recipe.engine_for("score"),
                 "context_tokens": recipe.pair.context_tokens, "vocabulary": models["student"].counts["vocabulary"]}
         made = run_stage("scores", spec, {"prompts": prompts, "rollouts": rollouts, "model": model}, pool)
-        scores[name] = log_artifact(made, f"{name}-{round_index:04d}", step=round_index, prefix=f"scores/{name}")
+        scores[name] = log_artifact(made, f"{name}-{round_index:04d}", step=round_index + 1, prefix=f"scores/{name}")
     return scores

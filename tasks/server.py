@@ -13,7 +13,13 @@ from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_writ
 from tasks.opd.store.artifacts import home
 from tasks.workers.launchers import ROOT
 
+OWN = "OPD_PREFECT_OWN"                 # in the environment: the address of the server that the command started
 QUIET = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")  # 17 ms of its time a task, for nobody to look at
+
+
+def is_own() -> bool:
+    """Whether the server in use is this command's own, which has no pages and ends with it."""
+    return os.environ.get("PREFECT_API_URL", "") == os.environ.get(OWN, "none")
 
 
 def start(timeout_seconds: float = 90) -> None:
@@ -33,7 +39,8 @@ def start(timeout_seconds: float = 90) -> None:
         start_new_session=True, env={**own, **os.environ, **fixed}, stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     atexit.register(process.stdin.close)  # before Prefect is imported, so after it has said its last word
-    os.environ["PREFECT_API_URL"], until = f"http://127.0.0.1:{port}/api", time.monotonic() + timeout_seconds
+    os.environ["PREFECT_API_URL"] = os.environ[OWN] = f"http://127.0.0.1:{port}/api"
+    until = time.monotonic() + timeout_seconds
     while process.poll() is None and time.monotonic() < until:
         with contextlib.suppress(OSError):
             return urllib.request.urlopen(f"{os.environ['PREFECT_API_URL']}/health", timeout=5).close()

@@ -32,7 +32,7 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
             "controlled": schedule.controlled(recipe.model_dump(mode="json"))}
     inputs = {"rollouts": rollouts, "student": student, **{f"scores:{name}": made for name, made in scores.items()}}
     inputs |= {f"model:{name}": model for name, (model, _) in teaching.items() if needs[name]["hidden"]}
-    made = log_artifact(run_stage("checkpoint", spec, inputs, pool), f"{round_index:04d}", step=round_index)
+    made = log_artifact(run_stage("checkpoint", spec, inputs, pool), f"{round_index:04d}", step=round_index + 1)
     for name in (name for name in scores if needs[name]["hidden"]):
         release_hidden(recipe, name, scores[name], pool)
     return made

@@ -15,7 +15,7 @@ from tasks.opd.recipe import slots
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("core", "store", "recipe", "models", "engines", "data", "makers", "rollouts", "scoring", "objective",
-         "training", "evaluation", "refresh", "runtime")  # packages of tasks/opd: each imports itself and those before it
+         "training", "evaluation", "refresh", "runtime")  # packages of tasks/opd: each imports itself and those above
 TORCH_FREE = ("core.errors", "core.records", "core.metrics", "store.artifacts", "store.fingerprints",
               "store.hidden_states", "store.run_records", "store.garbage", "recipe.schema", "recipe.slots",
               "recipe.loading", "recipe.refreshes", "recipe.requirements", "recipe.checks.recipes",

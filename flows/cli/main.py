@@ -1,15 +1,18 @@
 """The command line: what is said, which command runs, how it ends.
 
-Exit codes: 0 ok, those of tasks/opd/core/errors.py, 130 interrupted, 1 anything else. Results go to standard output,
-with --json as one object on the last line; progress and complaints go to standard error.
+Exit codes: 0 ok, those of tasks/opd/core/errors.py, 130 interrupted, 143 terminated, 129 the terminal is gone, 1
+anything else. Results go to standard output, with --json as one object on the last line; progress and complaints go to
+standard error.
 """
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import traceback
 
+from flows.cli.deployments import deploy
 from flows.cli.machine import doctor
 from flows.cli.recipes import check, variants
 from flows.cli.refreshes import add_reasons, add_refresh_options, history, promote, refresh, rollback
@@ -19,6 +22,8 @@ from flows.cli.store import add_options, gc
 from tasks.opd.core.errors import OpdError
 from tasks.opd.store.artifacts import Artifact
 
+STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal is gone"}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
@@ -26,33 +31,44 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parsed(argv)
     except SystemExit as done:  # argparse has said why
         return 1 if done.code else 0
-    stopped = watch_interrupts()
+    stopped = watch_signals()
     try:
         result, text = arguments.run(arguments)
-    except (Exception, KeyboardInterrupt) as error:
-        return refused(arguments, *explained(error, bool(stopped)))
+    except BaseException as error:
+        if not isinstance(error, Exception | KeyboardInterrupt) and not stopped:
+            raise
+        return refused(arguments, *explained(error, stopped))
     print(json.dumps(result, default=plain) if arguments.json else text)
     return 0
 
 
-def explained(error: BaseException, interrupted: bool) -> tuple[int, str]:
-    """Exit code and message; whatever an interrupt became on its way through threads and tasks, it is 130."""
-    if interrupted or isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; finished stages are kept, the same command goes on from there"
+def explained(error: BaseException, stopped: list[int]) -> tuple[int, str]:
+    """Exit code and message; whatever a signal became on its way through threads and tasks, it is 128 + its number."""
+    if stopped or isinstance(error, KeyboardInterrupt):
+        number = stopped[0] if stopped else signal.SIGINT
+        return 128 + number, f"{STOPPED[number]}; finished stages are kept, the same command goes on from there"
     if isinstance(error, OpdError):
         return error.exit_code, str(error)
     return 1, f"{type(error).__name__}: {error}\n(--verbose shows the traceback)"
 
 
-def watch_interrupts() -> list[int]:
-    """A list that fills when the person interrupts, besides the KeyboardInterrupt itself."""
-    stopped: list[int] = []
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # a background job of a shell ignores them
+def watch_signals() -> list[int]:
+    """A list that fills when the person interrupts, something terminates this process, or the terminal goes.
 
-        def note(number: int, frame) -> None:
-            stopped.append(number)
-            signal.default_int_handler(number, frame)
-        signal.signal(signal.SIGINT, note)
+    Each is raised as a KeyboardInterrupt too. Where a signal is ignored, as nohup or a shell's background job has it,
+    or handled otherwise, it stays so.
+    """
+    stopped: list[int] = []
+    terminal = [stream.fileno() for stream in (sys.__stdout__, sys.__stderr__) if stream and stream.isatty()]
+
+    def note(number: int, frame) -> None:
+        stopped.append(number)
+        for gone in (stream for stream in terminal if number == signal.SIGHUP and not os.isatty(stream)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), gone)  # a word to it would be an error, and hide the signal
+        raise KeyboardInterrupt
+    for number in STOPPED:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, note)
     return stopped
 
 
@@ -102,6 +118,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
                 required=True)
     add_reasons(command(rollback, "make the version before the champion the champion again", "refresh"), required=False)
     add_serve_options(command(serve, "the command that serves the champion, printed or started", "refresh"))
+    added = command(deploy, "every variant, suite and evaluation as a deployment in Prefect, to be run from its pages")
+    added.add_argument("--pool", default="opd", help="the work pool whose workers run them (opd)")
     add_options(command(gc, "what no recorded run refers to, listed or removed"))
     command(doctor, "versions, cores, GPU, disk, telemetry switches")
     arguments, rest = top.parse_known_args(argv)

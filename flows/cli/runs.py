@@ -66,7 +66,8 @@ def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
 
 def ending(result: dict) -> list[str]:
     """The last lines of a run: how long it took, and how to look at it."""
-    page = [f"page        {result['mlflow_page']}"] if "/runs/" in result["mlflow_page"] else []  # MLflow was reached
+    reached = "/runs/" in result["mlflow_page"]
+    page = [f"page        {result['mlflow_page']}", f"charts      {result['mlflow_charts']}"] if reached else []
     return [f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}", *page]
 
 

@@ -1,9 +1,14 @@
 """MLflow's client and store: where it is, opened by one process at a time. The only file that imports mlflow."""
+import atexit
 import contextlib
 import fcntl
 import functools
+import gc
+import json
 import logging
 import os
+import sqlite3
+from pathlib import Path
 
 from tasks.opd.core.errors import EngineError
 from tasks.opd.store.artifacts import home
@@ -20,7 +25,13 @@ def tracking_uri() -> str:
 def ui_command() -> str:
     """The one command, or the address, that opens what was tracked."""
     uri = tracking_uri()
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    serve = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 --backend-store-uri {uri}"
+    return uri if uri.startswith("http") else f"{serve} --artifacts-destination {home() / 'mlartifacts'}"
+
+
+def under_home(uri: str) -> str:
+    """A store's address, the same wherever home() is moved to."""
+    return uri.replace(str(home()), "$OPD_HOME")
 
 
 @contextlib.contextmanager
@@ -38,9 +49,12 @@ def client_at(uri: str):
     for name, value in QUICK.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
+    atexit.register(gc.freeze)  # else the last collection goes through all of it: 1.6 s, when a stopped run is to be gone
     for name in ("mlflow", "sqlalchemy", "alembic"):  # what they have to say is said in one warning
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with alone():
+        if uri == f"sqlite:///{home() / 'mlflow.db'}":
+            follow_home(home() / "mlflow.db")
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
@@ -53,6 +67,21 @@ def experiment_id(client, name: str) -> str:
         return found.experiment_id
     local = (home() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None  # else ./mlruns
     return client.create_experiment(name, artifact_location=local)
+
+
+def follow_home(database: Path) -> None:
+    """Where home() was moved, its runs' artifacts were too; MLflow keeps their addresses in full."""
+    if not database.exists():
+        return
+    now = (home() / "mlartifacts").as_uri()
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as store, store:
+        if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+            return
+        for (before,) in store.execute("SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location "
+                                       "LIKE 'file:///%/mlartifacts' AND artifact_location != ?", [now]).fetchall():
+            store.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", [now, before])
+            store.execute("UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE artifact_uri LIKE ?",
+                          [now, len(before) + 1, f"{before}/%"])
 
 
 def is_there(client, run: str | None) -> bool:
@@ -84,3 +113,21 @@ def entities():
     """MLflow's Metric, Param and RunTag, imported when first used."""
     from mlflow import entities
     return entities
+
+
+def datasets(described: list[dict[str, str]]) -> list:
+    """MLflow's inputs of datasets, given by name, digest, source (a folder) and context (train or test)."""
+    found = entities()
+    return [found.DatasetInput(
+        found.Dataset(one["name"], one["digest"], "local", json.dumps({"uri": one["source"]})),
+        [found.InputTag("mlflow.data.context", one["context"])]) for one in described]
+
+
+def machine_monitors() -> list:
+    """MLflow's own monitors of CPU and memory and, where nvidia-ml-py finds one, of the GPU."""
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+    found = [CPUMonitor()]
+    with contextlib.suppress(ImportError, RuntimeError):  # without that package, or without a GPU
+        found.append(GPUMonitor())
+    return found

@@ -17,18 +17,31 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.opd.core.costs import summed
 from tasks.opd.core.errors import OpdError
-from tasks.opd.evaluation.cell_costs import ROUND
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, home
-from tasks.tracking.client import alone, client_at, entities, experiment_id, is_there, tracking_uri
-from tasks.tracking.points import Note, log_key, points_of, sampled_rows
+from tasks.tracking import view
+from tasks.tracking.client import (
+    alone,
+    client_at,
+    datasets,
+    entities,
+    experiment_id,
+    is_there,
+    tracking_uri,
+    under_home,
+)
+from tasks.tracking.machine import Machine
+from tasks.tracking.params import free_name
+from tasks.tracking.points import Note, log_key, new_points, sampled_rows
 
 BATCH = 1000                            # metrics a request may carry; parameters and tags: 100
 TICK_SECONDS, RETRY_SECONDS = 2, 15
+END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; who stops a run wants it gone
+TABLE, DIGEST = "rollouts.json", 36  # characters of a dataset's digest
 RUNS_PAGE = "?workflowType=machine_learning"  # without it MLflow shows an empty page for traces of language models
 NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
+KILLED = "KILLED"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +49,10 @@ class About:
     """How a run is presented."""
     name: str
     tags: dict[str, str]
-    params: dict[str, str]
+    params: dict[str, str]              # empty for a suite's own run
     files: dict[str, str]               # path -> text
+    note: str = ""                      # Markdown, the first of its description
+    benchmarks: tuple[str, ...] = ()    # by name
 
 
 class Run:
@@ -46,11 +61,13 @@ class Run:
     def __init__(self, key: str, experiment: str, about: About, parent: "Run | None" = None):
         self.experiment, self.about, self.parent = experiment, about, parent
         self.file = home() / "tracking" / f"{key}.json"
-        self.state = {"uri": tracking_uri(), "run": None, "experiment": None, "sent": {}}
+        self.uri = tracking_uri()
+        self.state = {"uri": under_home(self.uri), "run": None, "experiment": None, "sent": {}}
+        self.cells: list[Run] = []      # of a suite, those that this process has begun
         self.notes: list[Note] = []
         self.files, self.shown = {}, {}
         self.table: tuple[Artifact, Artifact] | None = None
-        self.status, self.warned, self.ensured = "RUNNING", False, False
+        self.warned, self.ensured, self.shared, self.machine = False, False, "", Machine()
         self.wake, self.thread = queue.SimpleQueue(), threading.Thread(target=self._work, daemon=True, name="tracking")
 
     def show(self, texts: dict[str, str], note: str, numbers: dict[str, float]) -> None:
@@ -62,18 +79,23 @@ class Run:
         """Ship a table of 50 of these rollouts with rewards, decoded by the student's tokenizer; once a run."""
         self.table = rollouts, student
 
-    def close(self, status: str, timeout_seconds: float = 30) -> None:
+    def close(self, status: str) -> None:
         """End the run; what could not be shipped in time is shipped when the recipe is run again."""
+        seconds = KILLED_SECONDS if status == KILLED else END_SECONDS
         self.wake.put(status)
-        self.thread.join(timeout_seconds)
+        self.thread.join(seconds)
         if self.thread.is_alive():
-            self._warn(f"is not reached (it did not answer in {timeout_seconds} s)")
+            self._warn(f"is not reached (it did not answer in {seconds} s)")
 
     def url(self) -> str:
-        """Where the run stands in MLflow's pages; of a local store, once `mlflow ui` runs."""
-        base = tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
+        """Where the run stands in MLflow's pages; of a local store, once `mlflow server` runs."""
         run = self.state["run"]
-        return f"{base}/#/experiments/{self.state['experiment']}/runs/{run}{RUNS_PAGE}" if run else base
+        return f"{pages()}/#/experiments/{self.state['experiment']}/runs/{run}{RUNS_PAGE}" if run else pages()
+
+    def charts(self, base: str | None = None) -> str:
+        """Where the suite's cells stand side by side as charts; without a suite, all runs of the experiment."""
+        base = pages() if base is None else base
+        return view.link(base, self.state["experiment"], self._view_key()) if self.state["run"] else base
 
     def _work(self) -> None:
         status, pause = None, 0
@@ -81,7 +103,10 @@ class Run:
             with contextlib.suppress(queue.Empty):
                 status = self.wake.get(timeout=pause)
             try:
-                self._ship(self._client(), status)
+                client = self._client()
+                if status == KILLED:                # first of all, there may be no time for the rest
+                    client.set_terminated(self.state["run"], status)
+                self._ship(client, status)
                 pause = TICK_SECONDS
             except Exception as error:              # whatever the store does, the run goes on
                 self._warn(trouble(error))
@@ -90,11 +115,11 @@ class Run:
     def _warn(self, message: str) -> None:
         if not self.warned:
             self.warned = True
-            print(f"opd: MLflow at {self.state['uri']} {message}; the run goes on, and what is missing there is sent "
+            print(f"opd: MLflow at {self.uri} {message}; the run goes on, and what is missing there is sent "
                   "when the recipe is run again", file=sys.stderr)
 
     def _client(self):
-        client = client_at(self.state["uri"])
+        client = client_at(self.uri)
         self.ensure(client)
         return client
 
@@ -105,11 +130,12 @@ class Run:
         parent = {"mlflow.parentRunId": self.parent.ensure(client)} if self.parent else {}
         with alone():
             known = read_state(self.file)
-            if known and known["uri"] == self.state["uri"] and is_there(client, known["run"]):
+            if known and under_home(known["uri"]) == self.state["uri"] and is_there(client, known["run"]):
                 self.state = known
             else:
                 experiment = experiment_id(client, self.experiment)
-                run = client.create_run(experiment, tags={**self.about.tags, **parent}, run_name=self.about.name)
+                name = free_name(client, experiment, self.about.name, self.about.tags, self.about.params)
+                run = client.create_run(experiment, tags={**self.about.tags, **parent}, run_name=name)
                 self.state.update(run=run.info.run_id, experiment=experiment, sent={})
                 write_state(self.file, self.state)
         tags = [entities().RunTag(*item) for item in (self.about.tags | author_tags()).items()]
@@ -122,7 +148,7 @@ class Run:
         """Begin another MLflow run: a stage of this one was made anew, so its points would stand there twice."""
         client.set_tag(self.state["run"], "superseded", "true")
         self.file.unlink(missing_ok=True)
-        self.state, self.ensured = {"uri": self.state["uri"], "run": None, "experiment": None, "sent": {}}, False
+        self.state, self.ensured = {**self.state, "run": None, "experiment": None, "sent": {}}, False
         self.ensure(client)
         return self.state["sent"]
 
@@ -132,26 +158,36 @@ class Run:
         made = [(f"{note.artifact.kind}/{note.name}", log_key(note, record)) for note, record in zip(notes, records)]
         if any(sent.get(name, known) != known for name, known in made):
             sent = self._begin_anew(client)
-        points, files, seconds, stages = [], dict(self.files), 0.0, []
+        files, new = dict(self.files), [name not in sent for name, _ in made]
         if "about" not in sent:
             files |= self.about.files
             for some in chunks(list(self.about.params.items()), 100):
                 client.log_batch(self.state["run"], params=[entities().Param(*item) for item in some])
-        for note, record, (name, _) in zip(notes, records, made):
-            seconds += record.get("seconds") or 0.0
-            stages += [(note.artifact.kind, note.artifact.counts)] if note.artifact.kind in ROUND else []
-            if name not in sent and record:
-                points += points_of(note, record, {**summed(stages), "seconds": seconds})
-                files[f"stages/{name}.json"] = json.dumps(record, indent=1)
-        self._send(client, points, files)
-        self._send_shown(client, sent.get("shown", {}))
-        self.state["sent"] = {**sent, **dict(made), "about": True, "shown": self.shown or sent.get("shown", {})}
-        if status and self.table and "table" not in self.state["sent"]:
-            client.log_table(self.state["run"], data=sampled_rows(*self.table), artifact_file="rollouts.json")
-            self.state["sent"]["table"] = True
+        if status:
+            files |= self._last_files(dict(zip([name for name, _ in made], records)))
+        self._send(client, new_points(notes, records, new) + self._sampled(), files)
+        self._send_inputs(client, [note for note, is_new in zip(notes, new) if is_new])
+        self._send_shown(client, sent)
+        self._share_view(client)
+        self.state["sent"] = {**sent, **dict(made), "about": True, "shown": self.shown or sent.get("shown", {}),
+                              "note": self._description(sent)}
         if status:
             client.set_terminated(self.state["run"], status)
         write_state(self.file, self.state)
+
+    def _last_files(self, records: dict[str, dict]) -> dict[str, str]:
+        """What is written as the run ends: the record of every stage, and the table of rollouts."""
+        for name, known in self.state["sent"].items():  # of runs before this one, too
+            kind, slash, _ = name.partition("/")
+            if slash and name not in records:
+                records[name] = artifacts.read_record(artifacts.place(kind, known[0])) or {}
+        lines = [json.dumps({"stage": name, **record}) for name, record in records.items() if record]
+        files = {"stages.json": "[\n" + ",\n".join(lines) + "\n]\n"} if lines else {}
+        if self.table:
+            columns = sampled_rows(*self.table)
+            rows = [list(row) for row in zip(*columns.values())]
+            files[TABLE] = json.dumps({"columns": list(columns), "data": rows})
+        return files
 
     def _send(self, client, points: list[dict], files: dict[str, str]) -> None:
         for some in chunks(points, BATCH):
@@ -159,18 +195,66 @@ class Run:
         if files:
             with tempfile.TemporaryDirectory() as folder:
                 for name, text in files.items():
-                    path = Path(folder, name)
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(text, encoding="utf-8")
+                    Path(folder, name).write_text(text, encoding="utf-8")
                 client.log_artifacts(self.state["run"], folder)
+        if TABLE in files:                          # by this tag its page shows a table
+            client.set_tag(self.state["run"], "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
 
-    def _send_shown(self, client, before: dict) -> None:
-        """What `show` was given; a number that stands there already is not sent again."""
-        known, now = before.get("numbers", {}), int(time.time() * 1000)
+    def _send_inputs(self, client, new: list[Note]) -> None:
+        """The prompts read, as MLflow's datasets, and which checkpoint is the latest, as tags."""
+        if read := [note for note in new if note.artifact.kind == "prompts"]:
+            client.log_inputs(self.state["run"], datasets=datasets([dataset_of(note) for note in read]))
+        if trained := [note.artifact for note in new if note.artifact.kind == "checkpoint"]:
+            last = {"path": str(trained[-1].path), "fingerprint": trained[-1].fingerprint, "digest": trained[-1].digest}
+            client.log_batch(self.state["run"], tags=[entities().RunTag(f"checkpoint.{k}", v) for k, v in last.items()])
+
+    def _send_shown(self, client, sent: dict) -> None:
+        """The description, and what `show` was given; a number that stands there already is not sent again."""
+        known, now = sent.get("shown", {}).get("numbers", {}), int(time.time() * 1000)
         new = {key: value for key, value in self.shown.get("numbers", {}).items() if known.get(key) != value}
         self._send(client, [{"key": key, "value": new[key], "step": 0, "timestamp": now} for key in new], {})
-        if self.shown and self.shown != before:
-            client.set_tag(self.state["run"], NOTE, self.shown["note"])
+        if (note := self._description(sent)) != sent.get("note"):
+            client.set_tag(self.state["run"], NOTE, note)
+
+    def _description(self, sent: dict) -> str:
+        """Markdown: the way to the charts, what is known from the start, and what `show` was given."""
+        charts = "" if self.parent else f"[Charts of all runs, side by side]({self.charts(base='')})"
+        parts = (charts, self.about.note, (self.shown or sent.get("shown", {})).get("note", ""))
+        return "\n\n".join(filter(None, parts))[:NOTE_CHARACTERS]
+
+    def _view_key(self) -> str:
+        """Which of the experiment's views shows this run beside others."""
+        return self.parent._view_key() if self.parent else "all" if self.about.params else self.file.stem[:12]
+
+    def _sampled(self) -> list[dict]:
+        """What the machine does now and then; a suite's cells have it, not its own run."""
+        points = self.machine.points(self.state.get("samples", 0)) if self.about.params else []
+        self.state["samples"] = max([point["step"] for point in points], default=self.state.get("samples", 0))
+        return points
+
+    def _share_view(self, client) -> None:
+        """Keep the view of `charts`: a suite's cells so far, or all runs of the experiment; a cell has its suite's."""
+        shown = [cell for cell in self.cells if cell.state["run"]] or ([self] if self.about.params else [])
+        if self.parent or not shown:
+            return
+        names = list(dict.fromkeys(name for run in shown for name in run.about.benchmarks))
+        state = view.encoded(view.state_of(names, [run.state["run"] for run in shown] if self.cells else None))
+        if state != self.shared:
+            experiment, link = self.state["experiment"], self.charts(base="")
+            client.set_experiment_tag(experiment, f"{view.TAG}{self._view_key()}", state)
+            client.set_experiment_tag(experiment, NOTE, f"[Charts of the latest runs, side by side]({link})")
+            self.shared = state
+
+
+def pages() -> str:
+    """The address of MLflow's pages; of a local store, the one that `mlflow server` has by itself."""
+    return tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
+
+
+def dataset_of(note: Note) -> dict[str, str]:
+    """Prompts as a dataset of MLflow: their folder is the source, `train` or `test` the context."""
+    use, _, name = note.name.partition("-")
+    return {"name": name, "digest": note.artifact.digest[:DIGEST], "source": str(note.artifact.path), "context": use}
 
 
 def trouble(error: Exception) -> str:

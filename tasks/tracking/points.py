@@ -1,24 +1,35 @@
-"""A finished stage as MLflow's points and tables: each number under one name."""
-import json
+"""A finished stage as MLflow's points and tables: each number under one name, at the number of rounds finished.
+
+Step 0 is the start. Step k is the k-th round: what its rollouts, grades, scores and training were, and what an
+evaluation after it measured. So `round/trained_tokens` and `round/seconds`, which are there at every step, can be the
+x-axis of any other metric.
+"""
 import math
 import re
+import statistics
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
 
 from tasks.opd.core import metrics
+from tasks.opd.core.costs import NAMES, TRAINED, summed
 from tasks.opd.core.records import Rollout, read_rows
+from tasks.opd.evaluation.cell_costs import ROUND
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
 
 PREFIXES = {"rollouts": "rollout", "grades": "grade", "refined": "refine", "scores": "score"}  # as stages log theirs
+SETTLED = ("model", "prompts", "preflight")  # stages before the first round: their records say all, no curve does
+SIZES = {"prompts", "samples", "rollouts", "tokens", "kept", "scored", "divergence_tokens", "tokens_seen", *NAMES}
+BY_STEP = {"train/loss_nats", "train/grad_norm", "train/learning_rate"}  # shown by optimizer step, too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
     """A finished stage to be shipped."""
     artifact: Artifact
-    name: str                           # it becomes stages/<kind>/<name>.json
-    step: int                           # the round
+    name: str                           # unique within its kind; stages.json calls it <kind>/<name>
+    step: int                           # rounds finished: 0 at the start, k for all of the k-th round
     prefix: str                         # its counts become <prefix>/<count>, its own points <prefix>/<quantity>
 
 
@@ -39,12 +50,69 @@ def points_of(note: Note, record: dict, spent: dict[str, float]) -> list[dict]:
     own = [{**point, "key": re.sub(f"^{stage}/", f"{prefix}/", point["key"])} for point in own]  # two teachers: two
     if kind == "checkpoint":
         prefix, counts = "round", spent
-    at, there = int(datetime.fromisoformat(record["created"]).timestamp() * 1000), {point["key"] for point in own}
+    at, there = milliseconds(record), {point["key"] for point in own}
     values = {f"{prefix}/{name}": value for name, value in counts.items()
               if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)}
     points = own + [{"key": key, "value": value, "step": note.step, "timestamp": at}
                     for key, value in values.items() if key not in there]
     return [{**point, "key": re.sub(r"[^\w.\- :/]", "_at_", point["key"])} for point in points]
+
+
+def new_points(notes: list[Note], records: list[dict], new: list[bool]) -> list[dict]:
+    """The points of those stages that are new; what the rounds have spent up to a checkpoint is summed over all."""
+    points, seconds, stages, first = [], 0.0, [], True
+    for note, record, is_new in zip(notes, records, new):
+        if note.artifact.kind in ROUND:
+            seconds += record.get("seconds") or 0.0
+            stages.append((note.artifact.kind, note.artifact.counts))
+        if is_new and record:
+            points += shipped_points(note, record, {**summed(stages), "seconds": seconds})
+            points += start_points(record) if first and note.artifact.kind == "report" and note.step == 0 else []
+        first = first and note.artifact.kind != "report"
+    return points
+
+
+def shipped_points(note: Note, record: dict, spent: dict[str, float]) -> list[dict]:
+    """What MLflow gets of a stage: of each of its metrics the mean, at the rounds finished, and what `optimizer_points`
+    gives. The timestamp is that of the metric's last point.
+
+    Left out: what comes before the first round, sizes that the recipe decides (costs stand under `round/`), and counts
+    of zero. The stage's own `metrics.jsonl` and record have all.
+    """
+    if note.artifact.kind in SETTLED:
+        return []
+    by_key = defaultdict(list)
+    for point in points_of(note, record, spent):
+        if is_telling(point["key"], point["value"]):
+            by_key[point["key"]].append(point)
+    return [{"key": key, "value": statistics.fmean(point["value"] for point in some), "step": note.step,
+             "timestamp": some[-1]["timestamp"]} for key, some in by_key.items()] + optimizer_points(by_key)
+
+
+def optimizer_points(by_key: dict[str, list[dict]]) -> list[dict]:
+    """Loss, gradient norm and learning rate by optimizer step, as `optimizer/..`, of a round that took several."""
+    return [{**point, "key": key.replace("train/", "optimizer/", 1), "step": point["step"]}
+            for key in BY_STEP & by_key.keys() if len(by_key[key]) > 1 for point in by_key[key]]
+
+
+def is_telling(key: str, value: float) -> bool:
+    """Whether a number is worth a chart: neither a size nor a count of nothing; costs so far are, where there are."""
+    stage, _, name = key.partition("/")
+    if stage == "round":
+        return name in (TRAINED, "seconds") or value != 0
+    name = name.rpartition("/")[2]
+    return not (name in SIZES or name.startswith("rollouts_") or isinstance(value, int) and value == 0)
+
+
+def start_points(record: dict) -> list[dict]:
+    """The start of the x-axes, as of the first evaluation, whose record this is: nothing trained, no seconds spent."""
+    return [{"key": f"round/{name}", "value": 0.0, "step": 0, "timestamp": milliseconds(record)}
+            for name in (TRAINED, "seconds")]
+
+
+def milliseconds(record: dict) -> int:
+    """When an artifact was made, as MLflow counts."""
+    return int(datetime.fromisoformat(record["created"]).timestamp() * 1000)
 
 
 def sampled_rows(rollouts: Artifact, student: Artifact, count: int = 50) -> dict[str, list]:
@@ -58,13 +126,3 @@ def sampled_rows(rollouts: Artifact, student: Artifact, count: int = 50) -> dict
             "completion": [tokenizer.decode(r.token_ids, skip_special_tokens=False) for r in rows],
             "tokens": [len(r.token_ids) for r in rows], "finish_reason": [r.finish_reason for r in rows],
             "reward": [r.reward for r in rows], "feedback": [r.feedback for r in rows]}
-
-
-def flat(value, prefix: str = "") -> dict[str, str]:
-    """Nested settings as dotted keys and short texts: a parameter may have 250 characters of key and 500 of value."""
-    nested = dict(enumerate(value)) if isinstance(value, list) else value
-    if not nested or not isinstance(nested, dict):
-        text = value if isinstance(value, str) else json.dumps(value)
-        return {re.sub(r"[^\w.\- /]", "_", prefix)[:250]: text[:500]}
-    parts = [flat(item, f"{prefix}.{name}".lstrip(".")) for name, item in nested.items()]
-    return {key: text for part in parts for key, text in part.items()}

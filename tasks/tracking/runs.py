@@ -3,13 +3,16 @@ import contextlib
 import hashlib
 from contextvars import ContextVar
 
+from tasks import server
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.fingerprints import canonical
-from tasks.tracking.outbox import NOTE, About, Run
-from tasks.tracking.points import PREFIXES, Note, flat
+from tasks.tracking.outbox import KILLED, About, Run
+from tasks.tracking.params import params_of
+from tasks.tracking.points import PREFIXES, Note
 
 _current: ContextVar[Run | None] = ContextVar("tracking_run", default=None)
+_note: ContextVar[str] = ContextVar("note", default="")  # what a person wrote about the runs made meanwhile
 
 
 def log_artifact(artifact: Artifact, name: str, *, step: int = 0, prefix: str = "") -> Artifact:
@@ -25,31 +28,53 @@ def log_artifact(artifact: Artifact, name: str, *, step: int = 0, prefix: str = 
 def run_for(recipe: Recipe, suite: str | None = None):
     """The run of (suite, recipe), created once and then continued, takes what is logged inside. Yields the Run."""
     import yaml
-    resolved, note = recipe.model_dump(mode="json"), note_of(recipe)
-    about = About(name=f"{recipe.name}-seed{recipe.seed}", params=flat(resolved),
+    resolved, about = recipe.model_dump(mode="json"), recipe.about.model_dump(exclude_defaults=True)
+    about = About(name=f"{recipe.name}-seed{recipe.seed}", params=params_of(resolved),
                   files={"recipe.yaml": yaml.safe_dump(resolved, sort_keys=False)},
+                  note="\n\n".join(filter(None, (_note.get(), prefect_link(), note_of(recipe)))),
+                  benchmarks=tuple(benchmark.name for benchmark in recipe.benchmarks),
                   tags={"variant": recipe.name, "seed": str(recipe.seed), "pair": recipe.pair.name,
                         "config.sha256": hashlib.sha256(canonical(resolved).encode()).hexdigest(), **prefect_tags(),
-                        **({NOTE: note} if note else {})})
-    parent = suite_run(suite) if suite else None
-    with opened(Run(key_of(suite or "", resolved), suite or "opd", about, parent)) as run:
+                        **{f"about.{key}": str(value) for key, value in about.items()}})
+    parent = parent_of(suite) if suite else None
+    run = Run(key_of(suite or "", resolved), suite or "opd", about, parent)
+    if parent:
+        parent.cells.append(run)
+    with opened(run):
         yield run
 
 
 @contextlib.contextmanager
 def suite_for(suite: str):
     """The parent run of a suite's runs. Yields the Run."""
-    with opened(suite_run(suite, prefect_tags())) as run:
+    with opened(suite_run(suite, prefect_tags(), prefect_link())) as run:
         yield run
 
 
-def suite_run(suite: str, tags: dict[str, str] | None = None) -> Run:
-    return Run(key_of(suite), suite, About(name=suite, tags={"suite": suite, **(tags or {})}, params={}, files={}))
+def parent_of(suite: str) -> Run:
+    """The suite's run: the one that is open around this one, else a reference to it."""
+    around = _current.get()
+    return around if around and around.file.stem == key_of(suite) else suite_run(suite)
+
+
+def suite_run(suite: str, tags: dict[str, str] | None = None, note: str = "") -> Run:
+    return Run(key_of(suite), suite, About(name=suite, tags={"suite": suite, **(tags or {})}, params={}, files={},
+                                           note=note))
+
+
+@contextlib.contextmanager
+def annotated(note: str):
+    """Runs that begin inside have a person's note, in their description and as the tag `note`."""
+    token = _note.set(note)
+    try:
+        yield
+    finally:
+        _note.reset(token)
 
 
 @contextlib.contextmanager
 def opened(run: Run):
-    """Make a run the one that notes go to; it ends FINISHED, FAILED, or KILLED when interrupted."""
+    """Make a run the one that notes go to; it ends FINISHED, FAILED, or KILLED when interrupted or cancelled."""
     token, status = _current.set(run), "FINISHED"
     run.thread.start()
     try:
@@ -58,7 +83,7 @@ def opened(run: Run):
         status = "FAILED"
         raise
     except BaseException:
-        status = "KILLED"
+        status = KILLED
         raise
     finally:
         _current.reset(token)
@@ -77,5 +102,20 @@ def note_of(recipe: Recipe) -> str:
 
 
 def prefect_tags() -> dict[str, str]:
+    """What leads to the flow run at work, and a person's note; empty outside of any."""
     from prefect.runtime import flow_run
-    return {"prefect.flow_run_id": str(flow_run.id)} if flow_run.id else {}
+    tags = {"prefect.flow_run_id": str(flow_run.id) if flow_run.id else "", "prefect.page": prefect_page(),
+            "note": _note.get()}
+    return {key: value for key, value in tags.items() if value}
+
+
+def prefect_page() -> str:
+    """The page of the flow run at work; empty outside of any, and where the command's own server, without pages, is."""
+    from prefect.runtime import flow_run
+    return flow_run.ui_url or "" if flow_run.id and not server.is_own() else ""
+
+
+def prefect_link() -> str:
+    """That page as Markdown."""
+    page = prefect_page()
+    return f"[This run in Prefect]({page})" if page else ""

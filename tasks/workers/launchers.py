@@ -1,7 +1,9 @@
 """Starts a worker process under its supervisor, in an environment that is quiet. No torch."""
 import contextlib
+import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from tasks.opd.store import artifacts
 
+PR_SET_PDEATHSIG = 1
 ROOT = Path(__file__).resolve().parents[2]
 # torch's threads wait awake, but not for long: asleep at once, a decode step takes half as long again; awake as long as
 # they like to be, two processes on the same cores stall each other tenfold.
@@ -41,6 +44,14 @@ def launch(path: str, log: Path) -> subprocess.Popen:
                "-m", "tasks.opd.runtime.worker", "--socket", path]
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=sys.__stderr__.fileno(),
                             start_new_session=True)
+
+
+def end_with_parent() -> None:
+    """Terminate this process when the one that started it dies, by the kernel; at once when it is dead already."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def await_end(process: subprocess.Popen, timeout_seconds: float = 10) -> None:

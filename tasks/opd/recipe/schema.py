@@ -256,6 +256,8 @@ class Recipe(Model):
     train: Train = setting(Train(), "Training", "The optimizer and its memory.")
     engine: Engine = setting(Engine(), "Engine", "What generates and scores.")
     benchmarks: list[Benchmark] = setting([], "Benchmarks", "Held-out questions, before and after.")
+    evaluate_every: int = setting(
+        0, "Evaluate every", "Rounds between two evaluations on the way; 0: at the start and the end only.", ge=0)
     schedule: list[Patch] = setting([], "Schedule", "What changes as it goes.")
     controllers: list[Controller] = setting(
         [], "Controllers", "What changes by the results of finished rounds, and how far.", max_length=4)

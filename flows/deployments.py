@@ -1,0 +1,46 @@
+"""Every variant, suite and evaluation as a deployment, to be triggered from Prefect's pages: flow/name, with a form."""
+from typing import Any
+
+from flows.forms import fields, texts
+from flows.forms.registration import Deployed, register
+from tasks.opd.recipe import loading
+
+
+def deploy(pool: str = "opd") -> dict[str, Any]:
+    """Make the deployments on the server of PREFECT_API_URL those of the files in configs.
+
+    Returns what `register` does, and `refused`: flow/name -> why its file cannot be loaded; its deployment stays as is.
+    """
+    wanted, refused = [], {}
+    for table in (variants, suites, evaluations):
+        some, wrong = table()
+        wanted, refused = wanted + some, refused | wrong
+    return register(wanted, pool, frozenset(refused)) | {"refused": refused}
+
+
+def variants() -> tuple[list[Deployed], dict[str, str]]:
+    """`distill/<variant>` for every file in configs/variants."""
+    base, families = loading.load(loading.CONFIGS / "base.yaml"), texts.families()
+    loaded, refused = texts.by_name("variants", loading.load)
+    return [Deployed(
+        flow="distill", name=name, entrypoint="flows.triggered.distill.distill", parameters={"variant": name},
+        form=fields.schema_of(fields.recipe_fields(recipe, [recipe.seed])),
+        tags=(f"variant:{name}", f"family:{families.get(name, 'other')}"), description=texts.variant_text(recipe, base),
+    ) for name, recipe in loaded.items()], {f"distill/{name}": why for name, why in refused.items()}
+
+
+def suites() -> tuple[list[Deployed], dict[str, str]]:
+    """`compare/<suite>` for every file in configs/suites."""
+    loaded, refused = texts.by_name("suites", loading.load_suite)
+    return [Deployed(
+        flow="compare", name=name, entrypoint="flows.triggered.compare.compare", parameters={"suite": name},
+        form=fields.schema_of(fields.recipe_fields(cells[0][2], suite.seeds)), tags=(f"suite:{suite.name}",),
+        description=texts.suite_text(suite, name, len(cells)),
+    ) for name, (suite, cells) in loaded.items()], {f"compare/{name}": why for name, why in refused.items()}
+
+
+def evaluations() -> tuple[list[Deployed], dict[str, str]]:
+    """`evaluate/model`."""
+    return [Deployed(
+        flow="evaluate", name="model", entrypoint="flows.triggered.evaluate.evaluate",
+        form=fields.schema_of(fields.evaluation_fields()), description=texts.EVALUATION_TEXT)], {}

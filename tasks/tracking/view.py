@@ -1,0 +1,74 @@
+"""The view of MLflow's page that our links open: a study's cells side by side, first what people ask first.
+
+MLflow keeps a shared view as a tag of the experiment, which a link names by its key (3.17: `viewStateShareKey`): which
+runs, which columns of their table, which charts in which sections. All other metrics follow in sections of their own.
+Without the link the page opens on what language models' traces have, and a table without any number.
+"""
+import base64
+import json
+import zlib
+
+TAG = "mlflow.sharedViewState."         # then the key; a tag of the experiment
+MOST_RUNS = 500                         # that a chart draws
+TOKENS, SECONDS = "round/trained_tokens", "round/seconds"   # beside the round, what a curve may be drawn over
+YARDSTICK = "reverse_kl_mean_nats"      # of distillation itself: the divergence to the teacher
+TRAINING = ("train/loss_nats", "train/grad_norm", "grade/reward_mean", "rollout/length_mean_tokens",
+            "rollout/truncated_share")
+COLUMNS = ("tags.`variant`", "tags.`seed`", "params.`rounds`", "params.`train.learning_rate`")
+
+
+def link(base: str, experiment: str, key: str) -> str:
+    """The address of an experiment's charts in the view of that key."""
+    return f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART" \
+           f"&viewStateShareKey={key}"
+
+
+def encoded(state: dict) -> str:
+    """A view as the tag holds it; a tag may have 20,000 characters (5,000 in older servers)."""
+    return "deflate;" + base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+
+
+def state_of(benchmarks: list[str], runs: list[str] | None) -> dict:
+    """The view of these runs (None: all of the experiment), the best on the first benchmark first."""
+    scores = [f"eval/{name}/avg" for name in benchmarks]
+    sections = {"Benchmarks": [card for name in benchmarks for card in benchmark_cards(name)],
+                "Training": [line(metric) for metric in TRAINING]}
+    columns = [f"metrics.`{score}`" for score in scores] + [*COLUMNS, f"metrics.`{TOKENS}`"]
+    listed = ",".join(f"'{run}'" for run in runs or ())
+    return {
+        "searchFilter": "" if runs is None else f"attributes.run_id IN ({listed})",
+        "orderByKey": f"metrics.`{scores[0]}`" if scores else "attributes.start_time", "orderByAsc": False,
+        "selectedColumns": columns, "columnOrder": columns, "runsHiddenMode": "SHOW_ALL", "hideEmptyCharts": True,
+        "isAccordionReordered": True,   # or MLflow sorts the sections by name
+        "compareRunSections": [{"uuid": f"opd-{name}", "name": name, "display": True, "isReordered": True}
+                               for name in sections],
+        "compareRunCharts": [{**card, "uuid": f"opd-{name}-{number}", "metricSectionId": f"opd-{name}"}
+                             for name, cards in sections.items() for number, card in enumerate(cards)]}
+
+
+def benchmark_cards(name: str) -> list[dict]:
+    """A benchmark's mean reward over rounds, trained tokens and seconds, at the end, and the divergence to the teacher.
+
+    At the end they are bars, which the second chart of a metric has to be called by name.
+    """
+    score, apart = f"eval/{name}/avg", f"eval/{name}/{YARDSTICK}"
+    return [line(score, title=f"{name}: mean reward by round"),
+            line(score, over=TOKENS, title=f"{name}: mean reward by trained tokens"),
+            line(score, over=SECONDS, title=f"{name}: mean reward by seconds"),
+            bar(score, title=f"{name}: mean reward at the end"),
+            line(apart, title=f"{name}: reverse KL to the teacher by round")]
+
+
+def line(metric: str, over: str = "", title: str = "") -> dict:
+    """A chart of a metric over rounds, or over another metric that is logged at the same rounds."""
+    return {"type": "LINE", "metricKey": metric, "selectedMetricKeys": [metric], "displayName": title or metric,
+            "xAxisKey": "metric" if over else "step", "selectedXAxisMetricKey": over, "useGlobalXaxisKey": not over,
+            "useGlobalLineSmoothing": True, "lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear",
+            "range": {}, "yAxisKey": "metric", "yAxisExpressions": [], "ignoreOutliers": False,
+            "runsCountToCompare": MOST_RUNS, "deleted": False, "isGenerated": False}
+
+
+def bar(metric: str, title: str) -> dict:
+    """A chart of a metric's last value."""
+    return {"type": "BAR", "metricKey": metric, "selectedMetricKeys": [metric], "displayName": title,
+            "runsCountToCompare": MOST_RUNS, "deleted": False, "isGenerated": False}
