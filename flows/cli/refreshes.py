@@ -42,7 +42,7 @@ def refresh(arguments: argparse.Namespace) -> tuple[dict, str]:
         line = run(arguments.refresh, arguments.accept_drift)
     result = {**line, "seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
     table = gate.from_json(registry.version_of(ask.name, line["version"]).tags["table"]) if "version" in line else []
-    return result, "\n".join([*([gate.to_text(table), ""] if table else []), f"{what(line)}: {line.get('reason', '')}",
+    return result, "\n".join([*([gate.to_text(table), ""] if table else []), journal.described(line),
                               f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}"])
 
 
@@ -86,17 +86,10 @@ def history(arguments: argparse.Namespace) -> tuple[dict, str]:
     """What was decided, and why; from old to new."""
     name = refreshes.load(arguments.refresh).name
     lines = journal.read(name)
-    rows = [[line["at"][:16].replace("T", " "), str(line.get("tick", "")), what(line), str(line.get("new", "")),
+    rows = [[line["at"][:16].replace("T", " "), str(line.get("tick", "")), journal.what(line), str(line.get("new", "")),
              line.get("version") or line.get("champion") or "", line.get("reason", "")] for line in lines]
     text = "\n".join(aligned([list(COLUMNS), *rows])) if rows else f"{name} was never refreshed"
     return {"refresh": name, "lines": lines, "champion": registry.aliases_of(name).get(registry.CHAMPION)}, text
-
-
-def what(line: dict) -> str:
-    """An event of the journal in a word or two."""
-    if line["event"] == journal.OVERLAP:
-        return f"missed {line['missed']}"
-    return line.get("outcome") or line.get("action") or line["event"]
 
 
 def promote(arguments: argparse.Namespace) -> tuple[dict, str]:
