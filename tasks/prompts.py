@@ -4,7 +4,7 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.core.files import hash_file
+from tasks.opd.core.files import hash_tree
 from tasks.opd.recipe.schema import Recipe, Source
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
@@ -33,7 +33,7 @@ def make_prompts(source: Source, student: Artifact, pool: WorkerPool, *, context
     """A source's questions; none of their texts may stand in the prompts trained on."""
     spec = source.model_dump(mode="json", include=SLICE) | {"context_tokens": context_tokens}
     if "path" in source.source.params:  # a file that was edited is another source
-        spec["sha256"] = hash_file(Path(source.source.params["path"]).expanduser())
+        spec["sha256"] = hash_tree(Path(source.source.params["path"]).expanduser(), "*.jsonl")
     inputs = {"student": student} | ({"train": train} if train else {})
     name = f"{use}-{source.name}"
     return log_artifact(run_stage("prompts", spec, inputs, pool), name, prefix=f"prompts/{name}")

@@ -15,10 +15,11 @@ from tasks.opd.recipe import slots
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = ("core", "store", "recipe", "models", "engines", "data", "makers", "rollouts", "scoring", "objective",
-         "training", "evaluation", "runtime")  # packages of tasks/opd: each imports itself and those before it
+         "training", "evaluation", "refresh", "runtime")  # packages of tasks/opd: each imports itself and those above
 TORCH_FREE = ("core.errors", "core.records", "core.metrics", "store.artifacts", "store.fingerprints",
               "store.hidden_states", "store.run_records", "store.garbage", "recipe.schema", "recipe.slots",
-              "recipe.loading", "recipe.requirements", "recipe.checks.recipes", "evaluation.comparison")
+              "recipe.loading", "recipe.refreshes", "recipe.requirements", "recipe.checks.recipes",
+              "evaluation.comparison", "refresh.planning", "refresh.candidates")
 HEAVY = {"torch", "transformers", "vllm", "mlflow", "datasets"}
 ONLY_IN = {"mlflow": "tasks/tracking/client.py", "vllm": "tasks/opd/engines/vllm_engine.py",
            "omegaconf": "tasks/opd/recipe/loading.py"}

@@ -95,7 +95,7 @@ def test_none_left_is_an_error_that_says_why(student, tmp_path):
     path = write_lines(tmp_path / "q.jsonl", {"question": "How many figs?", "answer": "4"})
     with pytest.raises(DataError, match="the source has no such items"):
         make(student, tmp_path / "b", "jsonl", first=1, path=path)
-    with pytest.raises(DataError, match="is not a file"):
+    with pytest.raises(DataError, match="neither a file nor a folder"):
         make(student, tmp_path / "c", "jsonl", path=str(tmp_path / "missing.jsonl"))
 
 

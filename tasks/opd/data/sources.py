@@ -72,18 +72,34 @@ def gym_dataset(name: str, seed: int, size: int):
     return reasoning_gym.create_dataset(name, seed=seed, size=size)
 
 
-def jsonl(indices: range, *, path: str, question: str = "question", answer: str = "answer",
-          solution: str = "") -> Iterator[dict]:
-    """Lines of a JSON Lines file; `question`, `answer` and `solution` (empty: none) name its fields."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(f"prompts.source.path {file} is not a file; give the path of a .jsonl file")
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines):
-            if number >= indices.stop:
-                return
-            if number >= indices.start:
-                yield item_of(parsed(line, f"{file}:{number + 1}"), f"{file}:{number + 1}", question, answer, solution)
+def jsonl(indices: range, *, path: str, question: str = "question", answer: str = "answer", solution: str = "",
+          entry: str = "", domain: str = "") -> Iterator[dict]:
+    """Lines of a JSON Lines file, or of all *.jsonl of a folder, in the order of their names.
+
+    `question`, `answer`, `solution`, `entry` (an object, what else the grader needs) and `domain` name fields; empty:
+    there is none.
+    """
+    lines = numbered_lines(jsonl_files(Path(path).expanduser()))
+    for where, line in itertools.islice(lines, indices.start, indices.stop):
+        yield item_of(parsed(line, where), where, question, answer, solution, entry, domain)
+
+
+def numbered_lines(files: list[Path]) -> Iterator[tuple[str, str]]:
+    """Every line with its file and number, as messages name it."""
+    for file in files:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                yield f"{file}:{number}", line
+
+
+def jsonl_files(path: Path) -> list[Path]:
+    """The file, or the *.jsonl of the folder. Raises DataError where neither is."""
+    if path.is_dir():
+        return sorted(path.glob("*.jsonl"))
+    if not path.is_file():
+        raise DataError(f"prompts.source.path {path} is neither a file nor a folder; give the path of a .jsonl file, "
+                        "or of a folder of such files")
+    return [path]
 
 
 def hub(indices: range, *, dataset: str, config: str = "", split: str = "train", question: str = "question",
@@ -147,15 +163,17 @@ def parsed(line: str, where: str) -> dict:
     return row if isinstance(row, dict) else {"invalid": f"{where} is not a JSON object"}
 
 
-def item_of(row: dict, where: str, question: str, answer: str, solution: str) -> dict:
+def item_of(row: dict, where: str, question: str, answer: str, solution: str, entry: str = "",
+            domain: str = "") -> dict:
     """A row with named fields as an item; one that lacks a field says so under `invalid`."""
-    missing = [name for name in (question, answer, solution) if name and row.get(name) is None]
+    missing = [name for name in (question, answer, solution, entry, domain) if name and row.get(name) is None]
     if missing or "invalid" in row:
         reason = row.get("invalid") or f"{where} has no {', '.join(map(repr, missing))}; it has {sorted(row)}"
         return {"invalid": reason, "text": ""}
     truth, worked = split_answer(str(row[answer]))
     worked = str(row[solution]) if solution else worked
-    return {"text": str(row[question]), "answer": truth, "solution": worked, "entry": {}, "domain": "default"}
+    return {"text": str(row[question]), "answer": truth, "solution": worked, "entry": row[entry] if entry else {},
+            "domain": str(row[domain]) if domain else "default"}
 
 
 def split_answer(text: str) -> tuple[str, str | None]:

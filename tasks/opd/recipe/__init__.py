@@ -9,6 +9,7 @@ suite         recipes compared
 slots         which module and table serve a slot; parameters held against signatures
 layers        settings with who set each key
 loading       recipes and suites from YAML and key=value
+refreshes     what is distilled again, when, and what the gate asks
 validation    plain data held against schema, slots and checks
 requirements  what the terms ask of which models
 derivations   what of a stage's spec can change its result: settings, and the code it chooses
