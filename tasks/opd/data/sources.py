@@ -116,19 +116,14 @@ def hub(indices: range, *, dataset: str, config: str = "", split: str = "train",
 
 def text(indices: range, *, path: str, field: str = "text", opening_characters: Annotated[int, Field(ge=1)] = 32,
          window_characters: Annotated[int, Field(ge=2)] = 512) -> Iterator[dict]:
-    """Plain text for a language-modelling term: windows of a JSON Lines file's documents, one after the other.
+    """Plain text for a language-modelling term: windows of documents, one after the other; `path` as for jsonl.
 
     The prompt is a window's opening, without a chat template; its solution is the rest, which the writer `dataset`
     copies, with an EOS only where the document ends. Both are cut at spaces, where there are any.
     """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise DataError(f"source.path {file} is not a file; give the path of a .jsonl file with the field {field!r}")
-    with file.open(encoding="utf-8") as lines:
-        windows = (item for number, line in enumerate(lines)
-                   for item in windows_of(parsed(line, f"{file}:{number + 1}"), f"{file}:{number + 1}", field,
-                                          opening_characters, window_characters))
-        yield from itertools.islice(windows, indices.start, indices.stop)
+    windows = (item for where, line in numbered_lines(jsonl_files(Path(path).expanduser()))
+               for item in windows_of(parsed(line, where), where, field, opening_characters, window_characters))
+    yield from itertools.islice(windows, indices.start, indices.stop)
 
 
 def windows_of(row: dict, where: str, field: str, opening: int, window: int) -> Iterator[dict]:
