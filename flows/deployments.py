@@ -1,7 +1,7 @@
-"""Every variant, suite and evaluation as a deployment, to be triggered from Prefect's pages: flow/name, with a form."""
+"""Every variant, suite, evaluation and refresh as a deployment with a form, to be triggered from Prefect's pages."""
 from typing import Any
 
-from flows.forms import fields, texts
+from flows.forms import fields, refreshed, texts
 from flows.forms.registration import Deployed, register
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.schema import Recipe
@@ -14,7 +14,7 @@ def deploy(pool: str = "opd") -> dict[str, Any]:
     Returns what `register` does, and `refused`: flow/name -> why its file cannot be loaded; its deployment stays as is.
     """
     wanted, refused = [], {}
-    for table in (variants, suites, evaluations):
+    for table in (variants, suites, evaluations, refreshed.refreshes, refreshed.moves):
         some, wrong = table()
         wanted, refused = wanted + some, refused | wrong
     return register(wanted, pool, frozenset(refused)) | {"refused": refused}

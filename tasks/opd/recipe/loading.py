@@ -19,7 +19,8 @@ from tasks.opd.recipe.slots import Problem
 from tasks.opd.recipe.suite import Suite
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
-FOLDERS = {"pair": "pairs", "prompts": "prompts", "benchmarks": "benchmarks", "variant": "variants", "suite": "suites"}
+FOLDERS = {"pair": "pairs", "prompts": "prompts", "benchmarks": "benchmarks", "variant": "variants", "suite": "suites",
+           "refresh": "refreshes"}
 GROUPS = ("pair", "prompts", "benchmarks")
 EMPTY = Layer({}, {})
 
