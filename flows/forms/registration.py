@@ -33,6 +33,7 @@ class Deployed:
     schedule: dict[str, Any] | None = None   # fields of a Prefect schedule: {cron, timezone} or {interval, anchor_date}
     concurrency: int | None = None      # runs of this deployment at once; None: as many as the pool lets
     when_full: str = "ENQUEUE"          # what becomes of a run beyond these: ENQUEUE or CANCEL_NEW
+    grace_seconds: int | None = None    # until a run that does not begin gives its place back; None: Prefect's own
 
     def version(self, pool: str) -> str:
         """Tells a deployment from what it was before its file, its form or its pool changed."""
@@ -80,7 +81,7 @@ def ours(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
 def put(client: SyncPrefectClient, one: Deployed, pool: str) -> None:
     """Create a deployment, or replace it. Its runs start in this checkout, with the worker's own Python."""
     limit = {} if one.concurrency is None else {"concurrency_limit": one.concurrency, "concurrency_options": (
-        ConcurrencyOptions(collision_strategy=one.when_full))}
+        ConcurrencyOptions(collision_strategy=one.when_full, grace_period_seconds=one.grace_seconds))}
     schedules = {} if one.schedule is None else {"schedules": [DeploymentScheduleCreate(schedule=one.schedule)]}
     client.create_deployment(
         client.create_flow_from_name(one.flow), one.name, version=one.version(pool), entrypoint=one.entrypoint,

@@ -2,5 +2,6 @@
 
 distill   a variant, with one seed or several
 compare   a suite
+refresh   a refresh, by its schedule or by hand
 evaluate  a model folder
 """

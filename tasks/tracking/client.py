@@ -10,6 +10,7 @@ import os
 import sqlite3
 from pathlib import Path
 
+from tasks.opd.core.errors import EngineError
 from tasks.opd.store.artifacts import home
 
 QUICK = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -92,6 +93,20 @@ def is_there(client, run: str | None) -> bool:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
+
+
+@contextlib.contextmanager
+def reached():
+    """What is asked of MLflow inside has to be answered. Raises EngineError where it is not."""
+    try:
+        yield
+    except Exception as error:
+        from mlflow.exceptions import MlflowException  # after its environment was set, by whoever made the client
+        if not isinstance(error, MlflowException):
+            raise
+        raise EngineError(f"MLflow at {tracking_uri()} did not do what it was asked, and it holds the registry: "
+                          f"{str(error).splitlines()[0][:300]}. Start it, or set MLFLOW_TRACKING_URI, and run the same "
+                          "command again: it goes on from there") from error
 
 
 def entities():

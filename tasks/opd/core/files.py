@@ -77,6 +77,14 @@ def hash_file(path: Path) -> str | None:
         return None
 
 
+def hash_tree(path: Path, pattern: str) -> str | None:
+    """SHA-256 of a file, or of the names and hashes of a folder's files that match; None when it is missing."""
+    if not path.is_dir():
+        return hash_file(path)
+    listed = "".join(f"{file.name} {hash_file(file)}\n" for file in sorted(path.glob(pattern)))
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
 def sync(path: Path) -> None:
     """fsync a file or directory."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,6 +1,7 @@
 """What a run is to do: YAML, schema, slots, static checks. No torch.
 
-settings      a field of the schema, and whether it may change a result
+settings      a field of the schema, and whether it may change a result; a slot
+questions     sources of prompts and benchmarks, as the schema has them
 controllers   what moves a setting after each round
 schedule      patches that begin later and controllers, resolved to a round's recipe
 schema        every setting with title, unit and bounds
@@ -8,6 +9,7 @@ suite         recipes compared
 slots         which module and table serve a slot; parameters held against signatures
 layers        settings with who set each key
 loading       recipes and suites from YAML and key=value
+refreshes     what is distilled again, when, and what the gate asks
 validation    plain data held against schema, slots and checks
 requirements  what the terms ask of which models
 derivations   what of a stage's spec can change its result: settings, and the code it chooses

@@ -1,0 +1,112 @@
+"""Commands on refreshes: run one, or say what it would do; its history; move its champion by hand, or back."""
+import argparse
+import getpass
+import time
+
+from flows.cli.runs import prepare, ui_command
+from tasks.opd.core.errors import RecipeError
+from tasks.opd.core.files import is_locked
+from tasks.opd.evaluation.comparison import aligned
+from tasks.opd.recipe import refreshes
+from tasks.opd.refresh import gate, journal, planning
+from tasks.opd.refresh.decision import decide
+from tasks.opd.refresh.drift import prompt_measures
+from tasks.tracking import registry
+
+COLUMNS = ("at", "tick", "what", "new", "version", "reason")
+
+
+def add_refresh_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `opd refresh`."""
+    parser.add_argument("--now", action="store_true", help="run it; without this, only say what it would decide")
+    parser.add_argument("--accept-drift", action="store_true", help="train on prompts even where their drift alarms")
+
+
+def add_reasons(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Who moves a champion, and why."""
+    parser.add_argument("--by", metavar="WHO", required=required, default=getpass.getuser(), help="who approves it")
+    parser.add_argument("--reason", metavar="WHY", required=required, default="not said", help="why")
+
+
+def refresh(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Refresh now, or say when it is due and what it would decide."""
+    ask = refreshes.load(arguments.refresh)
+    if not arguments.now:
+        return dry_run(ask, arguments.accept_drift)
+    started = time.monotonic()
+    prepare(arguments)
+    from prefect import tags
+
+    from flows.refresh import refresh as run
+    with tags(f"refresh:{ask.name}"):
+        line = run(arguments.refresh, arguments.accept_drift)
+    result = {**line, "seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
+    table = gate.from_json(registry.version_of(ask.name, line["version"]).tags["table"]) if "version" in line else []
+    return result, "\n".join([*([gate.to_text(table), ""] if table else []), journal.described(line),
+                              f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}"])
+
+
+def dry_run(ask: refreshes.Refresh, accept_drift: bool) -> tuple[dict, str]:
+    """What the next tick would do by its prompts alone; teacher, age and score are looked at when it runs."""
+    champion, busy = registry.champion_of(ask.name), is_locked(journal.folder(ask.name) / "lock")
+    waiting = journal.unfinished(ask.name)
+    taken = journal.taken(ask.name, registry.ancestry(champion))
+    number = champion.number if champion else None
+    tick, rows, _, skipped = planning.proposed(ask, refreshes.recipe_of(ask), taken, champion=number, folder="")
+    measures = prompt_measures(planning.learnt(ask, taken), rows[len(tick.old):], journal.refreshed(
+        journal.read(ask.name)), ask.drift)
+    found = decide(len(tick.new), ask.prompts.at_least, measures, num_old=len(tick.old), accept_drift=accept_drift)
+    result = {"refresh": ask.name, "champion": number, "due": due(ask.schedule), "running": busy,
+              "unfinished": waiting.number if waiting else None, "action": found.action, "reason": found.reason,
+              "new": len(tick.new), "held_out": len(tick.held_out), "old": len(tick.old), "skipped": skipped,
+              "measures": {measure.name: measure.value for measure in measures}}
+    first = f"would finish tick {waiting.number}" if waiting else f"would {found.action}: {found.reason}"
+    lines = [f"{ask.name}, champion {f'version {number}' if number else 'none yet'}{', running now' if busy else ''}",
+             f"due         {result['due']}", first, f"rows        {len(tick.new)} new, {len(tick.held_out)} more "
+             f"held out, {len(tick.old)} old; left out: {skipped or 'none'}", "--now runs it"]
+    return result, "\n".join(lines)
+
+
+def due(schedule: refreshes.Schedule) -> str:
+    """When a schedule next starts, in words."""
+    if schedule.cron:
+        from datetime import datetime
+        from zoneinfo import ZoneInfo
+
+        from prefect._vendor.croniter import croniter
+        zone = ZoneInfo(schedule.timezone)
+        following = croniter(schedule.cron, datetime.now(zone)).get_next(datetime)
+        return f"{following.isoformat(timespec='minutes')} ({schedule.cron}, {schedule.timezone})"
+    if schedule.interval_seconds:
+        return f"every {schedule.interval_seconds} s"
+    return f"upon the event {schedule.event}" if schedule.event else "by hand"
+
+
+def history(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """What was decided, and why; from old to new."""
+    name = refreshes.load(arguments.refresh).name
+    lines = journal.read(name)
+    rows = [[line["at"][:16].replace("T", " "), str(line.get("tick", "")), journal.what(line), str(line.get("new", "")),
+             line.get("version") or line.get("champion") or "", line.get("reason", "")] for line in lines]
+    text = "\n".join(aligned([list(COLUMNS), *rows])) if rows else f"{name} was never refreshed"
+    return {"refresh": name, "lines": lines, "champion": registry.aliases_of(name).get(registry.CHAMPION)}, text
+
+
+def promote(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Make a version the champion."""
+    name, number = refreshes.load(arguments.refresh).name, arguments.version.removeprefix("v")
+    if not number.isdigit():
+        raise RecipeError(f"version = {arguments.version}: must be a number, as `opd history {name}` shows it")
+    prepare(arguments)
+    from flows.promote import promote as run
+    result = run(name, number, arguments.by, arguments.reason)
+    return result, f"version {result['version']} of {name} is the champion\n{result['folder']}"
+
+
+def rollback(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Go back to the champion before."""
+    name = refreshes.load(arguments.refresh).name
+    prepare(arguments)
+    from flows.rollback import rollback as run
+    result = run(name, arguments.by, arguments.reason)
+    return result, f"version {result['version']} of {name} is the champion again\n{result['folder']}"
