@@ -130,8 +130,8 @@ class Run:
         parent = {"mlflow.parentRunId": self.parent.ensure(client)} if self.parent else {}
         with alone():
             known = read_state(self.file)
-            if known and under_home(known["uri"]) == self.state["uri"] and is_there(client, known["run"]):
-                self.state = known
+            if known and is_there(client, known["run"]):  # one store may have two addresses: its file, a server
+                self.state = known | {"uri": self.state["uri"]}
             else:
                 experiment = experiment_id(client, self.experiment)
                 name = free_name(client, experiment, self.about.name, self.about.tags, self.about.params)
