@@ -181,7 +181,7 @@ class Run:
             kind, slash, _ = name.partition("/")
             if slash and name not in records:
                 records[name] = artifacts.read_record(artifacts.place(kind, known[0])) or {}
-        lines = [json.dumps({"stage": name, **record}) for name, record in records.items() if record]
+        lines = [json.dumps({"as": name, **record}) for name, record in records.items() if record]
         files = {"stages.json": "[\n" + ",\n".join(lines) + "\n]\n"} if lines else {}
         if self.table:
             columns = sampled_rows(*self.table)
