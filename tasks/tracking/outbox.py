@@ -131,8 +131,8 @@ class Run:
         parent = {"mlflow.parentRunId": self.parent.ensure(client)} if self.parent else {}
         with alone():
             known = read_state(self.file)
-            if known and under_home(known["uri"]) == self.state["uri"] and is_there(client, known["run"]):
-                self.state = known
+            if known and is_there(client, known["run"]):  # one store may have two addresses: its file, a server
+                self.state = known | {"uri": self.state["uri"]}
             else:
                 experiment = experiment_id(client, self.experiment)
                 name = free_name(client, experiment, self.about.name, self.about.tags, self.about.params)
@@ -182,7 +182,7 @@ class Run:
             kind, slash, _ = name.partition("/")
             if slash and name not in records:
                 records[name] = artifacts.read_record(artifacts.place(kind, known[0])) or {}
-        lines = [json.dumps({"stage": name, **record}) for name, record in records.items() if record]
+        lines = [json.dumps({"as": name, **record}) for name, record in records.items() if record]
         files = {"stages.json": "[\n" + ",\n".join(lines) + "\n]\n"} if lines else {}
         if self.table:
             columns = sampled_rows(*self.table)

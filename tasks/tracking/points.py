@@ -28,7 +28,7 @@ BY_STEP = {"train/loss_nats", "train/grad_norm", "train/learning_rate"}  # shown
 class Note:
     """A finished stage to be shipped."""
     artifact: Artifact
-    name: str                           # unique within its kind; stages.json calls it <kind>/<name>
+    name: str                           # unique within its kind; in stages.json it is `as`: <kind>/<name>
     step: int                           # rounds finished: 0 at the start, k for all of the k-th round
     prefix: str                         # its counts become <prefix>/<count>, its own points <prefix>/<quantity>
 

@@ -140,7 +140,7 @@ def test_up_mends_what_died_with_the_keeper(platform):
 
 
 def test_logs_and_status_tell_people_and_programs(platform, capsys):
-    assert cli.main(["logs", "worker", "-n", "3"]) == 0 and "Worker" in capsys.readouterr().out
+    assert cli.main(["logs", "worker", "-n", "1000"]) == 0 and "Worker 'opd-" in capsys.readouterr().out
     assert cli.main(["logs", "nobody"]) == 1 and "prefect, mlflow, worker, keeper" in capsys.readouterr().err
     assert cli.main(["status", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
