@@ -6,6 +6,8 @@ configs/benchmarks; which prompts and benchmarks is said by the command line, el
 pair's file. Lists are replaced; a mapping is merged, but for a slot, pair, source or benchmark under another `name`,
 which replaces the earlier one wholesale.
 """
+import copy
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -222,12 +224,19 @@ def tried(errors: list[str], default: Any, function: Callable, *args: Any) -> An
 
 def read_yaml(file: Path) -> Layer:
     """A YAML mapping. Raises RecipeError with all that is refused in it, each with file:line."""
-    from omegaconf import OmegaConf
     label = label_of(file)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{label}: cannot be read: {error}") from error
+    read = layer_of(text, label)
+    return Layer(copy.deepcopy(read.data), dict(read.sources))
+
+
+@functools.lru_cache(maxsize=256)
+def layer_of(text: str, label: str) -> Layer:
+    """The text of a YAML file as a layer; kept, for base.yaml lies under every variant."""
+    from omegaconf import OmegaConf
     try:
         node = tree(text)
     except ValueError as error:
