@@ -1,7 +1,7 @@
 """Ticks of a refresh in processes of their own that a test may kill, forked from one that has imported everything.
 
-`python -m tests.refresh_ticks` reads lines of JSON, {"flow": name, "parameters": {..}, "environment": {..}}, and answers
-each with {"status": how the process ended, "result": what the flow returned, "error": ..}. Nothing is run before a
+`python -m tests.refresh_ticks` reads lines of JSON, {"flow": name, "parameters": {..}, "environment": {..}}; answers
+each are {"status": how the process ended, "result": what the flow returned, "error": ..}. Nothing is run before a
 fork, so that no thread is lost in it.
 """
 import json
