@@ -48,7 +48,7 @@ def decided(ask, tick, champion, recipe, pool, accept_drift) -> dict:
     with recorded(f"refresh-{ask.name}", refresh=ask.name):
         models, score = make_models(recipe.pair, models_needed(recipe), pool), None
         production = [benchmark for benchmark in recipe.benchmarks if benchmark.name == refreshes.PRODUCTION]
-        if tick.held_out and production:
+        if production and len(tick.held_out) >= refreshes.LEAST_ASKED:
             context, student = {"context_tokens": recipe.pair.context_tokens}, models["student"]
             train = make_prompts(recipe.prompts, student, pool, **context, use="train")
             held_out = make_prompts(production[0], student, pool, **context, use="test", train=train)
