@@ -236,7 +236,8 @@ class Run:
         if state != self.shared:
             experiment, link = self.state["experiment"], self.charts(base="")
             client.set_experiment_tag(experiment, f"{view.TAG}{self._view_key()}", state)
-            client.set_experiment_tag(experiment, NOTE, f"[Charts of the latest runs, side by side]({link})")
+            text = f"Choose `Model training` at the top left, or [charts of the latest runs, side by side]({link})"
+            client.set_experiment_tag(experiment, NOTE, text)
             self.shared = state
 
 
