@@ -28,6 +28,7 @@ from tasks.tracking.client import (
     entities,
     experiment_id,
     is_there,
+    save_files,
     tracking_uri,
     under_home,
 )
@@ -190,7 +191,7 @@ class Run:
             with tempfile.TemporaryDirectory() as folder:
                 for name, text in files.items():
                     Path(folder, name).write_text(text, encoding="utf-8")
-                client.log_artifacts(self.state["run"], folder)
+                save_files(client, self.state["run"], folder)
         if TABLE in files:                          # by this tag its page shows a table
             client.set_tag(self.state["run"], "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
 
