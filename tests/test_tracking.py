@@ -1,8 +1,12 @@
 """Tracking against a real SQLite store: what a run leaves there, replays, outages, ends."""
+import base64
 import getpass
 import json
+import re
 import shutil
 import sqlite3
+import threading
+import zlib
 
 import pytest
 
@@ -220,3 +224,65 @@ def test_a_suites_run_shows_a_note_and_numbers_and_a_replay_adds_only_what_chang
     assert [value for _, _, value in history(run, "mean/start")] == [0.25]
     client = client_at(tracking_uri())
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["comparison.md"]
+
+
+def test_a_suites_link_opens_its_cells_and_stands_in_the_descriptions(pool):
+    with suite_for("small") as study:
+        for seed in (0, 1):
+            track(pool, f"seed={seed}", suite="small")
+    found = {run.info.run_name: run for run in runs("small")}
+    parent = found.pop("small")
+    experiment = client_at(tracking_uri()).get_experiment(parent.info.experiment_id)
+    key = study.charts().rpartition("=")[2]
+    view = json.loads(zlib.decompress(base64.b64decode(experiment.tags[f"mlflow.sharedViewState.{key}"][8:])))
+    assert {run.info.run_id for run in found.values()} == {*re.findall("'(.+?)'", view["searchFilter"])}
+    assert "metrics.`eval/tiny/avg`" in view["selectedColumns"]
+    assert study.charts(base="") in experiment.tags["mlflow.note.content"]
+    assert study.charts(base="") in parent.data.tags["mlflow.note.content"]
+    assert study.charts().startswith("http://127.0.0.1:5000/#/experiments/")
+
+
+def test_runs_without_a_suite_share_a_view_of_all(pool):
+    track(pool)
+    with run_for(recipe("rounds=7")) as tracked:
+        pass
+    assert {run.info.run_name for run in runs()} == {"opd_reverse_kl-seed0", "opd_reverse_kl-seed0 rounds=7"}
+    assert tracked.charts().endswith("viewStateShareKey=all")
+    tags = client_at(tracking_uri()).get_experiment_by_name("opd").tags
+    assert "mlflow.sharedViewState.all" in tags
+
+
+def test_records_of_a_run_before_stay_when_it_is_continued(pool):
+    track(pool)
+    with pytest.raises(ValueError), run_for(recipe()):
+        raise ValueError                                    # before it asked for its stage again
+    [run] = runs()
+    assert [record["as"] for record in json.loads(text_of(run, "stages.json"))] == ["numbers/0002"]
+
+
+def test_home_may_be_moved(pool, opd_home, tmp_path, monkeypatch):
+    track(pool)
+    client_at.cache_clear()                                 # another process
+    opd_home.rename(tmp_path / "moved")
+    monkeypatch.setenv("OPD_HOME", str(tmp_path / "moved"))
+    [run] = runs()
+    assert "seed: 0" in text_of(run, "recipe.yaml")
+    track(pool)
+    assert [run.info.run_id for run in runs()] == [run.info.run_id]
+
+
+def test_an_experiment_that_a_server_made_takes_files_without_the_server(pool):
+    client_at(tracking_uri()).create_experiment("opd", artifact_location="mlflow-artifacts:/7")
+    track(pool)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert (home() / "mlartifacts" / "7" / run.info.run_id / "artifacts" / "recipe.yaml").exists()
+
+
+def test_no_thread_and_no_sample_outlives_a_run(pool, monkeypatch):
+    monkeypatch.setattr("tasks.tracking.machine.FIRST_SECONDS", 0)
+    with run_for(recipe()):
+        pass
+    [run] = runs()
+    assert [step for step, _, _ in history(run, "system/cpu_utilization_percentage")] == [1]
+    assert not [thread for thread in threading.enumerate() if thread.name == "tracking"]

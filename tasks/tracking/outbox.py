@@ -29,6 +29,7 @@ from tasks.tracking.client import (
     entities,
     experiment_id,
     is_there,
+    save_files,
     tracking_uri,
     under_home,
 )
@@ -197,7 +198,7 @@ class Run:
             with tempfile.TemporaryDirectory() as folder:
                 for name, text in files.items():
                     Path(folder, name).write_text(text, encoding="utf-8")
-                client.log_artifacts(self.state["run"], folder)
+                save_files(client, self.state["run"], folder)
         if TABLE in files:                          # by this tag its page shows a table
             client.set_tag(self.state["run"], "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
 
@@ -243,7 +244,8 @@ class Run:
         if state != self.shared:
             experiment, link = self.state["experiment"], self.charts(base="")
             client.set_experiment_tag(experiment, f"{view.TAG}{self._view_key()}", state)
-            client.set_experiment_tag(experiment, NOTE, f"[Charts of the latest runs, side by side]({link})")
+            text = f"Choose `Model training` at the top left, or [charts of the latest runs, side by side]({link})"
+            client.set_experiment_tag(experiment, NOTE, text)
             self.shared = state
 
 

@@ -143,27 +143,54 @@ def test_a_controller_decides_by_finished_rounds_and_a_resumed_run_decides_alike
     assert again["checkpoint"].fingerprint == first["checkpoint"].fingerprint and "made checkpoint" in said
 
 
+def test_evaluations_on_the_way_make_a_curve_cost_as_evaluation_and_are_reused():
+    plain = loading.load("opd_reverse_kl_full", TINY)
+    first, said = quietly(distill, recipe := loading.load("opd_reverse_kl_full", [*TINY, "evaluate_every=2"]))
+    assert len(records("report")) == len(records("divergence")) == 3     # at the start, after two rounds, at the end
+    run = mlflow_runs("opd")["opd_reverse_kl_full-seed0"]
+    curve = client_at(tracking_uri()).get_metric_history(run.info.run_id, "eval/tiny/reverse_kl_mean_nats")
+    assert sorted(m.step for m in curve) == [0, 2, 3] and len({m.value for m in curve}) == 3
+    second, said = quietly(distill, recipe)                              # resumed: nothing is made, no point is added
+    assert "made 0 artifacts" in said and second == first
+    again = client_at(tracking_uri()).get_metric_history(run.info.run_id, "eval/tiny/reverse_kl_mean_nats")
+    assert len(again) == 3
+    without, _ = quietly(distill, plain)                                 # the same rounds; evaluated once less
+    assert without["checkpoint"] == first["checkpoint"] and without["end"] == first["end"]
+    more, less = (of_run(result)["tiny"].rows[1].costs for result in (first, without))
+    assert more.tokens == less.tokens and more.evaluation_tokens["student_written_tokens"] \
+        > less.evaluation_tokens["student_written_tokens"]
+    assert not garbage.survey(forget=[], older_than_seconds=0.0).garbage
+    assert set(mlflow_runs("opd")) == {"opd_reverse_kl_full-seed0", "opd_reverse_kl_full-seed0 evaluate_every=0"}
+
+
 def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     run = mlflow_runs("opd")["opd_reverse_kl_full-seed0"]
-    assert run.info.status == "FINISHED" and run.data.params["pair.teacher.params.hidden"] == "96"
-    for name in ("avg", "reverse_kl_mean_nats", "divergence_tokens"):
-        assert run.data.metrics[f"final/tiny/{name}"] == there.first["end"]["tiny"].counts[name]
+    assert run.info.status == "FINISHED" and "hidden 96" in run.data.params["pair.teacher"]
     client = client_at(tracking_uri())
+    for name in ("avg", "reverse_kl_mean_nats"):
+        curve = client.get_metric_history(run.info.run_id, f"eval/tiny/{name}")
+        assert [(m.step, m.value) for m in sorted(curve, key=lambda m: m.step)] == [
+            (step, there.first[when]["tiny"].counts[name]) for step, when in ((0, "start"), (3, "end"))]
     tokens = client.get_metric_history(run.info.run_id, "round/trained_tokens")
     counted = [record["counts"]["tokens_seen"] for record in records("checkpoint")]
-    assert [(m.step, m.value) for m in sorted(tokens, key=lambda m: m.step)] == list(enumerate(counted))
-    wanted = {"round/seconds", "train/loss_nats", "rollout/length_mean_tokens", "final/tiny/teacher_read_tokens"}
-    assert wanted <= set(run.data.metrics)
+    assert [(m.step, m.value) for m in sorted(tokens, key=lambda m: m.step)] == list(enumerate([0, *counted]))
+    for name in ("round/seconds", "train/loss_nats", "rollout/length_mean_tokens", "grade/reward_mean"):
+        steps = {m.step for m in client.get_metric_history(run.info.run_id, name)}
+        assert steps - {0} == {1, 2, 3}, name
     [table] = of_run(there.first).values()                           # what the run says it cost is what its table says
-    assert table.rows[1].costs.tokens == {name: run.data.metrics[f"round/{name}"] for name in NAMES}
+    assert table.rows[1].costs.tokens == {name: run.data.metrics.get(f"round/{name}", 0) for name in NAMES}
     wrote = sum(record["counts"]["tokens"] for record in records("rollouts"))
     assert table.rows[1].costs.tokens["student_written_tokens"] == wrote
     stages = {key.partition("/")[0] for key in run.data.metrics}
-    assert stages == {"model", "prompts", "start", "rollout", "grade", "score", "train", "round", "final"}
-    stages = {file.path for file in client.list_artifacts(run.info.run_id, "stages")}
-    assert stages == {f"stages/{kind}" for kind in
-                      ("model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report",
-                       "divergence")}
+    assert stages - {"system"} == {"eval", "rollout", "grade", "score", "train", "round"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "recipe.yaml", "rollouts.json", "stages.json"}
+    stages = json.load(open(client.download_artifacts(run.info.run_id, "stages.json")))
+    assert {stage["kind"] for stage in stages} == {
+        "model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report", "divergence"}
+    assert run.data.tags["checkpoint.digest"] == there.first["checkpoint"].digest
+    read = {(one.dataset.name, tag.value) for one in run.inputs.dataset_inputs for tag in one.tags}
+    assert read == {("tiny", "train"), ("tiny", "test")}
     table = json.load(open(client.download_artifacts(run.info.run_id, "rollouts.json")))
     assert len(table["data"]) == 8 and {"prompt", "completion", "reward"} <= set(table["columns"])
 
@@ -184,7 +211,11 @@ def test_a_runs_page_in_prefect_has_its_tasks_its_log_its_table_and_the_way_to_m
     tokens = there.first["end"]["tiny"].counts["divergence_tokens"]
     assert "Mean reverse KL to the teacher" in table["data"] and f"over {tokens:,} tokens; start" in table["data"]
     assert there.first["mlflow_page"] in link["data"]
-    assert f"`mlflow ui --backend-store-uri sqlite:///{there.home}/mlflow.db`" in link["description"]
+    assert f"--workers 1 --backend-store-uri sqlite:///{there.home}/mlflow.db" in link["description"]
+    assert there.first["mlflow_charts"] in shown["charts-opd-reverse-kl-full-seed0"]["data"]
+    tags = mlflow_runs("opd")["opd_reverse_kl_full-seed0"].data.tags
+    assert tags["prefect.page"].endswith(f"/runs/flow-run/{tags['prefect.flow_run_id']}")
+    assert f"[This run in Prefect]({tags['prefect.page']})" in tags["mlflow.note.content"]
 
 
 def test_evaluating_a_runs_checkpoint_gives_the_runs_own_numbers(there):
