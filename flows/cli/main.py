@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 
 from flows.cli.deployments import deploy
 from flows.cli.jobs import add_options as add_job_options
@@ -106,6 +107,17 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
             added.add_argument(name, metavar=name.upper())
         added.set_defaults(run=run, overrides=[], takes="recipe" in positional or "suite" in positional)
         return added
+    add_runs(command)
+    add_platform(command)
+    arguments, rest = top.parse_known_args(argv)
+    arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]
+    if unknown := [word for word in rest if word not in arguments.overrides]:
+        top.error(f"unknown arguments: {' '.join(unknown)}" + ("; settings are key=value" if arguments.takes else ""))
+    return arguments
+
+
+def add_runs(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that run recipes, or read them."""
     command(distill, "one recipe: bootstrap, rounds, benchmarks before and after; takes key=value", "recipe")
     added = command(evaluate, "a checkpoint's or model folder's answers, graded; takes key=value", "checkpoint")
     added.add_argument("--benchmark", required=True, help="a name in configs/benchmarks, or a file")
@@ -121,6 +133,10 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
                 required=True)
     add_reasons(command(rollback, "make the version before the champion the champion again", "refresh"), required=False)
     add_serve_options(command(serve, "the command that serves the champion, printed or started", "refresh"))
+
+
+def add_platform(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands of the platform, the store and the machine."""
     added = command(deploy, "every variant, suite and evaluation as a deployment in Prefect, to be run from its pages")
     added.add_argument("--pool", default="opd", help="the work pool whose workers run them (opd)")
     add_options(command(gc, "what no recorded run refers to, listed or removed"))
@@ -130,8 +146,3 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     command(down, "stop the platform and all that it runs; nothing is left")
     add_logs_options(command(logs, "what prefect, mlflow, worker or keeper said last", "name"))
     command(doctor, "versions, cores, GPU, disk, telemetry switches")
-    arguments, rest = top.parse_known_args(argv)
-    arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]
-    if unknown := [word for word in rest if word not in arguments.overrides]:
-        top.error(f"unknown arguments: {' '.join(unknown)}" + ("; settings are key=value" if arguments.takes else ""))
-    return arguments

@@ -1,19 +1,20 @@
 """The platform as people use it: a variant found, changed, run, refused, cancelled and compared in a real browser."""
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("selenium", reason="pip install -e .[e2e]; make test-e2e does it")
 
-from flows.deployments import variants  # noqa: E402  after the skip
-from flows.forms.registration import register  # noqa: E402
-from flows.platform import api, lifecycle, servers, settings  # noqa: E402
+from flows.platform import api, settings  # noqa: E402  after the skip
 from tests.browser.pages import BROWSERS, DRIVERS, browser, installed, until  # noqa: E402
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(
     not (installed(BROWSERS) and installed(DRIVERS)), reason="needs chromium and chromedriver (Debian: apt install "
     "chromium chromium-driver)")]
+ROOT, NAMED = Path(__file__).resolve().parents[2], ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -25,23 +26,29 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture
 def opd_home(home, monkeypatch) -> Path:
     """All tests of this module share a platform."""
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPD_HOME", str(home))
     return home
 
 
+def opd(home: Path, *words: str) -> None:
+    """Run a command of the console; it must succeed."""
+    environment = {name: value for name, value in os.environ.items() if name not in NAMED} | {"OPD_HOME": str(home)}
+    done = subprocess.run([sys.executable, "-m", "flows.cli", *words], cwd=ROOT, env=environment, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.fixture(scope="module")
 def platform(home):
-    """A platform with two deployments: (its settings, Prefect's API)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPD_HOME", str(home))
-        runs, _ = lifecycle.up(settings.asked_for("127.0.0.1", 0, 0, "", 1))
-        servers.become_client(runs)
-        register([one for one in variants()[0] if one.name in ("opd_reverse_kl", "gkd")], servers.POOL)
-        patch.delenv("PREFECT_API_URL"), patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    """A platform with every deployment: (its settings, Prefect's API)."""
+    opd(home, "up", "--prefect-port", "0", "--mlflow-port", "0")
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OPD_HOME", str(home))
+            runs = settings.read()
         yield runs, api.prefect(runs)
-        lifecycle.down()
+    finally:
+        opd(home, "down")
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +134,6 @@ def test_cancel_in_the_page_leaves_no_process_and_frees_the_slot(page, platform,
     page.press("Cancel Run") if "Cancel Run" in page.text() else page.press("Cancel")
     until("no process of the run", lambda: not processes_of(run))
     assert ended(platform[1], run)["state"]["type"] == "CANCELLED"
-    slots = platform[1].get(f"/work_pools/{servers.POOL}")
-    assert slots["concurrency_limit"] == 1
     until("the slot", lambda: not [one for one in flow_runs(platform[1]) if one["state"]["type"] not in ENDED])
 
 
