@@ -11,7 +11,7 @@ from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.run_records import recorded
 from tasks.preflight import preflight
-from tasks.prompts import make_prompts
+from tasks.prompts import make_prompts, training_prompts
 from tasks.publish import publish
 from tasks.refine import refine_rollouts
 from tasks.rollout import write_rollouts
@@ -29,7 +29,7 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
     with pool_for(recipe) as pool, this, runs.run_for(recipe, suite or None) as run:
         models = make_models(recipe.pair, models_needed(recipe), pool)
         student, teacher, ask = models["student"], models.get("teacher"), {"context_tokens": recipe.pair.context_tokens}
-        prompts = make_prompts(recipe.prompts, student, pool, **ask, use="train")
+        prompts = training_prompts(recipe, student, pool)
         held_out = {b.name: make_prompts(b, student, pool, **ask, use="test", train=prompts) for b in recipe.benchmarks}
         preflight(recipe, models, prompts, pool)
         start, evaluation = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)

@@ -15,7 +15,7 @@ def grade_rollouts(recipe: Recipe, prompts: Artifact, rollouts: Artifact, pool: 
     """The rollouts with rewards; unfit ones are dropped, but not before they were refined."""
     refined = rollouts.kind == "refined"
     filters = recipe.rollout.filters if refined or not recipe.refine else []
-    spec = {"grader": recipe.prompts.grader.model_dump(mode="json"),
+    spec = {"graders": recipe.graders(),
             "filters": [slot.model_dump(mode="json") for slot in filters]}
     graded = run_stage("grades", spec, {"prompts": prompts, "rollouts": rollouts}, pool)
     return log_artifact(graded, f"{round_index:04d}{'-refined' if refined else ''}", step=round_index + 1,

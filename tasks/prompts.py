@@ -5,13 +5,26 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.opd.core.files import hash_tree
-from tasks.opd.recipe.schema import Source
+from tasks.opd.recipe.schema import Recipe, Source
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
 from tasks.workers.pools import WorkerPool
 
 SLICE = set(Source.model_fields) - {"grader"}  # how answers are graded changes no question
+
+
+def training_prompts(recipe: Recipe, student: Artifact, pool: WorkerPool) -> Artifact:
+    """The prompts that a recipe trains on; those of several sources as one artifact."""
+    parts = {source.name: make_prompts(source, student, pool, context_tokens=recipe.pair.context_tokens, use="train")
+             for source in recipe.training_sources().values()}
+    return join_prompts(parts, pool) if len(parts) > 1 else parts[recipe.prompts.name]
+
+
+@task(cache_policy=NO_CACHE, task_run_name="prompts-train")
+def join_prompts(parts: dict[str, Artifact], pool: WorkerPool) -> Artifact:
+    """The prompts of several sources as one artifact."""
+    return log_artifact(run_stage("joined_prompts", {"sources": list(parts)}, parts, pool), "train", prefix="prompts")
 
 
 @task(cache_policy=NO_CACHE, task_run_name="prompts-{use}-{source.name}")

@@ -24,7 +24,7 @@ def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifa
             "seed": recipe.seed, "context_tokens": recipe.pair.context_tokens,
             "engine": recipe.engine_for("write"),
             "sampling": recipe.rollout.sampling.model_dump(mode="json"),
-            "grader": recipe.prompts.grader.model_dump(mode="json")}
+            "graders": recipe.graders()}
     inputs = {"prompts": prompts, "rollouts": rollouts, "student": student}
     if refiners_ask_teacher(recipe):
         inputs["teacher"], spec["folder"] = teacher_of(recipe, recipe.teacher.model, models, student)

@@ -21,7 +21,7 @@ def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifac
     """The round's rollouts. Where the student does not write, the student it started from stands for its tokenizer."""
     spec = {"writers": [writer.model_dump(mode="json") for writer in recipe.rollout.writers], "round": round_index,
             "sampling": recipe.rollout.sampling.model_dump(mode="json"), "seed": recipe.seed,
-            "prompts_per_round": recipe.rollout.prompts_per_round, "context_tokens": recipe.pair.context_tokens,
+            "prompts_per_round": recipe.prompts_per_round(), "context_tokens": recipe.pair.context_tokens,
             "engine": recipe.engine_for("write")}
     on_policy = writers_with(recipe, "on_policy")
     inputs = {"prompts": prompts, "student": student if on_policy else models["student"]}

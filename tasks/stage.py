@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.opd.core.errors import CorruptArtifact, EngineLost
+from tasks.opd.core.progress import print_line
 from tasks.opd.engines.pool import is_served
 from tasks.opd.recipe import derivations
 from tasks.opd.recipe.checks import recipes, schedules
@@ -276,7 +277,7 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
 def log_line(text: str, *, to_person: bool = True) -> None:
     """One line to the person at the terminal and to the run's page; standard output belongs to results."""
     if to_person:
-        print(f"opd: {text}", file=sys.stderr, flush=True)
+        print_line(f"opd: {text}")
     if "prefect" not in sys.modules:  # nobody runs a flow
         return
     from prefect.exceptions import MissingContextError

@@ -2,6 +2,7 @@
 import argparse
 import os
 
+from flows.platform import state
 from tasks.opd.core.errors import EngineError, RecipeError
 from tasks.workers import launchers
 
@@ -9,8 +10,10 @@ from tasks.workers import launchers
 def deploy(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Register what configs holds. Raises RecipeError, after the rest was registered, for files that are wrong."""
     launchers.quiet_environment()
+    state.use()
     if not os.environ.get("PREFECT_API_URL"):
-        raise EngineError("no Prefect server is named: set PREFECT_API_URL, for example to http://127.0.0.1:4200/api")
+        raise EngineError("no Prefect server runs: start the platform with opd up, or set PREFECT_API_URL, for example "
+                          "to http://127.0.0.1:4200/api")
     from flows.deployments import deploy as register
     done = register(arguments.pool)
     if done["refused"]:

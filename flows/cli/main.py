@@ -13,7 +13,10 @@ import sys
 import traceback
 
 from flows.cli.deployments import deploy
+from flows.cli.jobs import add_options as add_job_options
+from flows.cli.jobs import jobs
 from flows.cli.machine import doctor
+from flows.cli.platform import add_logs_options, add_up_options, down, logs, status, up
 from flows.cli.recipes import check, variants
 from flows.cli.refreshes import add_reasons, add_refresh_options, history, promote, refresh, rollback
 from flows.cli.runs import bootstrap, compare, distill, evaluate
@@ -121,6 +124,11 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     added = command(deploy, "every variant, suite and evaluation as a deployment in Prefect, to be run from its pages")
     added.add_argument("--pool", default="opd", help="the work pool whose workers run them (opd)")
     add_options(command(gc, "what no recorded run refers to, listed or removed"))
+    add_job_options(command(jobs, "a Kubernetes Job for every cell of a suite, for kubectl; takes key=value", "suite"))
+    add_up_options(command(up, "start Prefect, MLflow and a worker, register what can be run; harmless when they run"))
+    command(status, "what of the platform runs, since when and where; runs, slots and refreshes")
+    command(down, "stop the platform and all that it runs; nothing is left")
+    add_logs_options(command(logs, "what prefect, mlflow, worker or keeper said last", "name"))
     command(doctor, "versions, cores, GPU, disk, telemetry switches")
     arguments, rest = top.parse_known_args(argv)
     arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]

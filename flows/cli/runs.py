@@ -5,9 +5,11 @@ import argparse
 import dataclasses
 import logging
 import os
+import sys
 import time
 from pathlib import Path
 
+from flows.platform import reconcile, state
 from tasks import server
 from tasks.opd.core.files import try_writing
 from tasks.opd.recipe import loading
@@ -26,7 +28,14 @@ def prepare(arguments: argparse.Namespace) -> None:
         os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name.upper()}_LEVEL", "INFO")
         logging.getLogger(f"prefect.{name}").propagate = arguments.verbose
     logging.raiseExceptions = arguments.verbose  # what cannot be logged, on a full disk say, is no news of its own
+    if platform := state.use():
+        print(f"opd: uses the platform: Prefect {platform.prefect_url}, MLflow {platform.mlflow_url}", file=sys.stderr)
     server.start()
+
+
+def terminal() -> str:
+    """The tag by which the platform sees, when this process was killed, that its runs are not at work any more."""
+    return reconcile.terminal_tag(os.getpid())
 
 
 def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
@@ -37,7 +46,7 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
 
     from flows.distill import distill as run
     from flows.tables import divergence_line, of_run
-    with tags(f"variant:{recipe.name}", f"seed:{recipe.seed}"):
+    with tags(f"variant:{recipe.name}", f"seed:{recipe.seed}", terminal()):
         result, lines = run(recipe), []
     result["comparison"] = {}
     for name, table in of_run(result).items():
@@ -57,7 +66,7 @@ def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
     from prefect import tags
 
     from flows.compare import compare as run
-    with tags(f"suite:{plan.name}"):
+    with tags(f"suite:{plan.name}", terminal()):
         result = run(arguments.suite, arguments.overrides)
     text = result.pop("text")
     result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
@@ -78,7 +87,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, str]:
     from prefect import tags
 
     from flows.evaluate import evaluate as run
-    with tags(*(f"benchmark:{benchmark.name}" for benchmark in recipe.benchmarks)):
+    with tags(*(f"benchmark:{benchmark.name}" for benchmark in recipe.benchmarks), terminal()):
         reports = run(recipe, arguments.checkpoint)
     return {"reports": reports}, "\n".join(f"{name}  {format_counts(report.counts)}\n{report.path}"
                                            for name, report in reports.items())
@@ -93,8 +102,11 @@ def bootstrap(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Make models and prompts."""
     recipe = loading.load(arguments.recipe, arguments.overrides)
     prepare(arguments)
+    from prefect import tags
+
     from flows.bootstrap import bootstrap as run
-    made = run(recipe)
+    with tags(terminal()):
+        made = run(recipe)
     return made, "\n".join(f"{kind}  {name}  {artifact.path}" for kind, some in made.items()
                            for name, artifact in some.items())
 

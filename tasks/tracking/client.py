@@ -49,7 +49,7 @@ def client_at(uri: str):
     for name, value in QUICK.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
-    atexit.register(gc.freeze)  # else the last collection goes through all of it: 1.6 s, when a stopped run is to be gone
+    atexit.register(gc.freeze)  # its last collection takes 1.6 s, and a stopped run is to be gone
     for name in ("mlflow", "sqlalchemy", "alembic"):  # what they have to say is said in one warning
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with alone():

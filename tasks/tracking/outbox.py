@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.opd.core.errors import OpdError
+from tasks.opd.core.progress import print_line
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, home
 from tasks.tracking import view
@@ -115,8 +116,8 @@ class Run:
     def _warn(self, message: str) -> None:
         if not self.warned:
             self.warned = True
-            print(f"opd: MLflow at {self.uri} {message}; the run goes on, and what is missing there is sent "
-                  "when the recipe is run again", file=sys.stderr)
+            print_line(f"opd: MLflow at {self.uri} {message}; the run goes on, and what is missing there is sent "
+                       "when the recipe is run again")
 
     def _client(self):
         client = client_at(self.uri)

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from tasks.opd.core.errors import ERRORS, EngineLost
 from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_write
+from tasks.opd.core.progress import print_line
 from tasks.opd.engines.pool import Session
 from tasks.opd.runtime.worker import SMALLER, perform
 from tasks.opd.store import artifacts
@@ -212,4 +212,4 @@ def for_run(recipe):
         at_once = False
     finally:
         pool.close(at_once=at_once)
-        print(f"opd: made {pool.made} artifacts, reused {pool.reused}", file=sys.stderr)
+        print_line(f"opd: made {pool.made} artifacts, reused {pool.reused}")

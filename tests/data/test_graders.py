@@ -6,7 +6,7 @@ import pytest
 
 from tasks.opd.core.records import STUDENT, Prompt, Quarantined, Rollout, read_rows, write_rows
 from tasks.opd.data import tiny
-from tasks.opd.data.graders import GRADERS, final_answer, last_number
+from tasks.opd.data.graders import GRADERS, final_answer, grade_by_source, last_number
 from tasks.opd.data.sources import SOURCES
 from tasks.opd.engines.pool import Session
 from tasks.opd.rollouts.grading import grade_rollouts
@@ -88,6 +88,12 @@ def test_tiny_grader_is_the_tasks_own():
     assert GRADERS["tiny"](asked(made.answer, made.entry), made.solution) == (1.0, None)
 
 
+def test_each_source_has_its_grader_and_what_has_none_has_no_reward():
+    graders = {"p": {"name": "exact", "params": {}}}
+    assert grade_by_source(graders, asked("4"), "4") == (1.0, None)
+    assert grade_by_source({"q": graders["p"]}, asked("4"), "4") == (None, None)
+
+
 def test_the_stage_keeps_drops_and_counts(tmp_path):
     tokenizer, made = tiny.build_tokenizer(), tiny.problem(0)
     prompts, rollouts, out = (tmp_path / n for n in ("prompts", "rollouts", "out"))
@@ -100,7 +106,7 @@ def test_the_stage_keeps_drops_and_counts(tmp_path):
     write_rows(rollouts / "rollouts.parquet", [*rows, rollout("3", [tokenizer.eos_token_id])], Rollout)
     filters = [{"name": "malformed", "params": {}}, {"name": "duplicate", "params": {}}]
     counts = grade_rollouts({"prompts": prompts, "rollouts": rollouts},
-                            {"grader": {"name": "tiny", "params": {}}, "filters": filters}, out, Session())
+                            {"graders": {"p": {"name": "tiny", "params": {}}}, "filters": filters}, out, Session())
     kept, dropped = read_rows(out / "rollouts.parquet", Rollout), read_rows(out / "dropped.parquet", Quarantined)
     assert [(r.rollout_id, r.reward) for r in kept] == [("0", 1.0), ("1", 0.0)]
     assert kept[0].feedback is None and kept[1].feedback == f"the answer is {made.answer}"

@@ -5,7 +5,7 @@ import pytest
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows
-from tasks.opd.data.sources import SOURCES, make_prompts, split_answer
+from tasks.opd.data.sources import SOURCES, join_prompts, make_prompts, split_answer
 from tasks.opd.engines.pool import Session
 from tasks.opd.makers.models import make_model
 from tasks.opd.models.tokenizers import render, tokenizer_of
@@ -18,12 +18,13 @@ def student(tmp_path_factory):
     return out
 
 
-def make(student, out, source, *, name="train", first=0, count=4, limit=64, train=None, **params):
+def make(student, out, source, *, name="train", first=0, count=4, limit=64, train=None, domain="", **params):
     """Run the stage; its counts, prompts and quarantined."""
     out.mkdir()
     inputs = {"student": student} | ({"train": train} if train else {})
     counts = make_prompts(inputs, {"source": {"name": source, "params": params}, "name": name, "first": first,
-                          "count": count, "max_prompt_tokens": limit, "context_tokens": 128}, out, Session())
+                          "count": count, "max_prompt_tokens": limit, "context_tokens": 128, "domain": domain},
+                          out, Session())
     return counts, read_rows(out / "prompts.parquet", Prompt), read_rows(out / "quarantined.parquet", Quarantined)
 
 
@@ -122,3 +123,39 @@ def test_gsm_symbolic_comes_with_its_worked_solution():
     assert row["solution"].endswith(f"The answer is {row['answer']}.") and "####" not in row["solution"]
     assert len(row["solution"].splitlines()) > 2
     assert next(iter(SOURCES["reasoning_gym"](range(1), dataset="chain_sum")))["solution"] is None
+
+
+def test_plain_text_comes_in_windows_cut_at_spaces_and_only_a_documents_last_one_ends(tmp_path):
+    path = write_lines(tmp_path / "notes.jsonl", {"text": "one two three four"}, {"text": "five"}, {"body": "six"})
+    items = list(SOURCES["text"](range(10), path=path, opening_characters=4, window_characters=9))
+    # "one two three four": 9 characters reach into "three", so the window is "one two"; the next is " three", as
+    # " three four" has 11; what is joined again is the document
+    assert [(item["text"], item.get("solution")) for item in items[:3]] == [
+        ("one", " two"), (" thr", "ee"), (" fou", "r")]
+    assert [item["entry"] for item in items[:4]] == [{"ends": False}, {"ends": False}, {"ends": True}, {"ends": True}]
+    assert items[3]["text"] == "five" and items[3]["solution"] is None
+    assert "no text at 'text'" in items[4]["invalid"]
+    assert list(SOURCES["text"](range(1, 3), path=path, opening_characters=4, window_characters=9)) == items[1:3]
+
+
+def test_plain_text_is_not_put_into_a_chat_template_and_takes_the_domain_it_is_given(student, tmp_path):
+    path = write_lines(tmp_path / "notes.jsonl", {"text": "tom has 3 apples and tom buys 4 more"})
+    _, prompts, _ = make(student, tmp_path / "p", "text", count=1, domain="notes", path=path, opening_characters=9)
+    tokenizer = tokenizer_of(tmp_path / "p")
+    assert prompts[0].token_ids == tokenizer.encode("tom has 3") and prompts[0].domain == "notes"
+    assert tokenizer.encode(prompts[0].text + prompts[0].solution) == [
+        *prompts[0].token_ids, *tokenizer.encode(prompts[0].solution)]
+
+
+def test_several_sources_become_one_in_order_with_ids_that_say_whose(student, tmp_path):
+    make(student, tmp_path / "a", "tiny", name="sums", count=3)
+    path = write_lines(tmp_path / "q.jsonl", {"question": "2+2?", "answer": "4"}, {"question": " ", "answer": "4"})
+    make(student, tmp_path / "b", "jsonl", name="asked", count=2, path=path)
+    (tmp_path / "both").mkdir()
+    counts = join_prompts({"sums": tmp_path / "a", "asked": tmp_path / "b"}, {"sources": ["sums", "asked"]},
+                          tmp_path / "both", Session())
+    joined = read_rows(tmp_path / "both" / "prompts.parquet", Prompt)
+    assert [p.prompt_id for p in joined] == ["sums:0", "sums:1", "sums:2", "asked:0"]
+    assert counts == {"prompts": 4, "prompts_asked": 1, "prompts_sums": 3}
+    assert [q.item_id for q in read_rows(tmp_path / "both" / "quarantined.parquet", Quarantined)] == ["asked:1"]
+    assert tokenizer_of(tmp_path / "both").get_vocab() == tokenizer_of(tmp_path / "a").get_vocab()

@@ -60,6 +60,12 @@ def term(**settings) -> str:
     (["benchmarks.0.sampling.max_new_tokens=257"], ["benchmarks.0.max_prompt_tokens = 64", "use at most 63"]),
     (["benchmarks.0.divergence_max_tokens=95"],
      ["benchmarks.0.divergence_max_tokens = 95", "an answer may have 96 tokens", "or 0 for all"]),
+    (["extra_prompts=[{name: notes, source: {name: text, path: notes.jsonl}, count: 8, per_round: 9, "
+      "max_prompt_tokens: 64}]"],
+     ["extra_prompts.0.per_round = 9", "extra_prompts.0.count 8"]),
+    (["prompts.domain=sums", "terms.0.domains=[sum]"], ["terms.0.domains = \"sum\"", "did you mean sums?"]),
+    (["extra_prompts=[{name: more, source: tiny, first: 999950, count: 100, per_round: 1, max_prompt_tokens: 64}]"],
+     ["benchmarks.0.first = 1000000", "items 999950 to 1000049", "start at 1000050"]),
     (["prompts.count=100"], ["rollout.prompts_per_round = 128", "prompts.count 100"]),
     (["benchmarks.0.first=5119"],
      ["benchmarks.0.first = 5119", "items 5119 to 5318", "items 0 to 5119", "start at 5120"]),

@@ -18,9 +18,10 @@ def dumped(slot):
 def specs_of(recipe, refiners=("truncate",)):
     """The parts of each stage's spec that say what code it chooses, as its door writes them."""
     engine, terms = recipe.engine_for("write"), {"terms": requirements.terms_of(recipe)}
-    grader = {"grader": dumped(recipe.prompts.grader)}
+    grader = {"graders": recipe.graders()}
     filters = {"filters": [dumped(slot) for slot in recipe.rollout.filters]}
     return {"model": {"maker": dumped(recipe.pair.teacher)}, "prompts": {"source": dumped(recipe.prompts.source)},
+            "joined_prompts": {"sources": ["one", "another"]},
             "rollouts": {"writers": [dumped(writer) for writer in recipe.rollout.writers], "engine": engine},
             "grades": grader | filters,
             "refined": {**grader, "refiners": [{"name": name, "params": {}} for name in refiners], "engine": engine},

@@ -64,7 +64,7 @@ def make(tmp_path):
         for name in ("student", "teacher"):
             WORDS.save_pretrained(inputs[name] / "model")
         made = Engines(inputs, {"seed": 7, "round": 3, "context_tokens": 512, "sampling": SAMPLING,
-                                "grader": {"name": "tiny", "params": {}}, **other}, Session())
+                                "graders": {"tiny": {"name": "tiny", "params": {}}}, **other}, Session())
         made.teacher = Scripted(completions)
         return made
     return engines

@@ -10,7 +10,7 @@ from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Quarantine
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.engines.pool import Session
 from tasks.opd.rollouts.refiners import refine_rollouts
-from tasks.opd.rollouts.writers import deal, labels, round_prompts, write_rollouts
+from tasks.opd.rollouts.writers import deal, deal_by_domain, labels, round_prompts, write_rollouts
 from tests.small_llama import save_llama
 
 IDS = [f"tiny:{i}" for i in range(10)]
@@ -38,10 +38,10 @@ def inputs(tmp_path_factory):
 
 
 def spec(*writers, **other):
-    full = [{"params": {}, "n": 1, "fraction": 1.0, "when": "always", **writer} for writer in writers]
+    full = [{"params": {}, "n": 1, "fraction": 1.0, "when": "always", "domains": [], **writer} for writer in writers]
     sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 8}
-    return {"writers": full, "sampling": sampling, "prompts_per_round": 4, "round": 0, "seed": 7, "engine": ENGINE,
-            "context_tokens": 32, **other}
+    return {"writers": full, "sampling": sampling, "prompts_per_round": {"tiny": 4}, "round": 0, "seed": 7,
+            "engine": ENGINE, "context_tokens": 32, **other}
 
 
 def write(inputs, made, out, session):
@@ -108,14 +108,15 @@ def test_the_teacher_writes_at_its_own_temperature(inputs, session, tmp_path):
 
 
 def test_the_dataset_writer_copies_solutions_and_ends_them(inputs, session, tmp_path):
-    counts, rollouts, quarantined = write(inputs, spec({"name": "dataset"}, prompts_per_round=9), tmp_path, session)
+    made = spec({"name": "dataset"}, prompts_per_round={"tiny": 9})
+    counts, rollouts, quarantined = write(inputs, made, tmp_path, session)
     assert {r.prompt_id: r.token_ids for r in rollouts}["tiny:3"] == [23, 3, 2]
     assert all(set(r.author) == {DATASET} and all(map(math.isnan, r.logprobs)) for r in rollouts)
     assert counts["rollouts"] == 8 and "0:tiny:4:dataset:0" in {q.item_id for q in quarantined}
 
 
 def test_first_round_writers_are_silent_later(inputs, session, tmp_path):
-    made = spec({"name": "student"}, {"name": "dataset", "when": "first_round"}, prompts_per_round=9)
+    made = spec({"name": "student"}, {"name": "dataset", "when": "first_round"}, prompts_per_round={"tiny": 9})
     assert Counter(r.origin for r in write(inputs, made, tmp_path, session)[1]) == {"student": 9, "dataset": 8}
     later = write(inputs, {**made, "round": 1}, tmp_path, session)[1]
     assert Counter(r.origin for r in later) == {"student": 9}
@@ -133,7 +134,7 @@ def test_nothing_to_write_is_an_error_with_a_way_out(inputs, session, tmp_path):
 
 def test_what_was_written_is_counted_by_author_kept_or_not(inputs, session, tmp_path):
     """A prompt of 2 tokens and its solution of 3 exceed a context of 4: 8 solutions are supplied, none is kept."""
-    made = spec({"name": "student", "n": 2}, {"name": "dataset"}, prompts_per_round=9, context_tokens=4)
+    made = spec({"name": "student", "n": 2}, {"name": "dataset"}, prompts_per_round={"tiny": 9}, context_tokens=4)
     made["sampling"]["max_new_tokens"] = 1
     counts, rollouts, _ = write(inputs, made, tmp_path / "a", session)
     assert {r.origin for r in rollouts} == {"student"} and counts["tokens"] == 18
@@ -151,10 +152,51 @@ def test_two_writers_of_one_name_write_different_rollouts(inputs, session, tmp_p
     assert len({(r.prompt_id, *r.token_ids) for r in rollouts}) > 4
 
 
+# ---- several sources
+
+@pytest.fixture(scope="module")
+def two_sources(inputs, tmp_path_factory):
+    """The ten prompts, and four openings of plain text, the third of a document that goes on."""
+    texts = [Prompt(prompt_id=f"notes:{i}", index=i, text=f"w{i}", token_ids=[30 + i], answer="", solution="w3 w4",
+                    entry='{"ends": false}' if i == 2 else '{"ends": true}', domain="text") for i in range(4)]
+    folder = tmp_path_factory.mktemp("two") / "p1"
+    folder.mkdir()
+    own = read_rows(inputs["prompts"] / "prompts.parquet", Prompt)
+    write_rows(folder / "prompts.parquet", own + texts, Prompt)
+    return inputs | {"prompts": folder}
+
+
+def test_a_round_takes_so_many_prompts_of_each_source_and_writers_keep_to_their_domains(two_sources, session, tmp_path):
+    made = spec({"name": "student", "domains": ["tiny"]}, {"name": "dataset", "domains": ["text"]},
+                prompts_per_round={"tiny": 5, "notes": 4})
+    rollouts = write(two_sources, made, tmp_path, session)[1]
+    assert Counter((r.origin, r.domain) for r in rollouts) == {("student", "tiny"): 5, ("dataset", "text"): 4}
+    by_prompt = {r.prompt_id: r for r in rollouts}
+    assert (by_prompt["notes:0"].token_ids, by_prompt["notes:0"].finish_reason) == ([3, 4, 2], "stop")
+    assert (by_prompt["notes:2"].token_ids, by_prompt["notes:2"].finish_reason) == ([3, 4], "length")
+
+
+def test_a_further_source_changes_nothing_of_what_is_written_for_the_first(inputs, two_sources, session, tmp_path):
+    alone = write(inputs, spec({"name": "student"}), tmp_path / "a", session)[1]
+    beside = write(two_sources, spec({"name": "student"}, prompts_per_round={"tiny": 4, "notes": 2}), tmp_path / "b",
+                   session)[1]
+    assert {r.prompt_id for r in beside if r.domain == "tiny"} == {r.prompt_id for r in alone}
+    assert sum(r.domain == "text" for r in beside) == 2
+
+
+def test_writers_with_the_same_domains_share_them(two_sources):
+    prompts = read_rows(two_sources["prompts"] / "prompts.parquet", Prompt)
+    halves = [{"domains": ["tiny"], "fraction": 0.5}, {"domains": ["tiny"], "fraction": 0.5},
+              {"domains": ["text"], "fraction": 1.0}, {"domains": [], "fraction": 1.0}]
+    one, other, text, every = deal_by_domain(prompts, halves, 7, 0)
+    assert len(one) == len(other) == 5 and sorted(one + other) == sorted(IDS)
+    assert text == [f"notes:{i}" for i in range(4)] and every == [p.prompt_id for p in prompts]
+
+
 # ---- refining
 
 def test_truncate_cuts_long_completions_and_remembers_the_parent(inputs, session, tmp_path):
-    before = write(inputs, spec({"name": "student"}, prompts_per_round=9), tmp_path / "r", session)[1]
+    before = write(inputs, spec({"name": "student"}, prompts_per_round={"tiny": 9}), tmp_path / "r", session)[1]
     (tmp_path / "out").mkdir()
     slots = [{"name": "truncate", "params": {"tokens": 6}}, {"name": "truncate", "params": {"tokens": 3}}]
     counts = refine_rollouts({**inputs, "rollouts": tmp_path / "r"},
@@ -172,7 +214,7 @@ def test_truncate_cuts_long_completions_and_remembers_the_parent(inputs, session
 
 
 def test_what_several_refiners_tell_stands_under_their_names(inputs, session, tmp_path):
-    write(inputs, spec({"name": "student"}, prompts_per_round=9), tmp_path / "r", session)
+    write(inputs, spec({"name": "student"}, prompts_per_round={"tiny": 9}), tmp_path / "r", session)
     relay, skd = {"name": "relay", "params": {"k": 30, "within": 2}}, {"name": "skd", "params": {"k": 0}}
 
     def told(name, *refiners):

@@ -1,4 +1,5 @@
 """How far a stage is: a bar at the terminal, and the same numbers for whoever else watches. No torch at import."""
+import contextlib
 import os
 import sys
 import time
@@ -7,6 +8,12 @@ from datetime import timedelta
 
 DELAY_SECONDS = 2   # what is done before that has no bar
 REPORT_SECONDS = 1  # between two reports, and before the first
+
+
+def print_line(text: str) -> None:
+    """One line to the person at the terminal; when nobody reads there any more, that is no error of the run's."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:

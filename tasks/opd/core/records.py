@@ -29,6 +29,11 @@ class Prompt:
     domain: str
 
 
+def source_of(prompt_id: str) -> str:
+    """The name of the source that a prompt is from."""
+    return prompt_id.rpartition(":")[0]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quarantined:
     """A prompt or rollout that is not used, and why."""

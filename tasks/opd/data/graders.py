@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tasks.opd.core.entries import Entry
-from tasks.opd.core.records import Prompt
+from tasks.opd.core.records import Prompt, source_of
 from tasks.opd.data import tiny as tiny_task
 from tasks.opd.data.sources import gym_dataset
 
@@ -120,6 +120,12 @@ def last_number(text: str) -> float | None:
         if mathematics.isfinite(value):
             return value
     return None
+
+
+def grade_by_source(graders: dict[str, dict], prompt: Prompt, completion: str) -> tuple[float | None, str | None]:
+    """Reward and feedback by the grader of the prompt's source; None and None where that has no grader."""
+    grader = graders.get(source_of(prompt.prompt_id))
+    return grade(grader, prompt, completion) if grader else (None, None)
 
 
 def grade(grader: dict, prompt: Prompt, completion: str) -> tuple[float, str | None]:

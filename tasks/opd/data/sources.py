@@ -8,6 +8,7 @@ refused.
 import itertools
 import json
 import re
+import shutil
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pydantic import Field
 
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.records import Prompt, Quarantined, read_rows, write_rows
+from tasks.opd.core.records import Prompt, Quarantined, read_rows, source_of, write_rows
 from tasks.opd.data import tiny as tiny_task
 from tasks.opd.models.tokenizers import control_tokens, render
 from tasks.opd.store.artifacts import model_folder
@@ -113,6 +114,41 @@ def hub(indices: range, *, dataset: str, config: str = "", split: str = "train",
         yield item_of(rows[index], f"{dataset}[{index}]", question, answer, solution)
 
 
+def text(indices: range, *, path: str, field: str = "text", opening_characters: Annotated[int, Field(ge=1)] = 32,
+         window_characters: Annotated[int, Field(ge=2)] = 512) -> Iterator[dict]:
+    """Plain text for a language-modelling term: windows of documents, one after the other; `path` as for jsonl.
+
+    The prompt is a window's opening, without a chat template; its solution is the rest, which the writer `dataset`
+    copies, with an EOS only where the document ends. Both are cut at spaces, where there are any.
+    """
+    windows = (item for where, line in numbered_lines(jsonl_files(Path(path).expanduser()))
+               for item in windows_of(parsed(line, where), where, field, opening_characters, window_characters))
+    yield from itertools.islice(windows, indices.start, indices.stop)
+
+
+def windows_of(row: dict, where: str, field: str, opening: int, window: int) -> Iterator[dict]:
+    """A document's windows as items; one that says so under `invalid` where it has no text."""
+    document = row.get(field)
+    if not isinstance(document, str) or not document.strip():
+        yield {"invalid": row.get("invalid") or f"{where} has no text at {field!r}; it has {sorted(row)}", "text": ""}
+        return
+    rest = document.strip()
+    while rest:
+        part, rest = cut(rest, window)
+        first, body = cut(part, opening)
+        yield {"text": first, "answer": "", "solution": body or None, "entry": {"ends": not rest}, "domain": "text",
+               "plain": True}
+
+
+def cut(document: str, characters: int) -> tuple[str, str]:
+    """A text's first `characters` at most, up to a space where there is one among them, and the rest."""
+    if len(document) <= characters:
+        return document, ""
+    at = document.rfind(" ", 1, characters + 1)
+    at = at if at > 0 else characters
+    return document[:at], document[at:]
+
+
 def parsed(line: str, where: str) -> dict:
     """One JSON object, or one that holds only the reason why it is none."""
     try:
@@ -154,6 +190,7 @@ SOURCES = {
     "reasoning_gym": Entry(reasoning_gym, identity=("dataset",), seed_shifts=True,
                            solved=lambda params: params["dataset"] in {"gsm_symbolic"}),
     "jsonl": Entry(jsonl, identity=("path",), solved=lambda params: bool(params["solution"])),
+    "text": Entry(text, identity=("path",)),
     "hub": Entry(hub, identity=("dataset", "config", "split"), solved=lambda params: (
         bool(params["solution"]) or params["dataset"] == "openai/gsm8k"))}
 
@@ -167,7 +204,7 @@ def unfit(item: dict, tokenizer, special: list[str], limit: int) -> tuple[str | 
     injected = [token for token in special if token in item["text"]]
     if injected:
         return f"special_token: the text holds {', '.join(injected)}", []
-    token_ids = render(tokenizer, item["text"])
+    token_ids = tokenizer.encode(item["text"]) if item.get("plain") else render(tokenizer, item["text"])
     if len(token_ids) > limit:
         return f"too_long: {len(token_ids)} tokens, at most {limit}", []
     return None, token_ids
@@ -175,6 +212,8 @@ def unfit(item: dict, tokenizer, special: list[str], limit: int) -> tuple[str | 
 
 def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: prompts `first` .. `first + count` of a source, rendered for the student, with its tokenizer beside them.
+
+    Their domain is the source's own unless the spec names one.
 
     Raises: DataError when none is fit, or when a text also stands in the `train` prompts.
     """
@@ -191,8 +230,9 @@ def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
             if reason:
                 quarantined.append(Quarantined(item_id=prompt_id, reason=reason, text=item["text"][:1000]))
             else:
-                prompts.append(Prompt(prompt_id=prompt_id, index=index, token_ids=token_ids,
-                                      **{**{k: item[k] for k in ITEM}, "entry": json.dumps(item["entry"])}))
+                known = {k: item[k] for k in ITEM} | {"entry": json.dumps(item["entry"]),
+                                                      "domain": spec["domain"] or item["domain"]}
+                prompts.append(Prompt(prompt_id=prompt_id, index=index, token_ids=token_ids, **known))
             bar.update(1)
     reasons = Counter(row.reason.split(":")[0] for row in quarantined)
     write_rows(out / "quarantined.parquet", quarantined, Quarantined)
@@ -210,6 +250,17 @@ def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
     return {"prompts": len(prompts), "quarantined": len(quarantined),
             "length_median_tokens": statistics.median(lengths), "length_max_tokens": max(lengths),
             **{f"quarantined_{name}": n for name, n in sorted(reasons.items())}}
+
+
+def join_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """Stage: the prompts of several sources as one, in the order of the spec's `sources`; ids say which is whose."""
+    parts = [inputs[name] for name in spec["sources"]]
+    for file, row_type in (("prompts.parquet", Prompt), ("quarantined.parquet", Quarantined)):
+        write_rows(out / file, [row for part in parts for row in read_rows(part / file, row_type)], row_type)
+    shutil.copytree(parts[0] / "tokenizer", out / "tokenizer")
+    prompts = read_rows(out / "prompts.parquet", Prompt)
+    return {"prompts": len(prompts), **{f"prompts_{name}": n for name, n in sorted(
+        Counter(source_of(prompt.prompt_id) for prompt in prompts).items())}}
 
 
 def refuse_overlap(prompts: list[Prompt], train: list[Prompt], name: str) -> None:

@@ -28,7 +28,8 @@ class Term:
     """A recipe's term with its slots as entries, whose functions have their parameters filled in."""
     label: str                            # names its metrics
     coefficient: float
-    domain: str                           # only these rollouts; empty: all
+    domains: frozenset[str]               # only rollouts of these; empty: all
+    domain: str                           # of them only those of this one, whose expert its teacher is; empty: all
     rows: Entry
     models: dict[str, str]                # what the target calls a model -> under which name it scored; main one first
     target: Entry
@@ -77,7 +78,7 @@ def bind_term(spec: dict, label: str) -> Term:
     for slot in spec["weights"]:
         weights[slot["name"] if slot["name"] not in weights else f"{slot['name']}_{len(weights)}"] = slot
     return Term(
-        label=label, coefficient=spec["coefficient"], domain=spec["domain"],
+        label=label, coefficient=spec["coefficient"], domains=frozenset(spec["domains"]), domain=spec["domain"],
         rows=pick(ROWS, spec["rows"]), models=spec["models"], target=pick(TARGETS, spec["target"]), support=support,
         renormalise=spec["support"]["params"].get("renormalise", "both") if support.covers == "part" else None,
         divergence=pick(DIVERGENCES, divergence) if divergence else None,
@@ -96,12 +97,12 @@ def bind_terms(specs: list[dict]) -> list[Term]:
 
 
 def taking_part(term: Term, columns: Columns) -> Tensor:
-    """The term's tokens: its rows and domain, written by those it learns from, where its models had a context. [N]."""
+    """The term's tokens: its rows and domains, written by those it learns from, where its models had a context. [N]."""
     rows = term.rows(columns)
     if term.needs_teacher:
         rows = rows & columns.has_signal
-    if term.domain:
-        rows = rows & torch.tensor([name == term.domain for name in columns.domain])
+    if wanted := ({term.domain} if term.domain else term.domains):
+        rows = rows & torch.tensor([name in wanted for name in columns.domain])
     authored = columns.author != ENVIRONMENT if term.rows.any_author else columns.author == STUDENT
     return rows[columns.rollout] & authored
 

@@ -1,6 +1,7 @@
 """What a run is to do: YAML, schema, slots, static checks. No torch.
 
-settings      a field of the schema, and whether it may change a result
+settings      a field of the schema, and whether it may change a result; a slot
+questions     sources of prompts and benchmarks, as the schema has them
 controllers   what moves a setting after each round
 schedule      patches that begin later and controllers, resolved to a round's recipe
 schema        every setting with title, unit and bounds

@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
         return " + ".join(map(shown, value))
     if not isinstance(value, dict) or "name" not in value:
         return value if isinstance(value, str) else json.dumps(value)
-    plain = {"n": 1, "fraction": 1.0, "when": "always"}  # of a writer
+    plain = {"n": 1, "fraction": 1.0, "when": "always", "domains": []}  # of a writer
     given = {**{k: v for k, v in value.items() if k not in ("name", "params")}, **(value.get("params") or {})}
     inside = ", ".join(f"{k} {shown(v)}" for k, v in given.items() if v is not None and v != plain.get(k))
     return f"{value['name']}({inside})" if inside else value["name"]

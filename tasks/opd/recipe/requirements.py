@@ -31,7 +31,8 @@ def terms_of(recipe: Recipe) -> list[dict[str, Any]]:
         if part["models"].get("teacher") not in OF_EXPERTS:
             parts.append(part)
             continue
-        chosen = [("", model) for model in dict.fromkeys(experts.values())] if mixed else list(experts.items())
+        of_domains = {domain: model for domain, model in experts.items() if not term.domains or domain in term.domains}
+        chosen = [("", model) for model in dict.fromkeys(experts.values())] if mixed else list(of_domains.items())
         share = 1 / max(1, len(chosen)) if mixed else 1.0
         parts += [part | {"models": part["models"] | {"teacher": model}, "domain": domain, "share": share,
                           "coefficient": term.coefficient * share} for domain, model in chosen]
@@ -106,15 +107,16 @@ def share_scores(one: Recipe, other: Recipe, model: str) -> bool:
     Settings of the engine are not compared: recipes that differ in them alone are said to share.
     """
     def asked(recipe: Recipe) -> list:
-        return [recipe.seed, recipe.pair, recipe.prompts, recipe.rollout, recipe.refine, recipe.teacher.context,
-                recipe.loss.temperature, needs(recipe).get(model), domains_of(recipe, model)]
+        return [recipe.seed, recipe.pair, recipe.training_sources(), recipe.rollout, recipe.refine,
+                recipe.teacher.context, recipe.loss.temperature, needs(recipe).get(model), domains_of(recipe, model)]
     return asked(one) == asked(other)
 
 
 def domains_of(recipe: Recipe, model: str) -> list[str] | None:
     """The domains of the rollouts that a model has to score; None: all."""
-    asked = [part["domain"] for part in terms_of(recipe) if model in part["models"].values()]
-    return sorted(set(asked)) if all(asked) else None
+    asked = [[part["domain"]] if part["domain"] else part["domains"]
+             for part in terms_of(recipe) if model in part["models"].values()]
+    return sorted(set().union(*asked)) if all(asked) else None
 
 
 def completed(slot: Slot, kind: str) -> dict[str, Any]:

@@ -10,25 +10,8 @@ from typing import Any, Literal
 from pydantic import field_validator, model_validator
 
 from tasks.opd.recipe import schedule
-from tasks.opd.recipe.settings import Model, Name, setting
-
-
-class Slot(Model):
-    """A named choice with parameters; in YAML `{name: jsd, beta: 0.5}` or just `jsd`."""
-    name: str = setting(..., "Name", "Which entry of the slot's table.")
-    params: dict[str, Any] = setting({}, "Parameters", "Keyword arguments of that entry; see its docstring.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def fold(cls, value: Any) -> Any:
-        """`jsd` and `{name: jsd, beta: 0.5}` become `{name: jsd, params: {beta: 0.5}}`; fields of the model stay."""
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, dict) and "name" in value and not set(value) <= set(cls.model_fields):
-            kept = {k: v for k, v in value.items() if k in cls.model_fields}
-            loose = {k: v for k, v in value.items() if k not in cls.model_fields}
-            return {**kept, "params": {**(value.get("params") or {}), **loose}}
-        return value
+from tasks.opd.recipe.questions import Benchmark, ExtraPrompts, Sampling, Source
+from tasks.opd.recipe.settings import Model, Name, Slot, setting
 
 
 class About(Model):
@@ -39,15 +22,6 @@ class About(Model):
     cost: str = setting("", "Cost", "What it takes beyond vanilla on-policy distillation, in one line.")
     placebo: str = setting("", "Placebo", "The control that this variant must beat; empty for controls.")
     reconstruction: bool = setting(False, "Reconstruction", "True when a value or formula was not found in the paper.")
-
-
-class Sampling(Model):
-    """The distribution tokens are drawn from."""
-    temperature: float = setting(1.0, "Temperature", "Divides the logits when sampling; 0 is greedy.", ge=0, le=10)
-    top_p: float = setting(1.0, "Top-p", "Nucleus: smallest set of tokens with this mass; 1 is off.", gt=0, le=1)
-    top_k: int = setting(0, "Top-k", "Sample among the k likeliest tokens; 0 is off.", ge=0)
-    max_new_tokens: int = setting(
-        96, "Completion limit", "Tokens a completion may have, EOS included.", ge=1, le=131072)
 
 
 class Pair(Model):
@@ -62,37 +36,11 @@ class Pair(Model):
     context_tokens: int = setting(512, "Context", "Tokens a prompt and its completion may fill together.", ge=8)
 
 
-class Source(Model):
-    """Questions with known answers: a slice of a source, and who grades the answers."""
-    name: Name = setting(..., "Name", "Name under which metrics and samples appear.")
-    source: Slot = setting(..., "Source", "Where questions come from: tiny, reasoning_gym, jsonl, hub.")
-    first: int = setting(0, "First index", "Index in the source of the first question.", ge=0)
-    count: int = setting(..., "Count", "How many questions.", ge=1)
-    max_prompt_tokens: int = setting(256, "Prompt limit", "Longer prompts are quarantined, with the reason.", ge=1)
-    grader: Slot = setting(
-        ..., "Grader", "Compares an answer with the truth: exact, numeric, math, reasoning_gym, tiny.")
-
-
-class Benchmark(Source):
-    """A source of held-out questions and how often each is answered."""
-    samples: int = setting(1, "Samples", "Completions per question.", ge=1)
-    pass_at: list[int] = setting([1], "pass@k", "Values of k for the unbiased pass@k; at most `samples`.")
-    sampling: Sampling = setting(Sampling(), "Sampling", "The distribution of the evaluation.")
-    divergence_max_tokens: int = setting(
-        262144, "Divergence tokens", "Tokens of answers that the divergence to the teacher is computed over, at most; "
-        "0: all.", ge=0)
-
-    @model_validator(mode="after")
-    def pass_at_fits(self):
-        if any(not 1 <= k <= self.samples for k in self.pass_at):
-            raise ValueError(f"pass_at {self.pass_at} must lie between 1 and samples = {self.samples}; raise samples")
-        return self
-
-
 class Writer(Slot):
     """Who writes completions, how many, and for which share of the prompts."""
     n: int = setting(1, "Samples per prompt", "Completions this writer gives each of its prompts.", ge=1)
     fraction: float = setting(1.0, "Fraction", "Share of a round's prompts this writer gets.", gt=0, le=1)
+    domains: list[str] = setting([], "Domains", "It writes for prompts of these domains; empty: all.")
     when: Literal["always", "first_round"] = setting(
         "always", "When", "In which rounds it writes; later rounds re-use.")
 
@@ -130,6 +78,7 @@ class Term(Model):
     coefficient: float = setting(1.0, "Coefficient", "Multiplies the term.")
     rows: Slot = setting(Slot(name="sampled"), "Rows", "Which rollouts: all, sampled, succeeded, failed, "
         "mixed_groups, likely_to_teacher.")
+    domains: list[str] = setting([], "Domains", "Only rollouts of prompts of these domains; empty: all.")
     target: Slot = setting(Slot(name="teacher"), "Target", "Which distribution is aimed at.")
     support: Slot = setting(
         Slot(name="sampled"), "Support", "Where it is compared: sampled, full, teacher_top_k, "
@@ -248,6 +197,8 @@ class Recipe(Model):
     rounds: int = setting(1, "Rounds", "Rollouts then update, this often.", ge=1)
     pair: Pair = setting(..., "Pair", "The models.")
     prompts: Source = setting(..., "Prompts", "The training prompts.")
+    extra_prompts: list[ExtraPrompts] = setting(
+        [], "Further prompts", "Of other sources: another domain, plain text for a language-modelling term.")
     rollout: Rollout = setting(Rollout(), "Rollouts", "How completions come to be.")
     refine: list[Slot] = setting([], "Refine", "Whether trajectories are repaired before learning.")
     teacher: Teacher = setting(Teacher(), "Teacher", "Whose distribution, under what context.")
@@ -275,6 +226,27 @@ class Recipe(Model):
         if len(set(names)) != len(names):
             raise ValueError(f"benchmark names must differ, got {names}")
         return value
+
+    @model_validator(mode="after")
+    def sources_are_distinct(self):
+        names = [source.name for source in self.training_sources().values()]
+        if len(set(names)) != len(names):
+            raise ValueError(f"names of prompts and extra_prompts must differ, got {names}")
+        return self
+
+    def training_sources(self) -> dict[str, Source]:
+        """All sources of training prompts, by where the recipe names them."""
+        return {"prompts": self.prompts} | {f"extra_prompts.{i}": some for i, some in enumerate(self.extra_prompts)}
+
+    def prompts_per_round(self) -> dict[str, int]:
+        """Name of each source of training prompts -> how many of its prompts a round takes."""
+        return {self.prompts.name: self.rollout.prompts_per_round} | {
+            some.name: some.per_round for some in self.extra_prompts}
+
+    def graders(self) -> dict[str, dict]:
+        """Name of each source of training prompts -> its grader as plain data; sources without one are left out."""
+        return {source.name: source.grader.model_dump(mode="json") for source in self.training_sources().values()
+                if source.grader}
 
     def engine_for(self, use: Literal["write", "score"]) -> dict[str, Any]:
         """What a stage is told of the engine that writes its completions, or scores them."""

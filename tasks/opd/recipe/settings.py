@@ -1,7 +1,10 @@
-"""What a setting is: a field with title, meaning, unit and bounds, and whether it may change a result. No torch."""
+"""What a setting is: a field with title, meaning, unit and bounds, and whether it may change a result; what a slot is.
+
+No torch.
+"""
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Model(BaseModel):
@@ -27,3 +30,21 @@ def effort_of(model: type[BaseModel], *kinds: str) -> set[str]:
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=80)]
+
+
+class Slot(Model):
+    """A named choice with parameters; in YAML `{name: jsd, beta: 0.5}` or just `jsd`."""
+    name: str = setting(..., "Name", "Which entry of the slot's table.")
+    params: dict[str, Any] = setting({}, "Parameters", "Keyword arguments of that entry; see its docstring.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def fold(cls, value: Any) -> Any:
+        """`jsd` and `{name: jsd, beta: 0.5}` become `{name: jsd, params: {beta: 0.5}}`; fields of the model stay."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, dict) and "name" in value and not set(value) <= set(cls.model_fields):
+            kept = {k: v for k, v in value.items() if k in cls.model_fields}
+            loose = {k: v for k, v in value.items() if k not in cls.model_fields}
+            return {**kept, "params": {**(value.get("params") or {}), **loose}}
+        return value

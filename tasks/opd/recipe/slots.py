@@ -43,6 +43,7 @@ TABLES = {  # kind of slot -> (module in tasks/opd, its table)
 SLOTS = {  # where a recipe has slots; * stands for any index or name
     "pair.student": "maker", "pair.teacher": "maker", "pair.others.*": "maker",
     "prompts.source": "source", "prompts.grader": "grader",
+    "extra_prompts.*.source": "source", "extra_prompts.*.grader": "grader",
     "benchmarks.*.source": "source", "benchmarks.*.grader": "grader",
     "rollout.writers.*": "writer", "rollout.filters.*": "filter", "refine.*": "refiner",
     "teacher.refresh": "refresh", "teacher.context": "context",

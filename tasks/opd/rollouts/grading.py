@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Quarantined, Rollout, read_rows, write_rows
-from tasks.opd.data.graders import completion_text, grade
+from tasks.opd.data.graders import completion_text, grade_by_source
 from tasks.opd.models.tokenizers import tokenizer_of
 from tasks.opd.rollouts.filters import apply_filters
 
@@ -18,7 +18,7 @@ def grade_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
     with session.progress(len(rollouts), "grade", "rollouts") as bar:
         for rollout in rollouts:
             text = completion_text(tokenizer, rollout.token_ids)
-            reward, feedback = grade(spec["grader"], prompts[rollout.prompt_id], text)
+            reward, feedback = grade_by_source(spec["graders"], prompts[rollout.prompt_id], text)
             graded.append(replace(rollout, reward=reward, feedback=feedback))
             bar.update(1)
     kept, dropped = apply_filters(graded, spec["filters"])
@@ -29,6 +29,7 @@ def grade_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
     write_rows(out / "rollouts.parquet", kept, Rollout)
     write_rows(out / "dropped.parquet", dropped, Quarantined)
     by_reason = Counter(row.reason for row in dropped)
-    mean = sum(r.reward for r in graded) / max(len(graded), 1)
+    rewards = [r.reward for r in graded if r.reward is not None]
+    mean = sum(rewards) / max(len(rewards), 1)
     return {"kept": len(kept), "dropped": len(dropped), "reward_mean": mean,
             **{f"dropped_{name}": n for name, n in sorted(by_reason.items())}}

@@ -17,7 +17,7 @@ from tasks.opd.core.costs import READ
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Rollout, read_rows
 from tasks.opd.core.seeds import derive_seed
-from tasks.opd.data.graders import completion_text, grade
+from tasks.opd.data.graders import completion_text, grade_by_source
 from tasks.opd.engines.api import Want
 from tasks.opd.models.tokenizers import control_tokens, render, showable
 from tasks.opd.rollouts.writers import Engines, drafts_of
@@ -54,8 +54,9 @@ def trd(rollouts: list[Rollout], engines: Engines, *, which: Literal["all", "fai
     fitting = [r for r in chosen if views[r.rollout_id]]
     sampling = {**engines.sampling, "temperature": temperature}
     written = rewritten(fitting, [views[r.rollout_id] for r in fitting], prompts, engines, sampling)
-    rewards = [grade(engines.spec["grader"], prompts[r.prompt_id], completion_text(engines.tokenizer, r.token_ids))[0]
-               for r in written]
+    texts = [completion_text(engines.tokenizer, rollout.token_ids) for rollout in written]
+    rewards = [grade_by_source(engines.spec["graders"], prompts[rollout.prompt_id], text)[0]
+               for rollout, text in zip(written, texts)]
     engines.report |= outcome_counts(fitting, written, rewards)
     engines.report |= gap_counts(engines, fitting[:MEASURED], written[:MEASURED])
     engines.report["not_rewritten"] = len(chosen) - len(fitting)

@@ -4,6 +4,7 @@
 prompt that gets n completions stands n times. Fractions are exact shares of a round's prompts, dealt by hash.
 """
 import functools
+import json
 import math
 import time
 from collections import Counter
@@ -16,7 +17,17 @@ from pydantic import Field
 from tasks.opd.core.costs import READ, WRITTEN, counted
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError, NonFinite
-from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Prompt, Quarantined, Rollout, read_rows, write_rows
+from tasks.opd.core.records import (
+    DATASET,
+    STUDENT,
+    TEACHER,
+    Prompt,
+    Quarantined,
+    Rollout,
+    read_rows,
+    source_of,
+    write_rows,
+)
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.store.artifacts import fingerprint_of, model_folder
 
@@ -105,11 +116,16 @@ def dataset(prompts: list[Prompt], seeds: list[int], engines: Engines) -> list[D
         raise DataError("the student's tokenizer has no eos_token; writer dataset needs one to end solutions with")
     for prompt in prompts:
         ids = tokenizer.encode(prompt.solution, add_special_tokens=False) if prompt.solution else []
-        ids = [*ids, tokenizer.eos_token_id]
-        drafts.append(Draft(token_ids=ids, logprobs=[math.nan] * len(ids), author=[DATASET] * len(ids),
-                            finish_reason="stop", policy="") if len(ids) > 1 else None)
+        ends = json.loads(prompt.entry).get("ends", True)  # a window of a longer text does not end
+        drafts.append(copied([*ids, tokenizer.eos_token_id] if ends else ids, ends) if ids else None)
     engines.costs[WRITTEN[DATASET]] += sum(len(draft.token_ids) for draft in drafts if draft)
     return drafts
+
+
+def copied(ids: list[int], ends: bool) -> Draft:
+    """A completion that the dataset wrote."""
+    return Draft(token_ids=ids, logprobs=[math.nan] * len(ids), author=[DATASET] * len(ids), policy="",
+                 finish_reason="stop" if ends else "length")
 
 
 def mixture(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
@@ -150,7 +166,7 @@ def round_prompts(ids: list[str], per_round: int, round_index: int, seed: int) -
     A window that runs over the end of an epoch holds back, in the next permutation, the prompts it already has.
     """
     size, stream, epoch = min(per_round, len(ids)), [], 0
-    while len(stream) < (round_index + 1) * size:
+    while size and len(stream) < (round_index + 1) * size:
         order = sorted(ids, key=lambda i: derive_seed(seed, "order", epoch, i))
         begun = set(stream[len(stream) - len(stream) % size:])
         stream += sorted(order, key=lambda i: i in begun)  # stable: the permutation, those begun last
@@ -174,6 +190,17 @@ def deal(ids: list[str], fractions: list[float], seed: int, round_index: int) ->
     return arcs
 
 
+def deal_by_domain(prompts: list[Prompt], writers: list[dict], seed: int, round_index: int) -> list[list[str]]:
+    """Each writer's prompts among those of its domains; writers with the same domains deal these among themselves."""
+    shares: list[list[str]] = [[] for _ in writers]
+    for domains in {tuple(sorted(writer["domains"])) for writer in writers}:
+        own = [i for i, writer in enumerate(writers) if tuple(sorted(writer["domains"])) == domains]
+        ids = [prompt.prompt_id for prompt in prompts if not domains or prompt.domain in domains]
+        for i, dealt in zip(own, deal(ids, [writers[i]["fraction"] for i in own], seed, round_index)):
+            shares[i] = dealt
+    return shares
+
+
 def split_fitting(prompts: list[Prompt], room: int) -> tuple[list[Prompt], list[Quarantined]]:
     """Prompts of at most `room` tokens, and the others."""
     long = [p for p in prompts if len(p.token_ids) > room]
@@ -191,8 +218,9 @@ def write_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
         raise DataError(f"none of {len(prompts)} prompts fits into context_tokens {spec['context_tokens']} with "
                         f"max_new_tokens {spec['sampling']['max_new_tokens']}; raise the one or lower the other")
     by_id = {p.prompt_id: p for p in fitting}
-    chosen = round_prompts(list(by_id), spec["prompts_per_round"], spec["round"], spec["seed"])
-    shares = deal(chosen, [w["fraction"] for w in spec["writers"]], spec["seed"], spec["round"])
+    chosen = [by_id[i] for name, number in spec["prompts_per_round"].items()
+              for i in round_prompts([i for i in by_id if source_of(i) == name], number, spec["round"], spec["seed"])]
+    shares = deal_by_domain(chosen, spec["writers"], spec["seed"], spec["round"])
     engines, rollouts, started = Engines(inputs, spec, session), [], time.perf_counter()
     for label, writer, ids in zip(labels([w["name"] for w in spec["writers"]]), spec["writers"], shares):
         if writer["when"] == "always" or spec["round"] == 0:

@@ -2,6 +2,7 @@
 STAGES = {
     "model": "makers.models:make_model",
     "prompts": "data.sources:make_prompts",
+    "joined_prompts": "data.sources:join_prompts",
     "rollouts": "rollouts.writers:write_rollouts",
     "grades": "rollouts.grading:grade_rollouts",
     "refined": "rollouts.refiners:refine_rollouts",

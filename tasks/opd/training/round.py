@@ -70,8 +70,9 @@ def start_round(model, scored: ScoredSet, terms: list[Term], spec: dict, special
 def check_domains(terms: list[Term], columns: Columns) -> None:
     """Raises DataError when a term is split over domains and a rollout's is not among them: nobody would teach it."""
     for group in {term.group for term in terms if term.domain}:
-        known = {term.domain for term in terms if term.group == group}
-        if strangers := sorted(set(columns.domain) - known):
+        parts = [term for term in terms if term.group == group]
+        known, taught = {term.domain for term in parts}, parts[0].domains or set(columns.domain)
+        if strangers := sorted(taught.intersection(columns.domain) - known):
             raise DataError(f"no expert teaches domain {strangers[0]!r}, only {', '.join(sorted(known))} have one; "
                             "name it in pair.experts")
 

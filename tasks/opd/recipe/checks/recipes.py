@@ -156,18 +156,22 @@ def teacher_is_there(recipe: Recipe) -> Found:
 
 def solutions_exist(recipe: Recipe) -> Found:
     """Worked solutions are there for who copies or shows them."""
-    source, context = recipe.prompts.source, recipe.teacher.context
-    if slots.entry_of(source, "source").solved:
+    sources, context = list(recipe.training_sources().values()), recipe.teacher.context
+    unsolved = [some for some in sources if not slots.entry_of(some.source, "source").solved]
+    if not unsolved:
         return
+    source = unsolved[0].source
     way = "use a source with worked solutions (tiny, reasoning_gym gsm_symbolic, or name the field: `solution`)"
-    if slots.entry_of(context, "context").shows_solution and any(map(needs_teacher, recipe.terms)):
+    every = len(unsolved) == len(sources)
+    if every and slots.entry_of(context, "context").shows_solution and any(map(needs_teacher, recipe.terms)):
         yield Problem("teacher.context", f"source {source.name} has no solutions; {way}", context.name)
     for index, refiner in enumerate(refiners_of(recipe)):
-        if refiner.shows_solution:
+        if every and refiner.shows_solution:
             message = f"source {source.name} has no solutions; {way}; or solution: false"
             yield Problem(f"refine.{index}.solution", message, True)
     for index, (writer, entry) in enumerate(zip(recipe.rollout.writers, writers_of(recipe))):
-        if entry.shows_solution:
+        asked = [some for some in sources if not {some.domain}.isdisjoint(writer.domains)] or sources
+        if entry.shows_solution and all(some in unsolved for some in asked):
             message = f"source {source.name} has no solutions to copy; {way}"
             yield Problem(f"rollout.writers.{index}", message, writer.name)
 
@@ -175,16 +179,30 @@ def solutions_exist(recipe: Recipe) -> Found:
 def prompts_fit(recipe: Recipe) -> Found:
     """A prompt and its completion fill the context together; a round takes no more prompts than there are."""
     context = recipe.pair.context_tokens
-    samplings = {"prompts": (recipe.prompts, recipe.rollout.sampling)}
+    training = recipe.training_sources()
+    samplings = {key: (source, recipe.rollout.sampling) for key, source in training.items()}
     samplings |= {f"benchmarks.{i}": (b, b.sampling) for i, b in enumerate(recipe.benchmarks)}
     for key, (source, sampling) in samplings.items():
         if source.max_prompt_tokens + sampling.max_new_tokens > context:
             message = f"with max_new_tokens {sampling.max_new_tokens} exceeds pair.context_tokens {context}; " \
                       f"use at most {max(0, context - sampling.max_new_tokens)}"
             yield Problem(f"{key}.max_prompt_tokens", message, source.max_prompt_tokens)
-    if recipe.rollout.prompts_per_round > recipe.prompts.count:
-        yield Problem("rollout.prompts_per_round", f"exceeds prompts.count {recipe.prompts.count}",
-                      recipe.rollout.prompts_per_round)
+    for key, source, number in zip(training, training.values(), recipe.prompts_per_round().values()):
+        if number > source.count:
+            setting = "rollout.prompts_per_round" if source is recipe.prompts else f"{key}.per_round"
+            yield Problem(setting, f"exceeds {key}.count {source.count}", number)
+
+
+def domains_are_known(recipe: Recipe) -> Found:
+    """A writer's and a term's domains are those of some prompts, where all sources say theirs."""
+    known = {source.domain for source in recipe.training_sources().values()}
+    if "" in known:
+        return
+    given = {f"rollout.writers.{i}.domains": writer.domains for i, writer in enumerate(recipe.rollout.writers)}
+    given |= {f"terms.{i}.domains": term.domains for i, term in enumerate(recipe.terms)}
+    for key, domains in given.items():
+        for name in (name for name in domains if name not in known):
+            yield Problem(key, f"no prompts are of this domain; {slots.nearest(name, sorted(known))}", name)
 
 
 def divergence_has_room(recipe: Recipe) -> Found:
@@ -209,9 +227,9 @@ def items(source: Source) -> tuple[tuple, range]:
 
 def splits_are_disjoint(recipe: Recipe) -> Found:
     """No benchmark item is a training item."""
-    data, train = items(recipe.prompts)
-    for index, benchmark in enumerate(recipe.benchmarks):
-        other, held_out = items(benchmark)
+    for (index, benchmark), source in itertools.product(enumerate(recipe.benchmarks),
+                                                        recipe.training_sources().values()):
+        (data, train), (other, held_out) = items(source), items(benchmark)
         if data == other and max(train.start, held_out.start) < min(train.stop, held_out.stop):
             clear = max(0, benchmark.first + train.stop - held_out.start)
             message = f"items {held_out.start} to {held_out.stop - 1} overlap the training prompts, items " \
@@ -247,5 +265,5 @@ def vllm_can(recipe: Recipe) -> Found:
 
 
 RULES: list[Callable[[Recipe], Found]] = [
-    teacher_is_there, refiners_fit, solutions_exist, prompts_fit, divergence_has_room, splits_are_disjoint, engine_can,
-    vllm_can, servers_can, servers_are_named]
+    teacher_is_there, refiners_fit, solutions_exist, prompts_fit, domains_are_known, divergence_has_room,
+    splits_are_disjoint, engine_can, vllm_can, servers_can, servers_are_named]
