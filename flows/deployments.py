@@ -4,6 +4,8 @@ from typing import Any
 from flows.forms import fields, refreshed, texts
 from flows.forms.registration import Deployed, register
 from tasks.opd.recipe import loading
+from tasks.opd.recipe.schema import Recipe
+from tasks.opd.recipe.suite import Suite
 
 
 def deploy(pool: str = "opd") -> dict[str, Any]:
@@ -30,13 +32,19 @@ def variants() -> tuple[list[Deployed], dict[str, str]]:
 
 
 def suites() -> tuple[list[Deployed], dict[str, str]]:
-    """`compare/<suite>` for every file in configs/suites."""
-    loaded, refused = texts.by_name("suites", loading.load_suite)
+    """`compare/<suite>` for every file in configs/suites; of its recipes only the first is loaded."""
+    loaded, refused = texts.by_name("suites", first_cell)
     return [Deployed(
         flow="compare", name=name, entrypoint="flows.triggered.compare.compare", parameters={"suite": name},
-        form=fields.schema_of(fields.recipe_fields(cells[0][2], suite.seeds)), tags=(f"suite:{suite.name}",),
-        description=texts.suite_text(suite, name, len(cells)),
-    ) for name, (suite, cells) in loaded.items()], {f"compare/{name}": why for name, why in refused.items()}
+        form=fields.schema_of(fields.recipe_fields(recipe, suite.seeds)), tags=(f"suite:{suite.name}",),
+        description=texts.suite_text(suite, name),
+    ) for name, (suite, recipe) in loaded.items()], {f"compare/{name}": why for name, why in refused.items()}
+
+
+def first_cell(name: str) -> tuple[Suite, Recipe]:
+    """A suite and the recipe of its first cell."""
+    suite, file = loading.read_suite(name)
+    return suite, loading.cells_of(suite, suite.variants[0], file, [])[0][2]
 
 
 def evaluations() -> tuple[list[Deployed], dict[str, str]]:

@@ -206,7 +206,7 @@ def test_a_package_lists_its_modules():
 
 def test_the_tests_mirror_the_library():
     folders = {name.split("/")[1] for name in TESTS if name.count("/") > 1}
-    assert folders == {*ORDER, "platform", "e2e", "gpu", "peers"}
+    assert folders == {*ORDER, "platform", "e2e", "gpu", "infra", "peers"}
     assert none_of(name for name in TESTS if name.split("/")[1] in ORDER
                    and not (ROOT / "tasks/opd" / "/".join(name.split("/")[1:-1])).is_dir())
 

@@ -15,8 +15,8 @@ from tasks.opd.recipe.schema import Engine, Recipe
 
 Fields = dict[str, tuple[Any, FieldInfo]]           # name -> type and field, in the order of the form
 SEEDS = r"^\s*\d+\s*(,\s*\d+\s*)*$"
-SMOKE_TEXT = ("The same graph with models that were never trained, two rounds and ten questions, in under two minutes. "
-              "Its numbers mean nothing. Pair, prompts, benchmark, rounds and token budget above do not count.")
+SMOKE_TEXT = ("The same graph on untrained models, under two minutes; numbers mean nothing. Sizes, pair and prompts do "
+              "not count.")
 
 
 def recipe_fields(recipe: Recipe, seeds: list[int]) -> Fields:

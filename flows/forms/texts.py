@@ -34,11 +34,11 @@ def variant_text(recipe: Recipe, base: Recipe) -> str:
     return "\n\n".join(filter(None, lines))
 
 
-def suite_text(suite: Suite, file: str, num_cells: int) -> str:
+def suite_text(suite: Suite, file: str) -> str:
     """A suite's description: what is compared with what."""
     shown = ", ".join(suite.variants[:12]) + (f" and {len(suite.variants) - 12} more" if suite.variants[12:] else "")
     return "\n\n".join([
-        f"{len(suite.variants)} variants x {len(suite.seeds)} seeds, {num_cells} runs: {shown}.",
+        f"{len(suite.variants)} variants, {len(suite.seeds)} seeds each: {shown}.",
         f"**Baseline**: {suite.baseline}. Differences are paired over the prompts of one benchmark.",
         f"**Sets**: {', '.join(suite.set) or 'nothing'}.", f"File: `configs/suites/{file}.yaml`"])
 

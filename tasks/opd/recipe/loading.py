@@ -52,9 +52,19 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Suite, 
     Raises: RecipeError with all that is wrong in the suite, or in its recipes (each line once).
     """
     errors: list[str] = []
-    file = located("suite", str(path), Path())
     mine = [o for o in overrides if re.split(r"[.=]", o)[0] in Suite.model_fields]
-    layer = with_overrides(chained(file), mine, errors)
+    suite, file = read_suite(path, mine)
+    cells = [cell for variant in suite.variants
+             for cell in tried(errors, [], cells_of, suite, variant, file, [o for o in overrides if o not in mine])]
+    validation.refuse([], {}, errors)
+    return suite, cells
+
+
+def read_suite(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Suite, Path]:
+    """The suite and its file, without its recipes. Raises RecipeError with all that is wrong in the suite itself."""
+    errors: list[str] = []
+    file = located("suite", str(path), Path())
+    layer = with_overrides(chained(file), overrides, errors)
     layer.sources[()] = label_of(file)
     suite, problems = validation.parsed(Suite, layer.data, resolved)
     if suite and suite.baseline not in ("start", *suite.variants):
@@ -64,10 +74,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Suite, 
         message = f"not a variant of this suite; {slots.nearest(variant, suite.variants)}"
         problems.append(Problem(f"variant_set.{variant}", message))
     validation.refuse(problems, layer.sources, errors)
-    cells = [cell for variant in suite.variants
-             for cell in tried(errors, [], cells_of, suite, variant, file, [o for o in overrides if o not in mine])]
-    validation.refuse([], {}, errors)
-    return suite, cells
+    return suite, file
 
 
 def cells_of(suite: Suite, variant: str, file: Path, overrides: Sequence[str]) -> list[tuple[str, int, Recipe]]:
