@@ -19,9 +19,8 @@ from flows.cli.jobs import jobs
 from flows.cli.machine import doctor
 from flows.cli.platform import add_logs_options, add_up_options, down, logs, status, up
 from flows.cli.recipes import check, variants
-from flows.cli.refreshes import add_reasons, add_refresh_options, history, promote, refresh, rollback
+from flows.cli.refreshes import add_refresh_commands
 from flows.cli.runs import bootstrap, compare, distill, evaluate
-from flows.cli.serving import add_serve_options, serve
 from flows.cli.store import add_options, gc
 from tasks.opd.core.errors import OpdError
 from tasks.opd.store.artifacts import Artifact
@@ -127,12 +126,7 @@ def add_runs(command: Callable[..., argparse.ArgumentParser]) -> None:
     command(bootstrap, "make a recipe's models and prompts; takes key=value", "recipe")
     added = command(variants, "the variants in configs/variants: paper, arXiv id, idea, cost; --json: slots, placebo")
     added.add_argument("--markdown", action="store_true", help="print configs/variants/README.md")
-    add_refresh_options(command(refresh, "a refresh: when it is due, what it would decide; --now runs it", "refresh"))
-    command(history, "a refresh's decisions and their reasons", "refresh")
-    add_reasons(command(promote, "make a version the champion that passed its gate", "refresh", "version"),
-                required=True)
-    add_reasons(command(rollback, "make the version before the champion the champion again", "refresh"), required=False)
-    add_serve_options(command(serve, "the command that serves the champion, printed or started", "refresh"))
+    add_refresh_commands(command)
 
 
 def add_platform(command: Callable[..., argparse.ArgumentParser]) -> None:
