@@ -243,6 +243,10 @@ def test_an_average_of_the_student_teaches_from_its_second_round_on_and_refined_
     refined = [grade for grade in records("grades") if grade["inputs"]["rollouts"]["kind"] == "refined"]
     assert len(refined) == 2 and len(records("grades")) == 4
     assert {record["counts"]["tokens"] for record in records("refined")} == {8 * 4}
+    run = mlflow_runs("opd")["opsd-seed0"]
+    for name in ("grade/reward_mean", "grade/unrefined/reward_mean"):    # each grading has its own curve
+        points = client_at(tracking_uri()).get_metric_history(run.info.run_id, name)
+        assert sorted(point.step for point in points) == [1, 2]
 
 
 @pytest.mark.parametrize("refresh, expected", [
@@ -280,9 +284,10 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
         "small": "FINISHED", "gkd-seed0": "FAILED", "gkd-seed1": "FAILED", "opd_reverse_kl-seed0": "FINISHED",
         "opd_reverse_kl-seed1": "FINISHED"}
     suite, cell = runs["small"].data, runs["opd_reverse_kl-seed0"].data
-    assert set(suite.metrics) == {"mean/start", "mean/opd_reverse_kl", "difference/opd_reverse_kl"}
-    assert suite.tags["mlflow.note.content"] == (
-        artifacts.home() / "suites" / "small" / "comparison.md").read_text()
+    assert set(suite.metrics) == {"suite/mean/start", "suite/mean/opd_reverse_kl", "suite/difference/opd_reverse_kl"}
+    comparison = (artifacts.home() / "suites" / "small" / "comparison.md").read_text()
+    assert suite.tags["mlflow.note.content"].endswith(f"({suite.tags['prefect.page']})\n\n{comparison}")
+    assert result["mlflow_charts"].rpartition("/#/")[2] in suite.tags["mlflow.note.content"]
     prefect = flow_run("small")
     assert suite.tags["prefect.flow_run_id"] == prefect["id"] != cell.tags["prefect.flow_run_id"]
     assert result["mlflow_page"].endswith(f"/runs/{runs['small'].info.run_id}?workflowType=machine_learning")
