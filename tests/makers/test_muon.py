@@ -38,5 +38,5 @@ def test_steps_are_those_of_torchs_muon_but_for_rounding():
                 weights.grad = matrix(*weights.shape, seed=10 * step + i)
             optimizer.step()
     for one, other, before in zip(ours, theirs, start):
-        # bfloat16 has 8 bits: a percent or two of what was moved; without momentum or the rate's scale it is 30 and more
+        # bfloat16 has 8 bits: a percent or two of what was moved; without momentum or the rate's scale 30 and more
         assert (one - other).norm() < 0.03 * (other - before).norm()

@@ -98,17 +98,18 @@ def sign(step: int) -> str:
     return "+" if step > 0 else "-"
 
 
-def problem(index: int, seed: int = 0, num_steps: int = 0, highest: int = HIGHEST) -> Problem:
+def problem(index: int, seed: int = 0, num_steps: int = 0, highest: int = HIGHEST, largest: int = 9) -> Problem:
     """Problem `index` of the endless list that belongs to `seed`: the same today and tomorrow, on every machine.
 
-    It has four or five steps, or `num_steps` when that is given; no value leaves LOWEST..`highest`.
+    It has four or five steps, or `num_steps` when that is given; no step is above `largest`, no value outside
+    LOWEST..`highest`.
     """
     rng = random.Random(derive_seed("tiny", seed, index))
     start, steps = rng.randint(LOWEST, highest), []
     value = start
     drawn = rng.choice([4, 5])
     for _ in range(num_steps or drawn):
-        options = [s * d for s in (1, -1) for d in range(1, 10) if LOWEST <= value + s * d <= highest]
+        options = [s * d for s in (1, -1) for d in range(1, largest + 1) if LOWEST <= value + s * d <= highest]
         steps.append(rng.choice(options))
         value += steps[-1]
     verbs = [rng.choice(GAINS if step > 0 else LOSSES) for step in steps]

@@ -40,6 +40,7 @@ class Course:
     stop_at: float              # share of them answered rightly that is enough
     only: int = 0               # steps of the problems; 0: four or five
     highest: int = tiny.HIGHEST  # value in a problem
+    largest: int = 9            # step in a problem
     muon: str = "bfloat16"      # what it multiplies in
 
 
@@ -69,7 +70,7 @@ def learn(out: Path, seed: int, session, course: Course) -> dict:
 
 def problems(seed: int, indices: range, course: Course) -> list[tiny.Problem]:
     """The course's problems at these places of the list of `seed`."""
-    return [tiny.problem(i, seed, course.only, course.highest) for i in indices]
+    return [tiny.problem(i, seed, course.only, course.highest, course.largest) for i in indices]
 
 
 def example(tokenizer, problem: tiny.Problem) -> tuple[list[int], list[int]]:
