@@ -17,7 +17,7 @@ ROUND = ("rollouts", "grades", "refined", "scores", "checkpoint")  # the stages 
 EVALUATION_STAGES = ("report", "divergence")
 TOKENS = {"student wrote": WRITTEN[STUDENT], "teacher wrote": WRITTEN[TEACHER], "dataset wrote": WRITTEN[DATASET],
           "teacher read": READ, "trained": TRAINED}               # header -> name
-EVALUATION = {"evaluation wrote": WRITTEN[STUDENT], "evaluation read": READ}
+EVALUATION = {"eval wrote": WRITTEN[STUDENT], "eval read": READ}
 NOTE = ("Costs are means over seeds of a cell's rounds, work shared with other cells in full, evaluation (before, "
         "after, on the way) apart. Written: completion tokens generated or supplied, kept or not; read: completion "
         "tokens that a teacher or reference scores, verifies or rewrites; trained: with a non-zero coefficient. "
@@ -90,7 +90,7 @@ def token_table(rows: list[tuple[str, str, Costs]]) -> list[list[str]]:
                for header, name in names.items() if any(name in getattr(costs, field) for _, _, costs in rows)]
     lines = [[variant, mean, *(number(getattr(costs, field).get(name), 1000) for _, field, name in columns)]
              for variant, mean, costs in rows]
-    return [["thousands of tokens", "mean", *(header for header, _, _ in columns)], *lines]
+    return [["1,000 tokens", "mean", *(header for header, _, _ in columns)], *lines]
 
 
 def seconds_table(rows: list[tuple[str, str, Costs]]) -> list[list[str]]:
