@@ -31,9 +31,8 @@ class Measure:
 def population_stability_index(expected: Sequence[float], actual: Sequence[float], bins: int = BINS) -> float:
     """sum (a - e) ln(a / e) over the shares of values in bins whose edges are quantiles of `expected`.
 
-    Equal quantiles make one bin; a bin that one side leaves empty counts half a value there. Customary: below 0.1
-    none, above 0.25 a shift. Without any it is about (bins - 1) (1 / n + 1 / m) for n and m values: 0.18 for a hundred
-    each.
+    Equal quantiles make one bin; a bin that one side leaves empty counts half a value there. Customary: below 0.1 no
+    shift, above 0.25 one. Without any it is about (bins - 1) (1 / n + 1 / m) for n and m values: 0.18 for 100 each.
     """
     cuts = statistics.quantiles(expected, n=bins, method="inclusive") if len(expected) > 1 else list(expected)
     edges = sorted(set(cuts))
