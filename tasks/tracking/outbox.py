@@ -99,6 +99,10 @@ class Run:
         base = pages() if base is None else base
         return view.link(base, self.state["experiment"], self._view_key()) if self.state["run"] else base
 
+    def links(self) -> dict[str, str]:
+        """Both addresses, as `publish` takes them."""
+        return {"url": self.url(), "charts": self.charts()}
+
     def _work(self) -> None:
         status, pause = None, 0
         while status is None:
