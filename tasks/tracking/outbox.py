@@ -35,12 +35,12 @@ from tasks.tracking.client import (
 )
 from tasks.tracking.machine import Machine
 from tasks.tracking.params import free_name
-from tasks.tracking.points import Note, log_key, new_points, sampled_rows
+from tasks.tracking.points import Note, dataset_of, log_key, new_points, sampled_rows
 
 BATCH = 1000                            # metrics a request may carry; parameters and tags: 100
 TICK_SECONDS, RETRY_SECONDS = 2, 15
 END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; who stops a run wants it gone
-TABLE, DIGEST = "rollouts.json", 36  # characters of a dataset's digest
+TABLE = "rollouts.json"
 RUNS_PAGE = "?workflowType=machine_learning"  # without it MLflow shows an empty page for traces of language models
 NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
 KILLED = "KILLED"
@@ -256,12 +256,6 @@ class Run:
 def pages() -> str:
     """The address of MLflow's pages; of a local store, the one that `mlflow server` has by itself."""
     return tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
-
-
-def dataset_of(note: Note) -> dict[str, str]:
-    """Prompts as a dataset of MLflow: their folder is the source, `train` or `test` the context."""
-    use, _, name = note.name.partition("-")
-    return {"name": name, "digest": note.artifact.digest[:DIGEST], "source": str(note.artifact.path), "context": use}
 
 
 def trouble(error: Exception) -> str:
