@@ -132,4 +132,5 @@ def sampled_rows(rollouts: Artifact, student: Artifact, count: int = 50) -> dict
 def dataset_of(note: Note) -> dict[str, str]:
     """Prompts as a dataset of MLflow: their folder is the source, `train` or `test` the context."""
     use, _, name = note.name.partition("-")
-    return {"name": name, "digest": note.artifact.digest[:DIGEST_CHARACTERS], "source": str(note.artifact.path), "context": use}
+    return {"name": name, "digest": note.artifact.digest[:DIGEST_CHARACTERS], "context": use,
+            "source": str(note.artifact.path)}
