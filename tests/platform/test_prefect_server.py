@@ -1,11 +1,11 @@
-"""Transactions of Prefect's server on SQLite: who reads and then writes waits for its turn."""
+"""What is mended in Prefect's server: transactions on SQLite, and what follows the change of an automation."""
 import asyncio
 
 import pytest
 import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 
-from flows.platform.prefect_server import immediate
+from flows.platform.prefect_server import immediate, run_later
 
 
 def count_twice_at_once(file) -> int:
@@ -37,3 +37,19 @@ def test_two_transactions_that_read_and_then_write_both_succeed(tmp_path, monkey
 def test_prefects_own_transactions_still_need_that(tmp_path):
     with pytest.raises(sa.exc.OperationalError, match="database is locked"):
         count_twice_at_once(tmp_path / "numbers.db")
+
+
+def test_what_needs_a_lock_of_the_loop_is_run_when_the_loop_has_let_go_of_it():
+    async def work() -> list[str]:
+        lock, order = asyncio.Lock(), []
+
+        async def needing() -> None:
+            async with lock:
+                order.append("later")
+        async with lock:
+            run_later(needing())  # to wait for it here would be to wait for ever
+            await asyncio.sleep(0)
+            order.append("holder")
+        await asyncio.sleep(0.01)
+        return order
+    assert asyncio.run(work()) == ["holder", "later"]

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from flows.platform import automations, processes
+from flows.platform import api, automations, processes
 from flows.platform import reconcile as reconcile_of
-from flows.platform.reconcile import Slots, end_orphans, is_in_terminal, orphans, reconcile, terminal_tag
+from flows.platform.reconcile import Slots, end_in_mlflow, end_orphans, is_in_terminal, orphans, reconcile, terminal_tag
 from tests.platform.runs_for_tests import deploy, state_of
 
 
@@ -77,7 +77,7 @@ def test_a_flow_within_a_flow_ends_with_it(platform, ending, inner_ending):
 def test_a_run_that_claims_so_since_a_moment_only_is_left(platform, gone, monkeypatch):
     run = claim(platform, "RUNNING", tags=[gone])
     monkeypatch.setitem(reconcile_of.GRACE_SECONDS, "RUNNING", 600)
-    assert platform.prefect.get(f"/flow_runs/{run}")["name"] not in reconcile(platform.prefect)
+    assert run not in [ended["id"] for ended in reconcile(platform.prefect)]
     monkeypatch.setitem(reconcile_of.GRACE_SECONDS, "RUNNING", 0)
     reconcile(platform.prefect)
     assert state_of(platform.prefect, run) == "CRASHED"
@@ -89,6 +89,20 @@ def test_the_tasks_of_a_dead_run_end_with_it(platform, gone):
                                                  "state": {"type": "RUNNING"}})["id"]
     reconcile(platform.prefect, at_once=True)
     assert platform.prefect.get(f"/task_runs/{task}")["state_type"] == "CRASHED"
+
+
+def test_mlflows_run_of_a_dead_run_is_killed_and_one_that_ended_keeps_its_end(platform):
+    mlflow = api.mlflow(platform.settings)
+    found = {}
+    for status in ("RUNNING", "FINISHED"):
+        made = mlflow.post("/api/2.0/mlflow/runs/create", {
+            "experiment_id": "0", "tags": [{"key": "prefect.flow_run_id", "value": "0123"}]})["run"]["info"]["run_id"]
+        mlflow.post("/api/2.0/mlflow/runs/update", {"run_id": made, "status": status})
+        found[status] = made
+    end_in_mlflow(mlflow, [{"id": "0123"}, {"id": "4567"}])
+    ends = {status: mlflow.get("/api/2.0/mlflow/runs/get", run_id=run)["run"]["info"]["status"]
+            for status, run in found.items()}
+    assert ends == {"RUNNING": "KILLED", "FINISHED": "FINISHED"}
 
 
 def test_a_run_that_ended_meanwhile_keeps_its_own_end(platform, gone):
