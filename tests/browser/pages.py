@@ -74,6 +74,17 @@ class Page:
         until(f"button {text}", lambda: [one for one in self.driver.find_elements(By.XPATH, xpath)
                                          if one.is_displayed() and one.is_enabled()])[-1].click()
 
+    def choose(self, text: str) -> None:
+        """Press what shows this text, whatever it is: an entry of a menu."""
+        xpath = f"//*[normalize-space(.)='{text}'][not(*[normalize-space(.)='{text}'])]"
+        found = until(f"entry {text}", lambda: self.driver.find_elements(By.XPATH, xpath))
+        self.driver.execute_script("arguments[0].click()", found[-1])
+
+    def search(self, text: str) -> None:
+        """Write into the page's search box."""
+        xpath = "//input[starts-with(@placeholder, 'Search')]"
+        until("a search box", lambda: self.driver.find_element(By.XPATH, xpath)).send_keys(text)
+
     def field(self, title: str):
         """The input below a field's title in one of Prefect's forms."""
         xpath = f"(//*[normalize-space(text())='{title} (Optional)'])[1]/following::*[self::input or self::textarea][1]"
