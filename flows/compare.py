@@ -43,7 +43,7 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
         numbers = {f"suite/{name}/{row.variant}": value for row in table.rows
                    for name, value in (("mean", row.mean), ("difference", row.difference)) if value is not None}
         study.show(texts, texts["comparison.md"], numbers)
-    folder = publish(plan.name, texts, study.url(), home() / "suites" / plan.name, charts=study.charts())
+    folder = publish(plan.name, texts, folder=home() / "suites" / plan.name, **study.links())
     return {"suite": plan.name, "benchmark": benchmark, "text": table.to_text(), "failed": [*map(list, failed)],
             "comparison": json.loads(table.to_json()), "folder": str(folder), "mlflow_page": study.url(),
             "mlflow_charts": study.charts()}

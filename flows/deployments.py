@@ -1,4 +1,4 @@
-"""Every variant, suite, evaluation and refresh as a deployment with a form, to be triggered from Prefect's pages."""
+"""Every variant, suite, evaluation and refresh as a deployment with a form, run from Prefect's pages: flow/name."""
 from typing import Any
 
 from flows.forms import fields, refreshed, texts

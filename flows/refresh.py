@@ -11,7 +11,7 @@ from tasks.opd.recipe import refreshes
 from tasks.opd.refresh import candidates, gate, journal, planning
 from tasks.opd.refresh.failpoints import failpoint
 from tasks.opd.store.run_records import recorded
-from tasks.prompts import make_prompts
+from tasks.prompts import make_prompts, training_prompts
 from tasks.publish import publish
 from tasks.refresh import decide_tick, next_tick
 from tasks.ticks import collapse_missed, note_missed
@@ -48,10 +48,10 @@ def decided(ask, tick, champion, recipe, pool, accept_drift) -> dict:
     with recorded(f"refresh-{ask.name}", refresh=ask.name):
         models, score = make_models(recipe.pair, models_needed(recipe), pool), None
         production = [benchmark for benchmark in recipe.benchmarks if benchmark.name == refreshes.PRODUCTION]
-        if tick.held_out and production:
-            context, student = {"context_tokens": recipe.pair.context_tokens}, models["student"]
-            train = make_prompts(recipe.prompts, student, pool, **context, use="train")
-            held_out = make_prompts(production[0], student, pool, **context, use="test", train=train)
+        if production and len(tick.held_out) >= refreshes.LEAST_ASKED:
+            student = models["student"]
+            held_out = make_prompts(production[0], student, pool, context_tokens=recipe.pair.context_tokens, use="test",
+                                    train=training_prompts(recipe, student, pool))
             asked = recipe.model_copy(update={"benchmarks": production})
             reports, _ = evaluate_student(asked, student, {refreshes.PRODUCTION: held_out}, pool, when="start")
             score = reports[refreshes.PRODUCTION].counts["avg"]

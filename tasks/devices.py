@@ -59,20 +59,26 @@ def only_visible(gpu: str) -> Iterator[None]:
 def first_free(places: dict[str, Path], log: Callable[[str], None]) -> tuple[str, int]:
     """The first device whose lock can be had, and its locked file."""
     files, told, started = {device: opened(place) for device, place in places.items()}, "", time.monotonic()
-    while True:
-        for device, file in files.items():
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                for other in files.values():
-                    os.close(other) if other != file else None
-                if told:
-                    log(f"{device} is free after {time.monotonic() - started:.0f} s; this run goes on")
-                return device, file
+    while (device := next(filter(lambda device: locked(files[device]), files), None)) is None:
         holders = "; ".join(f"{device}: {place.read_text() or 'in use'}" for device, place in places.items())
         if holders != told:
             log(f"waiting for a device, one run has each ({holders})")
             told = holders
         time.sleep(POLL_SECONDS)
+    for other in files.keys() - {device}:
+        os.close(files[other])
+    if told:
+        log(f"{device} is free after {time.monotonic() - started:.0f} s; this run goes on")
+    return device, files[device]
+
+
+def locked(file: int) -> bool:
+    """Lock a file if nobody has; whether it is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def opened(place: Path) -> int:

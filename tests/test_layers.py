@@ -24,8 +24,8 @@ HEAVY = {"torch", "transformers", "vllm", "mlflow", "datasets"}
 ONLY_IN = {"mlflow": "tasks/tracking/client.py", "vllm": "tasks/opd/engines/vllm_engine.py",
            "omegaconf": "tasks/opd/recipe/loading.py"}
 AT_IMPORT = {"torch", "transformers", "safetensors", "pyarrow", "numpy", "pydantic"}  # all that a bare GPU machine has
-MACHINERY = {"tasks/stage.py", "tasks/workers/pools.py",
-             "tasks/workers/launchers.py", "tasks/server.py", "tasks/__init__.py"}  # behind the doors
+MACHINERY = {"tasks/stage.py", "tasks/workers/pools.py", "tasks/workers/launchers.py", "tasks/server.py",
+             "tasks/devices.py", "tasks/__init__.py"}  # behind the doors
 TABLES = {table: module for module, table in slots.TABLES.values()}  # table -> module in tasks/opd
 WORDS = {  # what design calls by another name: as a whole identifier or as part of one
     "log_prob", "log_probs", "logp", "logps", "actor", "expert", "ref_model", "behaviour_model", "behavior_model",
@@ -206,7 +206,7 @@ def test_a_package_lists_its_modules():
 
 def test_the_tests_mirror_the_library():
     folders = {name.split("/")[1] for name in TESTS if name.count("/") > 1}
-    assert folders == {*ORDER, "platform", "e2e", "gpu", "peers"}
+    assert folders == {*ORDER, "tracking", "platform", "e2e", "browser", "gpu", "infra", "peers"}
     assert none_of(name for name in TESTS if name.split("/")[1] in ORDER
                    and not (ROOT / "tasks/opd" / "/".join(name.split("/")[1:-1])).is_dir())
 

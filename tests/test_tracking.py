@@ -1,18 +1,20 @@
 """Tracking against a real SQLite store: what a run leaves there, replays, outages, ends."""
+import base64
 import getpass
 import json
+import re
 import shutil
 import sqlite3
+import threading
+import zlib
 
 import pytest
 
-from tasks.opd.core import metrics
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import home
 from tasks.stage import run_stage
 from tasks.tracking.client import client_at, tracking_uri
-from tasks.tracking.points import Note, flat, points_of
 from tasks.tracking.runs import log_artifact, run_for, suite_for
 
 NUMBERS = "tests.stages_for_tests:numbers"
@@ -51,6 +53,11 @@ def history(run, key: str) -> list[tuple]:
     return [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key)]
 
 
+def text_of(run, path: str) -> str:
+    """A file among a run's artifacts."""
+    return open(client_at(tracking_uri()).download_artifacts(run.info.run_id, path)).read()
+
+
 def track(pool, *overrides, suite=None, count=3):
     """A run of one stage, which logs one point and counts `count` numbers."""
     with run_for(recipe(*overrides), suite):
@@ -61,15 +68,15 @@ def test_a_run_holds_recipe_params_points_counts_and_records(pool):
     made = track(pool, "rounds=7")
     [run] = runs()
     assert run.info.status == "FINISHED" and run.info.run_name == "opd_reverse_kl-seed0"
-    assert run.data.params["rounds"] == "7" and run.data.params["terms.0.advantage.name"] == "teacher_gap"
+    assert run.data.params["rounds"] == "7" and run.data.params["terms.0.advantage"] == "teacher_gap"
     assert run.data.tags["variant"] == "opd_reverse_kl" and len(run.data.tags["config.sha256"]) == 64
     [point] = json.loads("[" + (made.path / "metrics.jsonl").read_text() + "]")
-    assert history(run, "numbers/seconds") == [(0, point["timestamp"], point["value"])]
+    assert history(run, "numbers/seconds") == [(2, point["timestamp"], point["value"])]
     assert [(step, value) for step, _, value in history(run, "numbers/count")] == [(2, 3)]
-    folder = client_at(tracking_uri()).download_artifacts(run.info.run_id, "stages/numbers/0002.json")
-    assert json.loads(open(folder).read())["fingerprint"] == made.fingerprint
+    [record] = json.loads(text_of(run, "stages.json"))
+    assert record["as"] == "numbers/0002" and record["fingerprint"] == made.fingerprint
     names = {file.path for file in client_at(tracking_uri()).list_artifacts(run.info.run_id)}
-    assert names == {"recipe.yaml", "stages"}
+    assert names == {"recipe.yaml", "stages.json"}
 
 
 def test_a_replay_continues_the_run_and_adds_no_point(pool):
@@ -125,6 +132,25 @@ def test_a_resumed_run_is_the_same_run_and_finishes(pool):
     assert [run.info.status for run in runs()] == ["FINISHED"]
 
 
+def test_a_run_goes_on_when_its_store_is_reached_by_another_address(pool, monkeypatch):
+    track(pool)
+    [before] = runs()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{home()}/./mlflow.db")  # as with a server in front of it
+    track(pool)
+    [after] = runs()
+    assert after.info.run_id == before.info.run_id
+
+
+def test_a_run_begins_anew_in_a_store_that_does_not_have_it(pool, store, tmp_path, monkeypatch):
+    track(pool)
+    [before] = runs()
+    shutil.copy(store, tmp_path / "another.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'another.db'}")
+    track(pool)
+    [after] = runs()
+    assert after.info.run_id != before.info.run_id and after.data.metrics.keys() == before.data.metrics.keys()
+
+
 def test_an_outage_gives_one_warning_and_the_run_goes_on(pool, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens there
     made = track(pool)
@@ -177,8 +203,10 @@ def test_a_run_says_its_paper_and_idea_who_made_it_and_opens_on_the_page_of_runs
         pass
     [run] = runs()
     about = loading.load("gkd").about
-    assert run.data.tags["mlflow.note.content"] == (
-        f"{about.paper}, [arXiv:2306.13649](https://arxiv.org/abs/2306.13649)\n\n{about.idea}")
+    assert run.data.tags["mlflow.note.content"].endswith(
+        f"\n\n{about.paper}, [arXiv:2306.13649](https://arxiv.org/abs/2306.13649)\n\n{about.idea}")
+    assert run.data.tags["about.placebo"] == about.placebo and run.data.tags["about.idea"] == about.idea
+    assert not any(key.startswith("about") for key in run.data.params)
     assert run.data.tags["mlflow.user"] == getpass.getuser() and run.data.tags["mlflow.source.name"]
     assert tracked.url() == (f"http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
                              "?workflowType=machine_learning")
@@ -189,32 +217,73 @@ def test_a_suites_run_shows_a_note_and_numbers_and_a_replay_adds_only_what_chang
         with suite_for("small") as study:
             study.show({"comparison.md": "| a |"}, "| a |" + "b" * 9000, {"mean/gkd": mean, "mean/start": 0.25})
     [run] = runs("small")
-    assert run.data.tags["mlflow.note.content"] == "| a |" + "b" * 7995  # as much as a tag may hold
+    note, charts = run.data.tags["mlflow.note.content"], study.charts(base="")
+    before = f"[Charts of all runs, side by side]({charts})\n\n"
+    assert note == before + "| a |" + "b" * (7995 - len(before))      # as much as a tag may hold
     assert [value for _, _, value in history(run, "mean/gkd")] == [0.5, 0.75]
     assert [value for _, _, value in history(run, "mean/start")] == [0.25]
     client = client_at(tracking_uri())
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["comparison.md"]
 
 
-@pytest.mark.parametrize("kind, prefix, counts, own, expected", [
-    ("checkpoint", "checkpoint", {"tokens_seen": 7, "trained_tokens": 3, "loss": 0.1, "steps": 1},
-     {"train/tokens_seen": 7}, {"train/tokens_seen": 7, "round/trained_tokens": 7, "round/seconds": 2.5}),
-    ("rollouts", "rollout", {"rollouts": 8, "truncated_share": 0.5}, {"rollout/truncated_share": 0.5},
-     {"rollout/truncated_share": 0.5, "rollout/rollouts": 8}),
-    ("scores", "score/teacher", {"scored": 8}, {"score/tokens_per_second": 3},
-     {"score/teacher/tokens_per_second": 3, "score/teacher/scored": 8}),
-    ("report", "final/tiny", {"avg": 1, "pass@1": 1}, {"evaluate/tiny_avg": 1},
-     {"final/tiny/avg": 1, "final/tiny/pass_at_1": 1})])
-def test_a_number_stands_under_one_name(kind, prefix, counts, own, expected, opd_home):
-    made = artifacts.Artifact(kind=kind, fingerprint="a", digest="", counts=counts)
-    made.path.mkdir(parents=True)
-    metrics.append(made.path / metrics.FILE, 3, own)
-    note = Note(artifact=made, name="0000", step=0, prefix=prefix)
-    points = points_of(note, {"counts": counts, "created": "2026-01-01T00:00:00+00:00"},
-                       {"trained_tokens": 7, "seconds": 2.5})
-    assert sorted((point["key"], point["value"]) for point in points) == sorted(expected.items())
+def test_a_suites_link_opens_its_cells_and_stands_in_the_descriptions(pool):
+    with suite_for("small") as study:
+        for seed in (0, 1):
+            track(pool, f"seed={seed}", suite="small")
+    found = {run.info.run_name: run for run in runs("small")}
+    parent = found.pop("small")
+    experiment = client_at(tracking_uri()).get_experiment(parent.info.experiment_id)
+    key = study.charts().rpartition("=")[2]
+    view = json.loads(zlib.decompress(base64.b64decode(experiment.tags[f"mlflow.sharedViewState.{key}"][8:])))
+    assert {run.info.run_id for run in found.values()} == {*re.findall("'(.+?)'", view["searchFilter"])}
+    assert "metrics.`eval/tiny/avg`" in view["selectedColumns"]
+    assert study.charts(base="") in experiment.tags["mlflow.note.content"]
+    assert study.charts(base="") in parent.data.tags["mlflow.note.content"]
+    assert study.charts().startswith("http://127.0.0.1:5000/#/experiments/")
 
 
-def test_settings_become_short_flat_params():
-    assert flat({"a": {"b": [1, {"c": "x"}]}, "d": [], "e@": None, "f": "y" * 600}) == {
-        "a.b.0": "1", "a.b.1.c": "x", "d": "[]", "e_": "null", "f": "y" * 500}
+def test_runs_without_a_suite_share_a_view_of_all(pool):
+    track(pool)
+    with run_for(recipe("rounds=7")) as tracked:
+        pass
+    assert {run.info.run_name for run in runs()} == {"opd_reverse_kl-seed0", "opd_reverse_kl-seed0 rounds=7"}
+    assert tracked.charts().endswith("viewStateShareKey=all")
+    tags = client_at(tracking_uri()).get_experiment_by_name("opd").tags
+    assert "mlflow.sharedViewState.all" in tags
+
+
+def test_records_of_a_run_before_stay_when_it_is_continued(pool):
+    track(pool)
+    with pytest.raises(ValueError), run_for(recipe()):
+        log_artifact(run_stage(NUMBERS, {"count": 4}, {}, pool), "0003", step=3)
+        raise ValueError                                    # before it asked for its first stage again
+    [run] = runs()
+    assert {record["as"] for record in json.loads(text_of(run, "stages.json"))} == {"numbers/0002", "numbers/0003"}
+
+
+def test_home_may_be_moved(pool, opd_home, tmp_path, monkeypatch):
+    track(pool)
+    client_at.cache_clear()                                 # another process
+    opd_home.rename(tmp_path / "moved")
+    monkeypatch.setenv("OPD_HOME", str(tmp_path / "moved"))
+    [run] = runs()
+    assert "seed: 0" in text_of(run, "recipe.yaml")
+    track(pool)
+    assert [run.info.run_id for run in runs()] == [run.info.run_id]
+
+
+def test_an_experiment_that_a_server_made_takes_files_without_the_server(pool):
+    client_at(tracking_uri()).create_experiment("opd", artifact_location="mlflow-artifacts:/7")
+    track(pool)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert (home() / "mlartifacts" / "7" / run.info.run_id / "artifacts" / "recipe.yaml").exists()
+
+
+def test_no_thread_and_no_sample_outlives_a_run(pool, monkeypatch):
+    monkeypatch.setattr("tasks.tracking.machine.FIRST_SECONDS", 0)
+    with run_for(recipe()):
+        pass
+    [run] = runs()
+    assert [step for step, _, _ in history(run, "system/cpu_utilization_percentage")] == [1]
+    assert not [thread for thread in threading.enumerate() if thread.name == "tracking"]

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 
 from flows.cli.deployments import deploy
 from flows.cli.jobs import add_options as add_job_options
@@ -18,9 +19,8 @@ from flows.cli.jobs import jobs
 from flows.cli.machine import doctor
 from flows.cli.platform import add_logs_options, add_up_options, down, logs, status, up
 from flows.cli.recipes import check, variants
-from flows.cli.refreshes import add_reasons, add_refresh_options, history, promote, refresh, rollback
+from flows.cli.refreshes import add_refresh_commands
 from flows.cli.runs import bootstrap, compare, distill, evaluate
-from flows.cli.serving import add_serve_options, serve
 from flows.cli.store import add_options, gc
 from tasks.opd.core.errors import OpdError
 from tasks.opd.store.artifacts import Artifact
@@ -106,6 +106,17 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
             added.add_argument(name, metavar=name.upper())
         added.set_defaults(run=run, overrides=[], takes="recipe" in positional or "suite" in positional)
         return added
+    add_runs(command)
+    add_platform(command)
+    arguments, rest = top.parse_known_args(argv)
+    arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]
+    if unknown := [word for word in rest if word not in arguments.overrides]:
+        top.error(f"unknown arguments: {' '.join(unknown)}" + ("; settings are key=value" if arguments.takes else ""))
+    return arguments
+
+
+def add_runs(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that run recipes, or read them."""
     command(distill, "one recipe: bootstrap, rounds, benchmarks before and after; takes key=value", "recipe")
     added = command(evaluate, "a checkpoint's or model folder's answers, graded; takes key=value", "checkpoint")
     added.add_argument("--benchmark", required=True, help="a name in configs/benchmarks, or a file")
@@ -115,12 +126,11 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     command(bootstrap, "make a recipe's models and prompts; takes key=value", "recipe")
     added = command(variants, "the variants in configs/variants: paper, arXiv id, idea, cost; --json: slots, placebo")
     added.add_argument("--markdown", action="store_true", help="print configs/variants/README.md")
-    add_refresh_options(command(refresh, "a refresh: when it is due, what it would decide; --now runs it", "refresh"))
-    command(history, "a refresh's decisions and their reasons", "refresh")
-    add_reasons(command(promote, "make a version the champion that passed its gate", "refresh", "version"),
-                required=True)
-    add_reasons(command(rollback, "make the version before the champion the champion again", "refresh"), required=False)
-    add_serve_options(command(serve, "the command that serves the champion, printed or started", "refresh"))
+    add_refresh_commands(command)
+
+
+def add_platform(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands of the platform, the store and the machine."""
     added = command(deploy, "every variant, suite and evaluation as a deployment in Prefect, to be run from its pages")
     added.add_argument("--pool", default="opd", help="the work pool whose workers run them (opd)")
     add_options(command(gc, "what no recorded run refers to, listed or removed"))
@@ -130,8 +140,3 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     command(down, "stop the platform and all that it runs; nothing is left")
     add_logs_options(command(logs, "what prefect, mlflow, worker or keeper said last", "name"))
     command(doctor, "versions, cores, GPU, disk, telemetry switches")
-    arguments, rest = top.parse_known_args(argv)
-    arguments.overrides = [word for word in rest if arguments.takes and "=" in word and not word.startswith("-")]
-    if unknown := [word for word in rest if word not in arguments.overrides]:
-        top.error(f"unknown arguments: {' '.join(unknown)}" + ("; settings are key=value" if arguments.takes else ""))
-    return arguments

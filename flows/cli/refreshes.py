@@ -1,9 +1,10 @@
 """Commands on refreshes: run one, or say what it would do; its history; move its champion by hand, or back."""
 import argparse
-import getpass
 import time
+from collections.abc import Callable
 
 from flows.cli.runs import prepare, ui_command
+from flows.cli.serving import add_serve_options, serve
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.core.files import is_locked
 from tasks.opd.evaluation.comparison import aligned
@@ -12,20 +13,24 @@ from tasks.opd.refresh import gate, journal, planning
 from tasks.opd.refresh.decision import decide
 from tasks.opd.refresh.drift import prompt_measures
 from tasks.tracking import registry
+from tasks.tracking.outbox import author_tags
 
 COLUMNS = ("at", "tick", "what", "new", "version", "reason")
 
 
-def add_refresh_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `opd refresh`."""
-    parser.add_argument("--now", action="store_true", help="run it; without this, only say what it would decide")
-    parser.add_argument("--accept-drift", action="store_true", help="train on prompts even where their drift alarms")
-
-
-def add_reasons(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Who moves a champion, and why."""
-    parser.add_argument("--by", metavar="WHO", required=required, default=getpass.getuser(), help="who approves it")
-    parser.add_argument("--reason", metavar="WHY", required=required, default="not said", help="why")
+def add_refresh_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands on refreshes, added by `command(function, help, *positional)`."""
+    added = command(refresh, "a refresh: when it is due, what it would decide; --now runs it", "refresh")
+    added.add_argument("--now", action="store_true", help="run it; without this, only say what it would decide")
+    added.add_argument("--accept-drift", action="store_true", help="train on prompts even where their drift alarms")
+    command(history, "a refresh's decisions and their reasons", "refresh")
+    added = command(promote, "make a version the champion that passed its gate", "refresh", "version")
+    added.add_argument("--by", metavar="WHO", required=True, help="who approves it")
+    added.add_argument("--reason", metavar="WHY", required=True, help="why; it stands on the version in MLflow")
+    added = command(rollback, "make the version before the champion the champion again", "refresh")
+    added.add_argument("--by", metavar="WHO", default="", help="who decides; otherwise whoever runs it")
+    added.add_argument("--reason", metavar="WHY", default="not said", help="why; it stands on the version in MLflow")
+    add_serve_options(command(serve, "the command that serves the champion, printed or started", "refresh"))
 
 
 def refresh(arguments: argparse.Namespace) -> tuple[dict, str]:
@@ -108,5 +113,5 @@ def rollback(arguments: argparse.Namespace) -> tuple[dict, str]:
     name = refreshes.load(arguments.refresh).name
     prepare(arguments)
     from flows.rollback import rollback as run
-    result = run(name, arguments.by, arguments.reason)
+    result = run(name, arguments.by or author_tags()["mlflow.user"], arguments.reason)
     return result, f"version {result['version']} of {name} is the champion again\n{result['folder']}"

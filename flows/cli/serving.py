@@ -63,8 +63,7 @@ def run(ask: refreshes.Refresh, champion: Version, arguments: argparse.Namespace
     A new one that does not answer is taken down again, and the one before it goes on.
     Raises: EngineError when the server ends by itself.
     """
-    server = started(ask, champion, arguments)
-    previous, refused = signal.signal(signal.SIGTERM, signal.default_int_handler), None
+    server, refused = started(ask, champion, arguments), None
     try:
         while server.poll() is None:
             time.sleep(POLL_SECONDS)
@@ -82,7 +81,6 @@ def run(ask: refreshes.Refresh, champion: Version, arguments: argparse.Namespace
         return champion
     finally:
         stop(server)
-        signal.signal(signal.SIGTERM, previous)
 
 
 def newest(name: str) -> Version | None:

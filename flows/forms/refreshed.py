@@ -63,7 +63,7 @@ def described(ask: Refresh, file: str) -> str:
     return "\n\n".join([
         f"{ask.recipe} distilled from its champion on, with prompts that are new ({ask.prompts.source.name}).",
         f"**When**: {when}{f', {ask.schedule.timezone}' if ask.schedule.cron else ''}.",
-        f"**Gate**: better on {ask.gate.target}{f'; not worse on {kept}' if kept else ''}. "
+        f"**Gate**: better on {ask.gate.target}{f'; not worse on {kept}' if kept else ''}.",
         f"**Approval**: {ask.approve}.",
         f"File: `configs/refreshes/{file}.yaml`"])
 

@@ -42,11 +42,11 @@ class Api:
         return received.json() if received.content else None
 
 
-def prefect(settings: Settings) -> Api:
+def prefect(settings: Settings, timeout_seconds: float = 30.0) -> Api:
     """Prefect's API."""
-    return Api(f"{settings.prefect_url}/api", settings.prefect_auth)
+    return Api(f"{settings.prefect_url}/api", settings.prefect_auth, timeout_seconds)
 
 
-def mlflow(settings: Settings) -> Api:
+def mlflow(settings: Settings, timeout_seconds: float = 30.0) -> Api:
     """MLflow's API."""
-    return Api(settings.mlflow_url, settings.mlflow_auth)
+    return Api(settings.mlflow_url, settings.mlflow_auth, timeout_seconds)

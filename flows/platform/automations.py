@@ -1,4 +1,4 @@
-"""What Prefect's server does by itself. Registered again at every start, under the same names.
+"""What Prefect's server does by itself, registered at every start.
 
 The keeper finds dead runs of this machine sooner; the first automation also covers workers of other machines.
 """
@@ -14,17 +14,28 @@ MESSAGE = "{{ flow_run.name }} is {{ flow_run.state.name }}: {{ flow_run.state.m
 
 
 def ensure(prefect: Api, alarm_url: str) -> None:
-    """Register the automations, in place of what stands under their names."""
-    call = {"type": "do-nothing"}
+    """Register the automations. What people added to the second one stays, unless a webhook is asked for."""
+    replace(prefect, zombies())
     if alarm_url:
-        call = {"type": "call-webhook", "block_document_id": webhook(prefect, alarm_url), "payload": MESSAGE}
-    for automation in (zombies(), failures(call)):
-        body = {"automations": {"name": {"any_": [automation["name"]]}}}
-        known = prefect.post("/automations/filter", body)
-        if known:
-            prefect.put(f"/automations/{known[0]['id']}", automation)
-        else:
-            prefect.post("/automations/", automation)
+        block = webhook(prefect, alarm_url)
+        replace(prefect, failures({"type": "call-webhook", "block_document_id": block, "payload": MESSAGE}))
+    elif not find(prefect, FAILURES):
+        replace(prefect, failures({"type": "do-nothing"}))
+
+
+def find(prefect: Api, name: str) -> str | None:
+    """The id of an automation."""
+    found = prefect.post("/automations/filter", {"automations": {"name": {"any_": [name]}}})
+    return found[0]["id"] if found else None
+
+
+def replace(prefect: Api, automation: dict) -> None:
+    """Register an automation, in place of the one of that name."""
+    known = find(prefect, automation["name"])
+    if known:
+        prefect.put(f"/automations/{known}", automation)
+    else:
+        prefect.post("/automations/", automation)
 
 
 def zombies() -> dict:

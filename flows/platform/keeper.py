@@ -87,7 +87,7 @@ def main() -> None:
                 say(f"ended {number} processes that a dead worker or run left")
             if mine and time.monotonic() > due:
                 due = time.monotonic() + RECONCILE_SECONDS
-                say(*tidy(api.prefect(settings), slots))
+                say(*tidy(api.prefect(settings), api.mlflow(settings), slots))
 
 
 if __name__ == "__main__":

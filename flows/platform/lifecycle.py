@@ -9,7 +9,7 @@ from flows.platform import api, automations, children, databases, pools, ports, 
 from flows.platform import settings as settings_of
 from flows.platform.keeper import launch
 from flows.platform.processes import end
-from flows.platform.reconcile import end_orphans, reconcile
+from flows.platform.reconcile import end_in_mlflow, end_orphans, reconcile
 from flows.platform.settings import LOCK, PlatformError, Settings
 from tasks.opd.core.files import flock, try_writing
 
@@ -46,12 +46,13 @@ def up(wanted: Settings) -> tuple[Settings, list[str]]:
             children.stop("worker")
         end_orphans()
         pools.ensure(prefect, settings.slots)
-        reconcile(prefect, at_once="worker" not in alive)
+        ended = reconcile(prefect, at_once="worker" not in alive)
         if "worker" not in alive:
             launch("worker", settings)
         automations.ensure(prefect, settings.alarm_url)
         await_answer("mlflow", settings)
         demand_passwords(settings)
+        end_in_mlflow(api.mlflow(settings), ended)
         await_worker(prefect)
         if "keeper" not in alive:
             children.stop("keeper")
@@ -134,10 +135,10 @@ def down() -> int:
 
 
 def mark_stopped(settings: Settings) -> None:
-    """Mark the runs that were ended, while the server is there to be told; the next `up` does what fails here."""
+    """Mark the runs that were ended, while the servers are there to be told."""
     try:
-        reconcile(api.Api(f"{settings.prefect_url}/api", settings.prefect_auth, timeout_seconds=3), message=STOPPED,
-                  at_once=True)
+        end_in_mlflow(api.mlflow(settings, timeout_seconds=3),
+                      reconcile(api.prefect(settings, timeout_seconds=3), message=STOPPED, at_once=True))
     except httpx.HTTPError as error:
-        print(f"opd: Prefect could not be told what was stopped ({type(error).__name__}); the next opd up tells it",
-              file=sys.stderr)
+        print(f"opd: {error.request.url} could not be told what was stopped ({type(error).__name__}); the next opd up "
+              "tells Prefect", file=sys.stderr)

@@ -65,8 +65,8 @@ def end_orphans(grace_seconds: float = 2.0) -> int:
     return len(found)
 
 
-def reconcile(prefect: Api, *, message: str = LOST, at_once: bool = False) -> list[str]:
-    """Mark the runs that claim to be at work without a process; their names. `at_once`: without a period of grace."""
+def reconcile(prefect: Api, *, message: str = LOST, at_once: bool = False) -> list[dict]:
+    """End the runs that claim to be at work without a process; those ended. `at_once`: without a period of grace."""
     now, (living, _) = datetime.now(UTC), living_runs(children.family())
     runs = prefect.post("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": [*ACTIVE]}}}, "limit": 200})
     ended = []
@@ -75,8 +75,22 @@ def reconcile(prefect: Api, *, message: str = LOST, at_once: bool = False) -> li
         age = (now - datetime.fromisoformat(run["state"]["timestamp"])).total_seconds()
         if age >= grace and (state := end_of(prefect, run, living)):
             if set_state(prefect, run, state, message):
-                ended.append(run["name"])
+                ended.append(run)
     return ended
+
+
+def end_in_mlflow(mlflow: Api, ended: list[dict]) -> None:
+    """MLflow's runs of Prefect's that were ended are KILLED, where they claim to run; a resumed run goes on in them."""
+    if not ended:
+        return
+    experiments = mlflow.get("/api/2.0/mlflow/experiments/search", max_results=1000).get("experiments", [])
+    for run in ended:
+        found = mlflow.post("/api/2.0/mlflow/runs/search", {
+            "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
+            "filter": f"attributes.status = 'RUNNING' and tags.`prefect.flow_run_id` = '{run['id']}'"})
+        for known in found.get("runs", []):
+            mlflow.post("/api/2.0/mlflow/runs/update", {"run_id": known["info"]["run_id"], "status": "KILLED",
+                                                        "end_time": int(time.time() * 1000)})
 
 
 def end_of(prefect: Api, run: dict, living: set[str]) -> str | None:
@@ -130,10 +144,12 @@ class Slots:
         return freed
 
 
-def tidy(prefect: Api, slots: Slots) -> list[str]:
-    """One pass; lines that say what was done. What the server does not answer now is done in the next one."""
+def tidy(prefect: Api, mlflow: Api, slots: Slots) -> list[str]:
+    """One pass; lines that say what was done. What Prefect does not answer now is done in the next one."""
     try:
-        lines = [f"run {name} had no process" for name in reconcile(prefect)]
-        return [*lines, *(f"freed a slot of {name}" for name in slots.free_leaked(prefect))]
+        ended, freed = reconcile(prefect), slots.free_leaked(prefect)
+        lines = [f"run {run['name']} had no process" for run in ended] + [f"freed a slot of {name}" for name in freed]
+        end_in_mlflow(mlflow, ended)
     except httpx.HTTPError as error:
-        return [f"Prefect does not answer: {type(error).__name__}"]
+        return [f"{error.request.url} is not answered: {type(error).__name__}"]
+    return lines

@@ -37,13 +37,18 @@ def distilled(recipes: list[Recipe]) -> verdicts.Ending:
     done, failed = {}, {}
     with own_pool(recipes[0]):
         for recipe in recipes:
-            try:
-                with tags(f"seed:{recipe.seed}"):
-                    done[recipe.name, recipe.seed] = distill_recipe(recipe)
-            except Exception as error:  # the other seeds do not depend on it
-                failed[recipe.seed] = error
+            with_seed(recipe, done, failed)
     name, ends = recipes[0].name, next(iter(done.values()))["end"] if done else {}
     found = {end: tables.table_of(done, {(name, seed): e for seed, e in failed.items()}, end, START) for end in ends}
     verdict = verdicts.of_seeds(name, found, failed)
     pages = [f"[MLflow, seed {seed}]({result['mlflow_page']})" for (_, seed), result in done.items()]
     return verdict, [" ".join(pages), *(f"### {end}\n\n{table.to_markdown()}" for end, table in found.items())]
+
+
+def with_seed(recipe: Recipe, done: dict, failed: dict) -> None:
+    """Distil with one seed, as a run inside this one; the other seeds do not depend on how it ends."""
+    try:
+        with tags(f"seed:{recipe.seed}"):
+            done[recipe.name, recipe.seed] = distill_recipe(recipe)
+    except Exception as error:  # it is shown
+        failed[recipe.seed] = error

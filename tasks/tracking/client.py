@@ -7,9 +7,11 @@ import gc
 import json
 import logging
 import os
+import shutil
 import sqlite3
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tasks.opd.core.errors import EngineError
 from tasks.opd.store.artifacts import home
@@ -92,6 +94,18 @@ def follow_home(database: Path) -> None:
             store.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", [now, before])
             store.execute("UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE artifact_uri LIKE ?",
                           [now, len(before) + 1, f"{before}/%"])
+
+
+def save_files(client, run: str, folder: str) -> None:
+    """Put the files of a folder among a run's artifacts.
+
+    Where a server with the artifacts of home() made the experiment and does not run now, they go to where it has them.
+    """
+    root = client.get_run(run).info.artifact_uri
+    if root.startswith("mlflow-artifacts:") and not tracking_uri().startswith("http"):
+        shutil.copytree(folder, home() / "mlartifacts" / urlsplit(root).path.lstrip("/"), dirs_exist_ok=True)
+    else:
+        client.log_artifacts(run, folder)
 
 
 def is_there(client, run: str | None) -> bool:

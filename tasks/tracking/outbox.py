@@ -29,17 +29,18 @@ from tasks.tracking.client import (
     entities,
     experiment_id,
     is_there,
+    save_files,
     tracking_uri,
     under_home,
 )
 from tasks.tracking.machine import Machine
 from tasks.tracking.params import free_name
-from tasks.tracking.points import Note, log_key, new_points, sampled_rows
+from tasks.tracking.points import Note, dataset_of, log_key, new_points, sampled_rows
 
 BATCH = 1000                            # metrics a request may carry; parameters and tags: 100
 TICK_SECONDS, RETRY_SECONDS = 2, 15
 END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; who stops a run wants it gone
-TABLE, DIGEST = "rollouts.json", 36  # characters of a dataset's digest
+TABLE = "rollouts.json"
 RUNS_PAGE = "?workflowType=machine_learning"  # without it MLflow shows an empty page for traces of language models
 NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
 KILLED = "KILLED"
@@ -98,6 +99,10 @@ class Run:
         base = pages() if base is None else base
         return view.link(base, self.state["experiment"], self._view_key()) if self.state["run"] else base
 
+    def links(self) -> dict[str, str]:
+        """Both addresses, as `publish` takes them."""
+        return {"url": self.url(), "charts": self.charts()}
+
     def _work(self) -> None:
         status, pause = None, 0
         while status is None:
@@ -131,8 +136,8 @@ class Run:
         parent = {"mlflow.parentRunId": self.parent.ensure(client)} if self.parent else {}
         with alone():
             known = read_state(self.file)
-            if known and under_home(known["uri"]) == self.state["uri"] and is_there(client, known["run"]):
-                self.state = known
+            if known and is_there(client, known["run"]):  # one store may have two addresses: its file, a server
+                self.state = known | {"uri": self.state["uri"]}
             else:
                 experiment = experiment_id(client, self.experiment)
                 name = free_name(client, experiment, self.about.name, self.about.tags, self.about.params)
@@ -182,7 +187,7 @@ class Run:
             kind, slash, _ = name.partition("/")
             if slash and name not in records:
                 records[name] = artifacts.read_record(artifacts.place(kind, known[0])) or {}
-        lines = [json.dumps({"stage": name, **record}) for name, record in records.items() if record]
+        lines = [json.dumps({"as": name, **record}) for name, record in records.items() if record]
         files = {"stages.json": "[\n" + ",\n".join(lines) + "\n]\n"} if lines else {}
         if self.table:
             columns = sampled_rows(*self.table)
@@ -197,7 +202,7 @@ class Run:
             with tempfile.TemporaryDirectory() as folder:
                 for name, text in files.items():
                     Path(folder, name).write_text(text, encoding="utf-8")
-                client.log_artifacts(self.state["run"], folder)
+                save_files(client, self.state["run"], folder)
         if TABLE in files:                          # by this tag its page shows a table
             client.set_tag(self.state["run"], "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
 
@@ -243,19 +248,14 @@ class Run:
         if state != self.shared:
             experiment, link = self.state["experiment"], self.charts(base="")
             client.set_experiment_tag(experiment, f"{view.TAG}{self._view_key()}", state)
-            client.set_experiment_tag(experiment, NOTE, f"[Charts of the latest runs, side by side]({link})")
+            text = f"Choose `Model training` at the top left, or [charts of the latest runs, side by side]({link})"
+            client.set_experiment_tag(experiment, NOTE, text)
             self.shared = state
 
 
 def pages() -> str:
     """The address of MLflow's pages; of a local store, the one that `mlflow server` has by itself."""
     return tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
-
-
-def dataset_of(note: Note) -> dict[str, str]:
-    """Prompts as a dataset of MLflow: their folder is the source, `train` or `test` the context."""
-    use, _, name = note.name.partition("-")
-    return {"name": name, "digest": note.artifact.digest[:DIGEST], "source": str(note.artifact.path), "context": use}
 
 
 def trouble(error: Exception) -> str:

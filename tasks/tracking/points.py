@@ -22,13 +22,14 @@ PREFIXES = {"rollouts": "rollout", "grades": "grade", "refined": "refine", "scor
 SETTLED = ("model", "prompts", "preflight")  # stages before the first round: their records say all, no curve does
 SIZES = {"prompts", "samples", "rollouts", "tokens", "kept", "scored", "divergence_tokens", "tokens_seen", *NAMES}
 BY_STEP = {"train/loss_nats", "train/grad_norm", "train/learning_rate"}  # shown by optimizer step, too
+DIGEST_CHARACTERS = 36                  # of a dataset, at most
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Note:
     """A finished stage to be shipped."""
     artifact: Artifact
-    name: str                           # unique within its kind; stages.json calls it <kind>/<name>
+    name: str                           # unique within its kind; in stages.json it is `as`: <kind>/<name>
     step: int                           # rounds finished: 0 at the start, k for all of the k-th round
     prefix: str                         # its counts become <prefix>/<count>, its own points <prefix>/<quantity>
 
@@ -126,3 +127,10 @@ def sampled_rows(rollouts: Artifact, student: Artifact, count: int = 50) -> dict
             "completion": [tokenizer.decode(r.token_ids, skip_special_tokens=False) for r in rows],
             "tokens": [len(r.token_ids) for r in rows], "finish_reason": [r.finish_reason for r in rows],
             "reward": [r.reward for r in rows], "feedback": [r.feedback for r in rows]}
+
+
+def dataset_of(note: Note) -> dict[str, str]:
+    """Prompts as a dataset of MLflow: their folder is the source, `train` or `test` the context."""
+    use, _, name = note.name.partition("-")
+    return {"name": name, "digest": note.artifact.digest[:DIGEST_CHARACTERS], "context": use,
+            "source": str(note.artifact.path)}

@@ -112,7 +112,8 @@ def prefect_tags() -> dict[str, str]:
 def prefect_page() -> str:
     """The page of the flow run at work; empty outside of any, and where the command's own server, without pages, is."""
     from prefect.runtime import flow_run
-    return flow_run.ui_url or "" if flow_run.id and not server.is_own() else ""
+    from prefect.utilities.urls import url_for
+    return url_for("flow-run", flow_run.id) or "" if flow_run.id and not server.is_own() else ""
 
 
 def prefect_link() -> str:

@@ -2,7 +2,8 @@
 
 MLflow keeps a shared view as a tag of the experiment, which a link names by its key (3.17: `viewStateShareKey`): which
 runs, which columns of their table, which charts in which sections. All other metrics follow in sections of their own.
-Without the link the page opens on what language models' traces have, and a table without any number.
+Without the link MLflow's list of experiments opens a page for traces of language models, which is empty here, and its
+table of runs shows no number. Which page opens is kept by the browser alone: no tag of the experiment decides it.
 """
 import base64
 import json
@@ -47,28 +48,22 @@ def state_of(benchmarks: list[str], runs: list[str] | None) -> dict:
 
 
 def benchmark_cards(name: str) -> list[dict]:
-    """A benchmark's mean reward over rounds, trained tokens and seconds, at the end, and the divergence to the teacher.
-
-    At the end they are bars, which the second chart of a metric has to be called by name.
-    """
-    score, apart = f"eval/{name}/avg", f"eval/{name}/{YARDSTICK}"
-    return [line(score, title=f"{name}: mean reward by round"),
-            line(score, over=TOKENS, title=f"{name}: mean reward by trained tokens"),
-            line(score, over=SECONDS, title=f"{name}: mean reward by seconds"),
-            bar(score, title=f"{name}: mean reward at the end"),
-            line(apart, title=f"{name}: reverse KL to the teacher by round")]
+    """A benchmark's mean reward over rounds, tokens and seconds, and at the end; the divergence to the teacher."""
+    score = f"eval/{name}/avg"
+    return [line(score), line(score, over=TOKENS), line(score, over=SECONDS), bar(score),
+            line(f"eval/{name}/{YARDSTICK}")]
 
 
-def line(metric: str, over: str = "", title: str = "") -> dict:
+def line(metric: str, over: str = "") -> dict:
     """A chart of a metric over rounds, or over another metric that is logged at the same rounds."""
-    return {"type": "LINE", "metricKey": metric, "selectedMetricKeys": [metric], "displayName": title or metric,
+    return {"type": "LINE", "metricKey": metric, "selectedMetricKeys": [metric],
             "xAxisKey": "metric" if over else "step", "selectedXAxisMetricKey": over, "useGlobalXaxisKey": not over,
             "useGlobalLineSmoothing": True, "lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear",
             "range": {}, "yAxisKey": "metric", "yAxisExpressions": [], "ignoreOutliers": False,
             "runsCountToCompare": MOST_RUNS, "deleted": False, "isGenerated": False}
 
 
-def bar(metric: str, title: str) -> dict:
+def bar(metric: str) -> dict:
     """A chart of a metric's last value."""
-    return {"type": "BAR", "metricKey": metric, "selectedMetricKeys": [metric], "displayName": title,
-            "runsCountToCompare": MOST_RUNS, "deleted": False, "isGenerated": False}
+    return {"type": "BAR", "metricKey": metric, "selectedMetricKeys": [metric], "runsCountToCompare": MOST_RUNS,
+            "deleted": False, "isGenerated": False}

@@ -115,7 +115,8 @@ FACTS = {  # fact -> (kind, entry, value, what is looked at, before, after)
     "spelling": ("maker", "server", {"key": "KEY", "urls": ".*"}, refused(
         "must be the name of an environment variable", pair__teacher=SERVER), False, True),
     "solved": ("source", "tiny", False, refused("has no solutions to copy", rollout__writers=["dataset"]), False, True),
-    "identity": ("source", "tiny", (), lambda: recipes.items(recipe().prompts)[0], ("tiny", "0"), ("tiny",)),
+    "identity": ("source", "tiny", (), lambda: recipes.items(recipe().prompts)[0], ("tiny", "0", "0", "59", "9"),
+                 ("tiny",)),
     "seed_shifts": ("source", "tiny", True, lambda: recipes.items(
         recipe(prompts__source={"name": "tiny", "params": {"seed": 5}}).prompts)[1].start, 0, 5)}
 ELSEWHERE = {"own_prompt": "tests/scoring/test_score.py"}

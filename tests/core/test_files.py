@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tasks.opd.core.errors import DiskFull
-from tasks.opd.core.files import flock, is_locked
+from tasks.opd.core.files import flock, hash_file, hash_tree, is_locked
 
 
 def obtained(path, **how) -> bool:
@@ -49,3 +49,17 @@ def test_where_nothing_may_be_written_a_shared_lock_is_one_in_name(tmp_path, mon
         assert mine
     with pytest.raises(DiskFull), flock(path):
         pass
+
+
+def test_a_folders_hash_is_that_of_the_files_that_match_by_name_and_content(tmp_path):
+    (tmp_path / "a.jsonl").write_text("1")
+    (tmp_path / "notes.txt").write_text("x")
+    before = hash_tree(tmp_path, "*.jsonl")
+    (tmp_path / "notes.txt").write_text("y")
+    assert hash_tree(tmp_path, "*.jsonl") == before
+    (tmp_path / "a.jsonl").write_text("2")
+    edited = hash_tree(tmp_path, "*.jsonl")
+    (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
+    assert len({before, edited, hash_tree(tmp_path, "*.jsonl")}) == 3
+    assert hash_tree(tmp_path / "b.jsonl", "*.jsonl") == hash_file(tmp_path / "b.jsonl")
+    assert hash_tree(tmp_path / "missing", "*.jsonl") is None

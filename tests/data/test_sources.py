@@ -44,6 +44,14 @@ def test_tiny_prompts_are_rendered_by_the_template_and_carry_truth_and_solution(
     assert counts["length_max_tokens"] == lengths[-1] and counts["length_median_tokens"] == lengths[1]
 
 
+def test_tiny_items_are_of_the_kind_that_is_asked_for():
+    from tasks.opd.data import tiny
+    item, = SOURCES["tiny"](range(5, 6), seed=2, num_steps=3, highest=29, largest=5)
+    made = tiny.problem(5, 2, num_steps=3, highest=29, largest=5)
+    assert (item["text"], item["solution"], item["domain"]) == (made.text, made.solution, "three")
+    assert made.text != tiny.problem(5, 2, num_steps=3).text
+
+
 def test_a_slice_is_the_same_whatever_slice_it_is_read_from():
     for name, params in (("tiny", {}), ("reasoning_gym", {"dataset": "gsm_symbolic"})):
         whole = list(SOURCES[name](range(8), **params))

@@ -67,6 +67,16 @@ def test_every_problem_says_what_its_solution_computes():
         assert tiny.grade(prompt_of(problem), problem.solution) == (1.0, None)
 
 
+def test_an_easier_task_keeps_to_its_bounds_and_reaches_them():
+    easy = [tiny.problem(i, num_steps=3, highest=29, largest=5) for i in range(300)]
+    values = {value for problem in easy for value in (problem.start, *problem.values)}
+    assert values == set(range(10, 30)) and {len(problem.steps) for problem in easy} == {3}
+    assert {abs(step) for problem in easy for step in problem.steps} == {1, 2, 3, 4, 5}
+    assert all(tiny.grade(prompt_of(problem), problem.solution) == (1.0, None) for problem in easy)
+    assert {step for problem in MANY for step in problem.steps} == {*range(-9, 0), *range(1, 10)}
+    assert max(value for problem in MANY for value in problem.values) == 59
+
+
 def test_problems_depend_on_index_and_seed_only_and_do_not_repeat():
     assert tiny.problem(7, 3) == tiny.problem(7, 3)
     assert tiny.problem(7, 3) != tiny.problem(7, 4) and tiny.problem(7, 3) != tiny.problem(8, 3)

@@ -143,27 +143,54 @@ def test_a_controller_decides_by_finished_rounds_and_a_resumed_run_decides_alike
     assert again["checkpoint"].fingerprint == first["checkpoint"].fingerprint and "made checkpoint" in said
 
 
+def test_evaluations_on_the_way_make_a_curve_cost_as_evaluation_and_are_reused():
+    plain = loading.load("opd_reverse_kl_full", TINY)
+    first, said = quietly(distill, recipe := loading.load("opd_reverse_kl_full", [*TINY, "evaluate_every=2"]))
+    assert len(records("report")) == len(records("divergence")) == 3     # at the start, after two rounds, at the end
+    run = mlflow_runs("opd")["opd_reverse_kl_full-seed0"]
+    curve = client_at(tracking_uri()).get_metric_history(run.info.run_id, "eval/tiny/reverse_kl_mean_nats")
+    assert sorted(m.step for m in curve) == [0, 2, 3] and len({m.value for m in curve}) == 3
+    second, said = quietly(distill, recipe)                              # resumed: nothing is made, no point is added
+    assert "made 0 artifacts" in said and second == first
+    again = client_at(tracking_uri()).get_metric_history(run.info.run_id, "eval/tiny/reverse_kl_mean_nats")
+    assert len(again) == 3
+    without, _ = quietly(distill, plain)                                 # the same rounds; evaluated once less
+    assert without["checkpoint"] == first["checkpoint"] and without["end"] == first["end"]
+    more, less = (of_run(result)["tiny"].rows[1].costs for result in (first, without))
+    assert more.tokens == less.tokens and more.evaluation_tokens["student_written_tokens"] \
+        > less.evaluation_tokens["student_written_tokens"]
+    assert not garbage.survey(forget=[], older_than_seconds=0.0).garbage
+    assert set(mlflow_runs("opd")) == {"opd_reverse_kl_full-seed0", "opd_reverse_kl_full-seed0 evaluate_every=0"}
+
+
 def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     run = mlflow_runs("opd")["opd_reverse_kl_full-seed0"]
-    assert run.info.status == "FINISHED" and run.data.params["pair.teacher.params.hidden"] == "96"
-    for name in ("avg", "reverse_kl_mean_nats", "divergence_tokens"):
-        assert run.data.metrics[f"final/tiny/{name}"] == there.first["end"]["tiny"].counts[name]
+    assert run.info.status == "FINISHED" and "hidden 96" in run.data.params["pair.teacher"]
     client = client_at(tracking_uri())
+    for name in ("avg", "reverse_kl_mean_nats"):
+        curve = client.get_metric_history(run.info.run_id, f"eval/tiny/{name}")
+        assert [(m.step, m.value) for m in sorted(curve, key=lambda m: m.step)] == [
+            (step, there.first[when]["tiny"].counts[name]) for step, when in ((0, "start"), (3, "end"))]
     tokens = client.get_metric_history(run.info.run_id, "round/trained_tokens")
     counted = [record["counts"]["tokens_seen"] for record in records("checkpoint")]
-    assert [(m.step, m.value) for m in sorted(tokens, key=lambda m: m.step)] == list(enumerate(counted))
-    wanted = {"round/seconds", "train/loss_nats", "rollout/length_mean_tokens", "final/tiny/teacher_read_tokens"}
-    assert wanted <= set(run.data.metrics)
+    assert [(m.step, m.value) for m in sorted(tokens, key=lambda m: m.step)] == list(enumerate([0, *counted]))
+    for name in ("round/seconds", "train/loss_nats", "rollout/length_mean_tokens", "grade/reward_mean"):
+        steps = {m.step for m in client.get_metric_history(run.info.run_id, name)}
+        assert steps - {0} == {1, 2, 3}, name
     [table] = of_run(there.first).values()                           # what the run says it cost is what its table says
-    assert table.rows[1].costs.tokens == {name: run.data.metrics[f"round/{name}"] for name in NAMES}
+    assert table.rows[1].costs.tokens == {name: run.data.metrics.get(f"round/{name}", 0) for name in NAMES}
     wrote = sum(record["counts"]["tokens"] for record in records("rollouts"))
     assert table.rows[1].costs.tokens["student_written_tokens"] == wrote
     stages = {key.partition("/")[0] for key in run.data.metrics}
-    assert stages == {"model", "prompts", "start", "rollout", "grade", "score", "train", "round", "final"}
-    stages = {file.path for file in client.list_artifacts(run.info.run_id, "stages")}
-    assert stages == {f"stages/{kind}" for kind in
-                      ("model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report",
-                       "divergence")}
+    assert stages - {"system"} == {"eval", "rollout", "grade", "score", "train", "round"}
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "recipe.yaml", "rollouts.json", "stages.json"}
+    stages = json.load(open(client.download_artifacts(run.info.run_id, "stages.json")))
+    assert {stage["kind"] for stage in stages} == {
+        "model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report", "divergence"}
+    assert run.data.tags["checkpoint.digest"] == there.first["checkpoint"].digest
+    read = {(one.dataset.name, tag.value) for one in run.inputs.dataset_inputs for tag in one.tags}
+    assert read == {("tiny", "train"), ("tiny", "test")}
     table = json.load(open(client.download_artifacts(run.info.run_id, "rollouts.json")))
     assert len(table["data"]) == 8 and {"prompt", "completion", "reward"} <= set(table["columns"])
 
@@ -184,7 +211,11 @@ def test_a_runs_page_in_prefect_has_its_tasks_its_log_its_table_and_the_way_to_m
     tokens = there.first["end"]["tiny"].counts["divergence_tokens"]
     assert "Mean reverse KL to the teacher" in table["data"] and f"over {tokens:,} tokens; start" in table["data"]
     assert there.first["mlflow_page"] in link["data"]
-    assert f"`mlflow ui --backend-store-uri sqlite:///{there.home}/mlflow.db`" in link["description"]
+    assert f"--workers 1 --backend-store-uri sqlite:///{there.home}/mlflow.db" in link["description"]
+    assert there.first["mlflow_charts"] in shown["charts-opd-reverse-kl-full-seed0"]["data"]
+    tags = mlflow_runs("opd")["opd_reverse_kl_full-seed0"].data.tags
+    assert tags["prefect.page"].endswith(f"/runs/flow-run/{tags['prefect.flow_run_id']}")
+    assert f"[This run in Prefect]({tags['prefect.page']})" in tags["mlflow.note.content"]
 
 
 def test_evaluating_a_runs_checkpoint_gives_the_runs_own_numbers(there):
@@ -212,6 +243,10 @@ def test_an_average_of_the_student_teaches_from_its_second_round_on_and_refined_
     refined = [grade for grade in records("grades") if grade["inputs"]["rollouts"]["kind"] == "refined"]
     assert len(refined) == 2 and len(records("grades")) == 4
     assert {record["counts"]["tokens"] for record in records("refined")} == {8 * 4}
+    run = mlflow_runs("opd")["opsd-seed0"]
+    for name in ("grade/reward_mean", "grade/unrefined/reward_mean"):    # each grading has its own curve
+        points = client_at(tracking_uri()).get_metric_history(run.info.run_id, name)
+        assert sorted(point.step for point in points) == [1, 2]
 
 
 @pytest.mark.parametrize("refresh, expected", [
@@ -249,9 +284,10 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
         "small": "FINISHED", "gkd-seed0": "FAILED", "gkd-seed1": "FAILED", "opd_reverse_kl-seed0": "FINISHED",
         "opd_reverse_kl-seed1": "FINISHED"}
     suite, cell = runs["small"].data, runs["opd_reverse_kl-seed0"].data
-    assert set(suite.metrics) == {"mean/start", "mean/opd_reverse_kl", "difference/opd_reverse_kl"}
-    assert suite.tags["mlflow.note.content"] == (
-        artifacts.home() / "suites" / "small" / "comparison.md").read_text()
+    assert set(suite.metrics) == {"suite/mean/start", "suite/mean/opd_reverse_kl", "suite/difference/opd_reverse_kl"}
+    comparison = (artifacts.home() / "suites" / "small" / "comparison.md").read_text()
+    assert suite.tags["mlflow.note.content"].endswith(f"({suite.tags['prefect.page']})\n\n{comparison}")
+    assert result["mlflow_charts"].rpartition("/#/")[2] in suite.tags["mlflow.note.content"]
     prefect = flow_run("small")
     assert suite.tags["prefect.flow_run_id"] == prefect["id"] != cell.tags["prefect.flow_run_id"]
     assert result["mlflow_page"].endswith(f"/runs/{runs['small'].info.run_id}?workflowType=machine_learning")

@@ -91,7 +91,7 @@ def test_tables_tell_not_known_from_no_such_stage_and_leave_out_what_nobody_fill
     nobody, sft = costs({}, {}), costs({TRAINED: 2000, READ: 0}, {"rollouts": 3.0, "checkpoint": 4.0, "report": 9.0})
     skd = costs({TRAINED: 1000}, {"rollouts": 1.0, "refined": 2.0, "checkpoint": 4.0})
     tokens, seconds = cost_tables([("start", "22.5", nobody), ("sft", "50.0", sft), ("skd", "", skd)])
-    assert tokens == [["thousands of tokens", "mean", "teacher read", "trained"], ["start", "22.5", "-", "-"],
+    assert tokens == [["1,000 tokens", "mean", "teacher read", "trained"], ["start", "22.5", "-", "-"],
                       ["sft", "50.0", "0.0", "2.0"], ["skd", "", "-", "1.0"]]
     assert seconds == [["seconds", "rollouts", "refined", "checkpoint", "all rounds", "evaluation", "MB"],
                        ["start", "-", "-", "-", "-", "-", "-"],

@@ -130,7 +130,7 @@ def test_tokens_are_means_over_the_seeds_that_finished_in_thousands():
     text = found.to_text()
     assert table_line(text, "sft", 1) == ["sft", "0.0", "10.5", "2.0"]
     assert table_line(text, "gkd")[2:4] == ["100.0", "failed"] and table_line(text, "gkd", 1)[2:] == ["0.0", "2.0"]
-    assert table_line(text, "start", 1)[2:] == ["-", "-"] and table_line(text, "sft", 2)[1:3] == ["2.0", "2.0"]
+    assert "start " not in "".join(text.split("\n\n")[1:3]) and table_line(text, "sft", 2)[1:3] == ["2.0", "2.0"]
     assert "| sft | 0.0 | 10.5 | 2.0 |" in found.to_markdown()
     assert json.loads(found.to_json())["rows"][1]["costs"]["tokens"]["teacher_written_tokens"] == 10500
 
@@ -157,9 +157,9 @@ def test_the_table_says_whether_trained_tokens_are_equal(trained, difference, eq
     known = {("sft", 0): costs(trained=trained[0]), ("gkd", 0): costs(trained=trained[1])}
     found = compare(cells, "start", spent=known)
     assert (found.trained_difference, found.trained_equal) == (difference, equal)
-    assert all(f"Trained tokens {said}" in text for text in (found.to_text(), found.to_markdown()))
+    assert all(f"Trained tokens {said}" in " ".join(text.split()) for text in (found.to_text(), found.to_markdown()))
     more = compare({**cells, ("tip", 0): cell(0, 0, 0, 0), ("tip", 1): "died"}, "start", spent=known)
-    assert "Not known of 1 more." in more.to_text()
+    assert "Not known of 1 more." in " ".join(more.to_text().split())
 
 
 PLACEBO = {("sft", 0): cell(0, 0, 0, 0), ("sft", 1): cell(0, 0, 0, 0),
@@ -183,7 +183,8 @@ def test_what_is_not_above_its_placebo_is_marked_in_every_output_and_the_note_sa
     found = compare(PLACEBO, "sft", placebos={"gkd": "shuffled", "tip": "shuffled"})
     for text in (found.to_text(), found.to_markdown()):
         marked = [line for line in text.splitlines() if "not above its placebo" in line]
-        assert len(marked) == 2 and "tip" in marked[0] and "starts at or below 0" in marked[1]
+        assert len(marked) == 2 and "tip" in marked[0]
+        assert "A variant marked" in marked[1] and "starts at or below 0" in text
         assert "shuffled is the placebo of gkd, tip" in text and "+50.0 [+50.0 +50.0]" in text
     assert table_line(found.to_text(), "tip")[-1] == "better, not above its placebo"
     marks = {r["variant"]: r["placebo_verdict"] for r in json.loads(found.to_json())["rows"]}
@@ -212,6 +213,18 @@ def test_a_suite_without_any_placebo_says_nothing_of_them():
     found = compare({("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}, "sft", placebos={"gkd": "shuffled"})
     assert all("placebo" not in text for text in (found.to_text(), found.to_markdown()))
     assert row(found, "gkd").placebo == "shuffled"                        # JSON keeps it
+
+
+def test_a_small_suites_text_fits_120_columns_note_and_costs_included():
+    cells = {(variant, seed): cell(0, 1, 0, 1) for variant in ("start", "sft", "opd_reverse_kl") for seed in (0, 1)}
+    spent = Costs(tokens=dict.fromkeys(NAMES, 256000), evaluation_tokens=dict.fromkeys(NAMES, 20000),
+                  seconds=dict.fromkeys(("rollouts", "grades", "scores", "checkpoint", "report"), 20.0),
+                  size={"bytes": 1e8})
+    found = compare(cells, "start", spent={key: spent for key in cells if key[0] != "start"},
+                    placebos={"opd_reverse_kl": "sft"})
+    lines = found.to_text().splitlines()
+    assert max(map(len, lines)) <= 120 and "MB (10^6 bytes)" in " ".join(lines)
+    assert " ".join(found.note()) in " ".join(lines)                       # wrapped, and nothing lost
 
 
 def test_a_kept_table_opens_with_date_command_benchmark_versions_and_seeds():

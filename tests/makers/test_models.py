@@ -12,7 +12,8 @@ from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
 from tasks.opd.engines.pool import Session
 from tasks.opd.makers.models import gguf_file, make_model
-from tasks.opd.makers.pretraining import Course, example, learn_step, optimizers_of, rate_factor
+from tasks.opd.makers.muon import Muon
+from tasks.opd.makers.pretraining import Course, example, learn_step, optimizers_of, problems, rate_factor
 from tasks.opd.models.heads import load_model
 from tasks.opd.store.artifacts import model_folder
 
@@ -131,13 +132,24 @@ def test_the_rate_rises_stays_and_falls():
     assert rate_factor(71, 100) == pytest.approx(0.5) and rate_factor(100, 100) == 0.05
 
 
-def test_learning_lowers_the_loss_and_logs_it(tmp_path):
+@pytest.mark.parametrize("course", [{}, {"muon": "float32", "only": 3, "highest": 29, "largest": 5}])
+def test_learning_lowers_the_loss_and_logs_it(tmp_path, course):
     counts = make(tmp_path / "m", "tiny_teacher", layers=1, hidden=64, steps=30, batch=8, problems=4, evaluate_every=30,
-                  evaluate_from=1, at_least=0.0)
+                  evaluate_from=1, at_least=0.0, **course)
     points = [json.loads(line) for line in (tmp_path / "m" / "metrics.jsonl").read_text().splitlines()]
     losses = [p["value"] for p in points if p["key"] == "model/loss_nats"]
     # an untrained model is near ln 679 = 6.5 nats
     assert counts["steps"] == 30 and len(losses) == 30 and losses[0] > 5 and losses[-1] < losses[0] - 2
+
+
+def test_a_course_has_problems_of_its_kind_and_its_own_muon():
+    shared = {"layers": 1, "hidden": 32, "steps": 1, "batch": 1, "learning_rate": 0.1, "embedding_rate": 0.1,
+              "evaluate_from": 1, "evaluate_every": 1, "problems": 1, "stop_at": 1.0}
+    plain, easy = Course(**shared), Course(**shared, only=2, highest=29, largest=5, muon="float32")
+    assert problems(7, range(3, 5), plain) == [tiny.problem(3, 7), tiny.problem(4, 7)]
+    assert problems(7, range(3, 4), easy) == [tiny.problem(3, 7, num_steps=2, highest=29, largest=5)]
+    model = tiny.new_model(tiny.build_tokenizer(), seed=0, layers=1, hidden=32)
+    assert [type(optimizers_of(model, course)[0]) for course in (plain, easy)] == [torch.optim.Muon, Muon]
 
 
 def test_a_student_stops_at_its_first_evaluation_that_is_enough_and_is_refused_outside_the_range(tmp_path):

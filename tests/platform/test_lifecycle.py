@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import httpx
@@ -76,6 +77,22 @@ def test_with_a_webhook_the_failure_automation_calls_it(platform):
     block = platform.prefect.get(f"/block_documents/{action['block_document_id']}")
     assert action["type"] == "call-webhook" and block["name"].startswith("opd-alarm-")
     automations.ensure(platform.prefect, "")
+    assert platform.prefect.get(f"/automations/{found['id']}")["actions"] == [action]  # people's actions stay
+
+
+def test_automations_may_be_changed_while_runs_are_made(platform):
+    deployment = deploy(platform.prefect, "greet", paused=True)
+    later = {"state": {"type": "SCHEDULED", "state_details": {"scheduled_time": "2099-01-01T00:00:00Z"}}}
+
+    def trigger(number: int) -> str:
+        return api.prefect(platform.settings).post(f"/deployments/{deployment}/create_flow_run", later)["id"]
+
+    def change(number: int) -> None:
+        automations.replace(api.prefect(platform.settings), automations.zombies())
+    with ThreadPoolExecutor(4) as threads:
+        changed, made = threads.map(change, range(30)), threads.map(trigger, range(30))
+        assert len(set(made)) == 30 and len(list(changed)) == 30
+    platform.prefect.client.delete(f"/deployments/{deployment}")
 
 
 def test_a_command_uses_the_platform_unless_the_user_named_a_server(platform, monkeypatch):
@@ -140,7 +157,7 @@ def test_up_mends_what_died_with_the_keeper(platform):
 
 
 def test_logs_and_status_tell_people_and_programs(platform, capsys):
-    assert cli.main(["logs", "worker", "-n", "3"]) == 0 and "Worker" in capsys.readouterr().out
+    assert cli.main(["logs", "worker", "-n", "1000"]) == 0 and "Worker 'opd-" in capsys.readouterr().out
     assert cli.main(["logs", "nobody"]) == 1 and "prefect, mlflow, worker, keeper" in capsys.readouterr().err
     assert cli.main(["status", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])

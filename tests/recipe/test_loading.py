@@ -234,6 +234,8 @@ def test_all_errors_of_a_file_and_the_command_line_come_at_once(write):
      "v.yaml:3: schedule.0.set: from round 5 on, train.trained_tokens: holds for a whole run; set it outside"),
     ("schedule: [{round: 5, set: {seed: 3}}]",
      "v.yaml:3: schedule.0.set: from round 5 on, seed: holds for a whole run; set it outside the schedule"),
+    ("schedule: [{round: 5, set: {evaluate_every: 3}}]",
+     "v.yaml:3: schedule.0.set: from round 5 on, evaluate_every: holds for a whole run; set it outside the schedule"),
     ("schedule: [{round: 5, set: {prompts.count: 3000}}]",
      "v.yaml:3: schedule.0.set: from round 5 on, prompts.count: holds for a whole run; set it outside the schedule"),
     ("schedule: [{round: 5, set: {loss.temperature: 2.0}}]",

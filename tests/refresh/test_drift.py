@@ -32,10 +32,11 @@ def test_the_stability_index_is_the_sum_over_bins():
     assert population_stability_index(range(1, 9), actual, bins=4) == pytest.approx(0.5 * math.log(2))
 
 
-def test_equal_lengths_have_no_stability_index_and_an_empty_bin_counts_as_its_floor():
+def test_equal_lengths_have_no_stability_index_and_an_empty_bin_counts_as_half_a_value():
     assert population_stability_index([3, 3, 3], [3, 3]) == 0
-    # one bin (-inf, 3] with all of e, the other (3, inf) with all of a: 2 (1 - 1e-4) ln 1e4
-    assert population_stability_index([3, 3, 3], [9, 9]) == pytest.approx(2 * (1 - 1e-4) * math.log(1e4))
+    # e is all in (-inf, 3] and half of 3 values in (3, inf): (1, 1/6); a likewise (1/4, 1):
+    # (1/4 - 1) ln 1/4 + (1 - 1/6) ln 6
+    assert population_stability_index([3, 3, 3], [9, 9]) == pytest.approx(0.75 * math.log(4) + 5 / 6 * math.log(6))
 
 
 def test_jensen_shannon_is_nought_for_equal_shares_and_ln_2_for_disjoint_ones():
@@ -74,12 +75,17 @@ def test_only_the_last_refreshes_count():
 
 
 def test_other_words_and_lengths_alarm_and_a_first_tick_has_nothing_to_compare_with():
-    old = [row(f"Ada has {i} figs and buys {i} more") for i in range(10, 50)]
-    same = prompt_measures(old, [row(f"Ada has {i} figs and buys {i} more") for i in range(50, 90)], [], LIMITS)
-    other = prompt_measures(old, [row("bonjour le monde " * 9) for _ in range(40)], [], LIMITS)
+    old = [row(f"Ada has {i} figs and buys {i} more") for i in range(100, 200)]
+    same = prompt_measures(old, [row(f"Ada has {i} figs and buys {i} more") for i in range(200, 300)], [], LIMITS)
+    other = prompt_measures(old, [row("bonjour le monde " * 9)] * 100, [], LIMITS)
     assert [m.drifted for m in same] == [False, False]
     assert [(m.name, m.drifted, m.leads_to) for m in other] == [("length_psi", True, ALARM), ("words_js", True, ALARM)]
     assert [m.value for m in prompt_measures([], old, [], LIMITS)] == [None, None]
+
+
+def test_of_few_prompts_drift_is_not_said():
+    few = [row("x" * length) for length in range(99)]
+    assert [m.value for m in prompt_measures(few, few * 2, [], LIMITS)] == [None, None]
 
 
 def test_another_teacher_an_old_champion_and_a_lower_score_are_reasons_to_refresh():

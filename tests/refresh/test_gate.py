@@ -68,6 +68,9 @@ def test_retention_is_not_to_be_worse_by_more_than_the_margin():
                        candidate={"target": answers(30), "old": answers(22)})
     assert failed(forgets, retention={"old": 0.1}) == ["retention/old", "pass_at/old@2"]
     assert failed(forgets, retention={"old": 0.4}, pass_at_margin=0.4) == []
+    # one of 40 prompts lost: 2.5 points, but the interval's lower end is 7.5: what was not shown is not retained
+    forgets = replace(forgets, candidate={"target": answers(30), "old": answers(29)})
+    assert failed(forgets, retention={"old": 0.05}, pass_at_margin=0.4) == ["retention/old"]
 
 
 def test_a_benchmark_that_was_not_asked_of_both_shows_nothing():

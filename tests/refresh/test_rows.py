@@ -122,3 +122,9 @@ def test_a_watermark_and_a_choice_do_not_depend_on_the_order_of_rows():
     ids = [f"{i:032x}" for i in range(20)]
     assert watermark(ids) == watermark(reversed(ids)) != watermark(ids[1:])
     assert chosen(ids, 5, "anchors", 1) == chosen(ids[::-1], 5, "anchors", 1) != chosen(ids, 5, "anchors", 2)
+
+
+def test_plain_text_is_no_prompt_to_be_graded(folder):
+    write(folder / "a.jsonl", {"text": "Ada has figs and pears and plums."})
+    result = scan(Slot(name="text", params={"path": str(folder)}), set(), at_most=9, held_out_share=0.0, asked=set())
+    assert result.new == [] and result.skipped == {"plain text": 1}

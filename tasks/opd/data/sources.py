@@ -30,10 +30,15 @@ CLOSING = re.compile(r"\s*####.*\Z", re.S)  # GSM8K's way to close a worked solu
 WORKING = " Show your working step by step, then give the final number on a last line that starts with 'Answer:'."
 
 
-def tiny(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0) -> Iterator[dict]:
-    """Word problems made on the spot (see `tiny`), with worked solutions; endless."""
+def tiny(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0, num_steps: Annotated[int, Field(ge=0, le=5)] = 0,
+         highest: Annotated[int, Field(ge=19, le=99)] = 59,
+         largest: Annotated[int, Field(ge=1, le=9)] = 9) -> Iterator[dict]:
+    """Word problems made on the spot (see `tiny`), with worked solutions; endless.
+
+    They have `num_steps` steps, four or five where it is 0, none above `largest`, and no value above `highest`.
+    """
     for index in indices:
-        made = tiny_task.problem(index, seed)
+        made = tiny_task.problem(index, seed, num_steps, highest, largest)
         yield {"text": made.text, "answer": made.answer, "solution": made.solution, "entry": made.entry,
                "domain": made.domain}
 
@@ -186,7 +191,7 @@ def plain(value: Any) -> Any:
 
 
 SOURCES = {
-    "tiny": Entry(tiny, identity=("seed",)),
+    "tiny": Entry(tiny, identity=("seed", "num_steps", "highest", "largest")),
     "reasoning_gym": Entry(reasoning_gym, identity=("dataset",), seed_shifts=True,
                            solved=lambda params: params["dataset"] in {"gsm_symbolic"}),
     "jsonl": Entry(jsonl, identity=("path",), solved=lambda params: bool(params["solution"])),

@@ -2,7 +2,8 @@
 
 A problem starts with a two-digit number and adds or takes away four or five single digits, never leaving 10..59. The
 worked solution has a line a step and ends with the answer; the grader says what the first wrong line should be. The
-tokenizer knows exactly these words (digits single, spaces part of the token), so text and ids map one to one.
+tokenizer knows exactly these words (digits single, spaces part of the token), so text and ids map one to one. Fewer
+steps and smaller numbers make an easier task with the same words.
 
 Left out: other operations, larger numbers, and every way of writing a right solution differently. The task is to be
 learnt from nothing in a minute on two cores, and a minute's worth of training less must leave something to distil.
@@ -60,7 +61,7 @@ ANSWER = re.compile(r"^answer: (\d+)\s*$", re.MULTILINE)
 class Problem:
     """One word problem with its truth."""
     text: str
-    start: int                          # LOWEST..HIGHEST
+    start: int                          # two digits
     steps: list[int]                    # signed single digits, none zero
     verbs: list[str]                    # one a step
 
@@ -97,17 +98,18 @@ def sign(step: int) -> str:
     return "+" if step > 0 else "-"
 
 
-def problem(index: int, seed: int = 0, num_steps: int = 0) -> Problem:
+def problem(index: int, seed: int = 0, num_steps: int = 0, highest: int = HIGHEST, largest: int = 9) -> Problem:
     """Problem `index` of the endless list that belongs to `seed`: the same today and tomorrow, on every machine.
 
-    It has four or five steps, or `num_steps` when that is given.
+    It has four or five steps, or `num_steps` when that is given; no step is above `largest`, no value outside
+    LOWEST..`highest`.
     """
     rng = random.Random(derive_seed("tiny", seed, index))
-    start, steps = rng.randint(LOWEST, HIGHEST), []
+    start, steps = rng.randint(LOWEST, highest), []
     value = start
     drawn = rng.choice([4, 5])
     for _ in range(num_steps or drawn):
-        options = [s * d for s in (1, -1) for d in range(1, 10) if LOWEST <= value + s * d <= HIGHEST]
+        options = [s * d for s in (1, -1) for d in range(1, largest + 1) if LOWEST <= value + s * d <= highest]
         steps.append(rng.choice(options))
         value += steps[-1]
     verbs = [rng.choice(GAINS if step > 0 else LOSSES) for step in steps]

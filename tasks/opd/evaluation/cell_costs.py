@@ -17,18 +17,19 @@ ROUND = ("rollouts", "grades", "refined", "scores", "checkpoint")  # the stages 
 EVALUATION_STAGES = ("report", "divergence")
 TOKENS = {"student wrote": WRITTEN[STUDENT], "teacher wrote": WRITTEN[TEACHER], "dataset wrote": WRITTEN[DATASET],
           "teacher read": READ, "trained": TRAINED}               # header -> name
-EVALUATION = {"evaluation wrote": WRITTEN[STUDENT], "evaluation read": READ}
-NOTE = ("Costs are means over seeds of a cell's rounds, work shared with other cells in full, evaluation (before and "
-        "after) apart. Written: completion tokens generated or supplied, kept or not; read: completion tokens that a "
-        "teacher or reference scores, verifies or rewrites; trained: with a non-zero coefficient. Seconds are those in "
-        "which artifacts were made, by stage; MB (10^6 bytes) were written. -: not known; empty: no such stage.")
+EVALUATION = {"eval wrote": WRITTEN[STUDENT], "eval read": READ}
+NOTE = ("Costs are means over seeds of a cell's rounds, work shared with other cells in full, evaluation (before, "
+        "after, on the way) apart. Written: completion tokens generated or supplied, kept or not; read: completion "
+        "tokens that a teacher or reference scores, verifies or rewrites; trained: with a non-zero coefficient. "
+        "Seconds are those in which artifacts were made, by stage; MB (10^6 bytes) were written. -: not known; empty: "
+        "no such stage.")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Costs:
     """What one cell cost, or the mean of a variant's; what is not known is missing."""
     tokens: dict[str, float]                # by name, see `core.costs`
-    evaluation_tokens: dict[str, float]     # the same of the benchmarks, before and after
+    evaluation_tokens: dict[str, float]     # the same of the benchmarks, on the way too
     seconds: dict[str, float]               # by stage; EVALUATION_STAGES are the evaluation
     size: dict[str, float]                  # `bytes` of all files as they were written
 
@@ -89,7 +90,7 @@ def token_table(rows: list[tuple[str, str, Costs]]) -> list[list[str]]:
                for header, name in names.items() if any(name in getattr(costs, field) for _, _, costs in rows)]
     lines = [[variant, mean, *(number(getattr(costs, field).get(name), 1000) for _, field, name in columns)]
              for variant, mean, costs in rows]
-    return [["thousands of tokens", "mean", *(header for header, _, _ in columns)], *lines]
+    return [["1,000 tokens", "mean", *(header for header, _, _ in columns)], *lines]
 
 
 def seconds_table(rows: list[tuple[str, str, Costs]]) -> list[list[str]]:

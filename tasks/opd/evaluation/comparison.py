@@ -7,6 +7,7 @@ is made the same way. Below the rewards stands what they cost (see `cell_costs`)
 """
 import json
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from tasks.opd.evaluation.cell_costs import NOTE, Costs, cost_tables, mean_of
 RESAMPLES = 10_000
 CHUNK = 500                       # resamples drawn at once
 LEVEL = 0.95
+WIDTH = 120                       # of the note in a terminal, characters
 EQUAL = 0.01                      # trained tokens are called equal when no two cells differ by more, of the largest
 START = "start"                   # the untrained student: one cell, the same for every seed
 VERDICTS = ("worse", "not distinguishable", "better")
@@ -76,13 +78,18 @@ class Comparison:
         return "\n".join([*above, *lines, " ".join(self.note()), *([""] if listed else []), *listed])
 
     def to_text(self) -> str:
-        """The same, aligned for a terminal."""
+        """The same, aligned for a terminal, the note wrapped."""
         lines = [line for table in self.tables() for line in (*aligned(table), "")]
-        return "\n".join([*lines, *self.note(), *self.placebos(), *self.failures()])
+        note = [textwrap.fill(sentence, WIDTH, break_on_hyphens=False) for sentence in self.note()]
+        return "\n".join([*lines, *note, *self.placebos(), *self.failures()])
 
     def tables(self) -> list[list[list[str]]]:
-        """The rewards, and what they cost where that is known; each is a header and rows, as text."""
-        return [self.cells(), *cost_tables([(row.variant, percent(row.mean), row.costs) for row in self.rows])]
+        """The rewards, and what they cost where that is known; each is a header and rows, as text.
+
+        The untrained student cost nothing and has no line among the costs.
+        """
+        return [self.cells(), *cost_tables([(row.variant, percent(row.mean), row.costs) for row in self.rows
+                                            if row.variant != START])]
 
     def cells(self) -> list[list[str]]:
         """Header and rows as text, in percent and points; columns nobody fills are left out."""

@@ -2,5 +2,6 @@
 
 hub          a model of the Hugging Face hub, and what to do when it cannot be had
 models       folder, hub, package, server, pruned, random, the tiny pair; the stage `model`
+muon         the optimizer Muon in float32
 pretraining  how the tiny pair learns its task
 """

@@ -27,6 +27,10 @@ from tasks.opd.store.artifacts import model_folder
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Steps = Annotated[int, Field(ge=0, le=5)]       # of the tiny task's problems; 0: four or five
+Highest = Annotated[int, Field(ge=19, le=99)]   # value in them
+Digit = Annotated[int, Field(ge=1, le=9)]       # step in them
+Precision = Literal["bfloat16", "float32"]
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # what a model folder may hold for us
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
              "generation_config.json", "config.json")  # the last two say what ends a completion
@@ -188,30 +192,33 @@ def random(out: Path, origin: Path | None, seed: int, session, *, layers: Count 
 def tiny_teacher(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 128,
                  steps: Count = 350, batch: Count = 32, learning_rate: Rate = 0.015, embedding_rate: Rate = 5e-3,
                  evaluate_from: Count = 175, evaluate_every: Count = 25, problems: Count = 200, stop_at: Share = 0.99,
-                 at_least: Share = 0.95, only: Literal[0, 4, 5] = 0) -> dict:
+                 at_least: Share = 0.95, only: Steps = 0, highest: Highest = 59, largest: Digit = 9,
+                 muon: Precision = "bfloat16") -> dict:
     """A Llama that learns the tiny task from nothing until `stop_at` of held-out greedy answers are right.
 
-    With `only` it is an expert of the problems with so many steps. A lower `stop_at`: what it was before.
+    With `only` it is an expert of the problems with so many steps; `highest` bounds the values in them, `largest` the
+    steps. `muon` is what its optimizer multiplies in. A lower `stop_at`: what it was before.
 
     Raises: OpdError when it ends below `at_least`.
     """
     given = Course(layers=layers, hidden=hidden, steps=steps, batch=batch, learning_rate=learning_rate,
                    embedding_rate=embedding_rate, evaluate_from=evaluate_from, evaluate_every=evaluate_every,
-                   problems=problems, stop_at=stop_at, only=only)
+                   problems=problems, stop_at=stop_at, only=only, highest=highest, largest=largest, muon=muon)
     return within(learn(out, derive_seed(seed, "tiny_teacher"), session, given), at_least, 1.0, "tiny_teacher")
 
 
 def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: Count = 2, hidden: Count = 128,
                  steps: Count = 350, batch: Count = 32, learning_rate: Rate = 0.015, embedding_rate: Rate = 5e-3,
                  evaluate_from: Count = 80, evaluate_every: Count = 5, problems: Count = 400, stop_at: Share = 0.10,
-                 at_most: Share = 0.40) -> dict:
-    """A Llama that stops learning the tiny task at its first evaluation of at least `stop_at`.
+                 at_most: Share = 0.40, only: Steps = 0, highest: Highest = 59, largest: Digit = 9,
+                 muon: Precision = "bfloat16") -> dict:
+    """A Llama that stops learning the tiny task (of a teacher's kinds) at its first evaluation of `stop_at`.
 
     Raises: OpdError when it ends outside [`stop_at`, `at_most`].
     """
     given = Course(layers=layers, hidden=hidden, steps=steps, batch=batch, learning_rate=learning_rate,
                    embedding_rate=embedding_rate, evaluate_from=evaluate_from, evaluate_every=evaluate_every,
-                   problems=problems, stop_at=stop_at)
+                   problems=problems, stop_at=stop_at, only=only, highest=highest, largest=largest, muon=muon)
     return within(learn(out, derive_seed(seed, "tiny_student"), session, given), stop_at, at_most, "tiny_student")
 
 

@@ -1,7 +1,8 @@
 """How the tiny pair learns its task from nothing: cross-entropy on fresh worked solutions, stopped by evaluations.
 
 A loop of its own rather than the trainer with an nll term: the models would otherwise be remade whenever a slot of the
-trainer is edited. Matrices are updated by Muon, which here needs a third fewer steps than AdamW and forgives its rate.
+trainer is edited. Matrices are updated by Muon, which here needs a third fewer steps than AdamW and forgives its rate;
+by torch's own in bfloat16, whose price depends on the CPU, or by ours in float32.
 """
 import json
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
 from tasks.opd.data.graders import completion_text
 from tasks.opd.engines.torch_engine import TorchEngine
+from tasks.opd.makers.muon import Muon
 from tasks.opd.models.digests import write_digests
 from tasks.opd.models.heads import head_of, hidden_states
 from tasks.opd.models.tokenizers import render
@@ -37,6 +39,9 @@ class Course:
     problems: int               # held-out problems an evaluation
     stop_at: float              # share of them answered rightly that is enough
     only: int = 0               # steps of the problems; 0: four or five
+    highest: int = tiny.HIGHEST  # value in a problem
+    largest: int = 9            # step in a problem
+    muon: str = "bfloat16"      # what it multiplies in
 
 
 def learn(out: Path, seed: int, session, course: Course) -> dict:
@@ -48,20 +53,24 @@ def learn(out: Path, seed: int, session, course: Course) -> dict:
     with session.progress(course.steps, "train the tiny model", "steps") as bar:
         for step in range(1, course.steps + 1):
             fresh = range((step - 1) * course.batch, step * course.batch)
-            rows = [example(tokenizer, tiny.problem(i, derive_seed(seed, "learn"), course.only)) for i in fresh]
+            rows = [example(tokenizer, problem) for problem in problems(derive_seed(seed, "learn"), fresh, course)]
             loss = learn_step(model, optimizers, rows, rate_factor(step, course.steps))
             values = {"model/loss_nats": loss}
             if step == course.steps or step >= course.evaluate_from and step % course.evaluate_every == 0:
                 model.save_pretrained(folder)
                 write_digests(model, folder)
-                held_out = [tiny.problem(i, derive_seed(seed, "held_out"), course.only)
-                            for i in range(course.problems)]
+                held_out = problems(derive_seed(seed, "held_out"), range(course.problems), course)
                 values["model/accuracy"] = accuracy_of(folder, tokenizer, held_out)
             session.log(out, step, values)
             bar.update(1)
             if values.get("model/accuracy", -1) >= course.stop_at:
                 break
     return {"steps": step, "accuracy": values["model/accuracy"]}
+
+
+def problems(seed: int, indices: range, course: Course) -> list[tiny.Problem]:
+    """The course's problems at these places of the list of `seed`."""
+    return [tiny.problem(i, seed, course.only, course.highest, course.largest) for i in indices]
 
 
 def example(tokenizer, problem: tiny.Problem) -> tuple[list[int], list[int]]:
@@ -73,7 +82,9 @@ def optimizers_of(model, course: Course) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings and norms."""
     matrices = [p for p in model.base_model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
-    chosen = [torch.optim.Muon(matrices, lr=course.learning_rate, weight_decay=0.0),
+    muon = Muon(matrices, lr=course.learning_rate) if course.muon == "float32" else \
+        torch.optim.Muon(matrices, lr=course.learning_rate, weight_decay=0.0)
+    chosen = [muon,
               torch.optim.AdamW(others, lr=course.embedding_rate, betas=(0.9, 0.95), weight_decay=0.0)]
     for optimizer in chosen:
         for group in optimizer.param_groups:

@@ -18,6 +18,7 @@ from tasks.opd.recipe.slots import Problem
 CHECKS = ("target", "retention", "pass_at", "truncation", "length", "divergence", "tokenizer", "contamination",
           "same_questions", "digest")  # of the gate; those of a benchmark are called <check>/<benchmark>
 PRODUCTION = "production"               # the benchmark of prompts that came in and are never trained on
+LEAST_ASKED = 20                        # new questions of it, below which its score says nothing of drift
 CRON_FIELD = re.compile(r"[\d*/,A-Za-z#?-]+")
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from tasks.opd.recipe.refreshes import Drift
 from tasks.opd.refresh.rows import Row
 
-BINS, FLOOR = 10, 1e-4                  # of the population stability index; the least share of a bin
+BINS = 10                               # of the population stability index
+LEAST_COMPARED = 100                    # prompts on either side, below which chance alone looks like drift
 LEAST_HISTORY = 3                       # values below which there is no z-score
 ALARM, REFRESH = "alarm", "refresh"     # what drift of a measure leads to
 
@@ -30,18 +31,14 @@ class Measure:
 def population_stability_index(expected: Sequence[float], actual: Sequence[float], bins: int = BINS) -> float:
     """sum (a - e) ln(a / e) over the shares of values in bins whose edges are quantiles of `expected`.
 
-    Equal quantiles make one bin; a share counts as at least FLOOR. Customary: below 0.1 none, above 0.25 a shift.
+    Equal quantiles make one bin; a bin that one side leaves empty counts half a value there. Customary: below 0.1 no
+    shift, above 0.25 one. Without any it is about (bins - 1) (1 / n + 1 / m) for n and m values: 0.18 for 100 each.
     """
     cuts = statistics.quantiles(expected, n=bins, method="inclusive") if len(expected) > 1 else list(expected)
     edges = sorted(set(cuts))
-    e, a = (shares(values, edges) for values in (expected, actual))
-    return sum((y - x) * math.log(y / x) for x, y in zip(e, a))
-
-
-def shares(values: Sequence[float], edges: Sequence[float]) -> list[float]:
-    """The share of values in (-inf, first edge], (first, second], ..., (last, inf), each at least FLOOR."""
-    counts = Counter(sum(value > edge for edge in edges) for value in values)
-    return [max(counts[i] / len(values), FLOOR) for i in range(len(edges) + 1)]
+    e, a = (Counter(sum(value > edge for edge in edges) for value in values) for values in (expected, actual))
+    shares = [(max(e[i], 0.5) / len(expected), max(a[i], 0.5) / len(actual)) for i in e.keys() | a.keys()]
+    return sum((y - x) * math.log(y / x) for x, y in shares)
 
 
 def jensen_shannon(p: Counter, q: Counter) -> float:
@@ -70,9 +67,9 @@ def words(rows: Iterable[Row]) -> Counter:
 
 
 def prompt_measures(old: Sequence[Row], new: Sequence[Row], history: Sequence[dict], limits: Drift) -> list[Measure]:
-    """How far new prompts are from those learnt; nothing to compare with where either is empty."""
+    """How far new prompts are from those learnt; no value where either are fewer than LEAST_COMPARED."""
     length = words_js = None
-    if old and new:
+    if min(len(old), len(new)) >= LEAST_COMPARED:
         length = population_stability_index([len(r.text) for r in old], [len(r.text) for r in new])
         words_js = jensen_shannon(words(old), words(new))
     return [judged("length_psi", length, limits.length_psi, history, limits, ALARM),

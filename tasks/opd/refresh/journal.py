@@ -192,6 +192,20 @@ def taken(name: str, ancestry: Collection[int]) -> Taken:
     return Taken(seen=seen, learnt=learnt, waiting=trained - learnt - contaminated)
 
 
+def what(line: dict) -> str:
+    """A line in a word or two: what was decided, or became of it."""
+    if line["event"] == OVERLAP:
+        return f"missed {line['missed']}"
+    return line.get("outcome") or line.get("action") or line["event"]
+
+
+def described(line: dict) -> str:
+    """A line with its reason: `promoted: target/tiny +20.5 [+12.0 +29.0]`."""
+    reason = line.get("reason", "another refresh of it is running" if line["event"] == OVERLAP else "")
+    version = f", version {line['version']}" if "version" in line else ""
+    return f"{what(line)}{version}: {reason}"
+
+
 def refreshed(lines: Iterable[dict]) -> list[dict]:
     """The measures of the ticks that refreshed, from old to new."""
     return [line["measures"] for line in lines if line["event"] == DECIDED and line["action"] == REFRESH]

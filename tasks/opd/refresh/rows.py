@@ -53,8 +53,8 @@ def is_held_out(text: str, share: float) -> bool:
 def scan(source: Slot, seen: set[str], *, at_most: int, held_out_share: float, asked: set[str]) -> Found:
     """The first `at_most` new rows of a source to be trained on, and the new ones before them to be held out.
 
-    `seen` are ids, `asked` the normalised questions of benchmarks, which are left out. Not valid JSON, empty, asked in
-    a benchmark: counted in `skipped`. Raises: DataError where the source cannot be read.
+    `seen` are ids, `asked` the normalised questions of benchmarks, which are left out. Not valid JSON, empty, plain
+    text, asked in a benchmark: counted in `skipped`. Raises: DataError where the source cannot be read.
     """
     new, held_out, skipped, known = [], [], Counter(), set(seen)
     items = SOURCES[source.name](range(LOOKED_AT), **source.params)
@@ -63,7 +63,7 @@ def scan(source: Slot, seen: set[str], *, at_most: int, held_out_share: float, a
         if reason:
             skipped[reason] += 1
             continue
-        row = Row(**item)
+        row = Row(**{field: item[field] for field in Row.__dataclass_fields__})
         if (row_id := row.row_id) not in known:
             known.add(row_id)
             (held_out if is_held_out(row.text, held_out_share) else new).append(row)
@@ -76,6 +76,8 @@ def unfit(item: dict, asked: set[str]) -> str | None:
         return "invalid"
     if not item["text"].strip():
         return "empty"
+    if item.get("plain"):
+        return "plain text"
     return "asked in a benchmark" if normalised(item["text"]) in asked else None
 
 
