@@ -105,6 +105,24 @@ def test_an_interrupt_ends_everything(opd_home):
     assert not list(opd_home.glob("artifacts/*/.tmp-*"))
 
 
+def test_what_ends_with_its_parent_is_interrupted_when_that_is_killed(tmp_path):
+    child = (f"import sys, time; from pathlib import Path; from tasks.workers.launchers import end_with_parent\n"
+             f"end_with_parent()\ntry:\n  print('ready', flush=True); time.sleep(600)\n"
+             f"except KeyboardInterrupt:\n  print('to nobody', flush=True)\n"
+             f"  Path({str(tmp_path / 'why')!r}).write_text('interrupted')\n")
+    parent = subprocess.Popen([sys.executable, "-c", f"import subprocess, sys, time\nchild = subprocess.Popen([sys."
+                               f"executable, '-c', {child!r}], stdout=subprocess.PIPE)\n"
+                               "print(child.stdout.readline().decode(), flush=True)\ntime.sleep(600)"],
+                              cwd=ROOT, stdout=subprocess.PIPE)
+    assert parent.stdout.readline() == b"ready\n"
+    parent.kill()
+    parent.communicate()
+
+    def it_wrote():
+        return (tmp_path / "why").exists() and (tmp_path / "why").read_text() == "interrupted"
+    wait_for(it_wrote)
+
+
 def test_a_run_that_reuses_everything_starts_no_worker(process_pool, opd_home):
     chain(process_pool)
     with pools.for_run(run_with("process")) as pool:

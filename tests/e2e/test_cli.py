@@ -1,10 +1,12 @@
 """The console command: exit codes, what goes to which stream, one real run that is interrupted and taken up again."""
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from flows.cli import main as cli
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.opd.store.run_records import recorded, refer
+from tasks.tracking.client import client_at
 from tests.e2e.test_flows import TINY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,6 +68,14 @@ def test_an_unwritable_home_is_exit_14_before_anything_starts(tmp_path, monkeypa
     monkeypatch.delenv("PREFECT_HOME", raising=False)
     assert cli.main(["distill", "opd_reverse_kl"]) == 14
     assert "OPD_HOME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error, stopped, code, word", [
+    (KeyboardInterrupt(), [], 130, "interrupted"), (RuntimeError("on its way"), [signal.SIGINT], 130, "interrupted"),
+    (SystemExit(3), [signal.SIGTERM, signal.SIGINT], 143, "terminated"), (RuntimeError("x"), [], 1, "RuntimeError: x")])
+def test_whatever_a_signal_became_on_its_way_the_first_one_is_told(error, stopped, code, word):
+    got, message = cli.explained(error, stopped)
+    assert got == code and message.startswith(word)
 
 
 def test_json_is_one_object_also_for_errors(capsys):
@@ -138,18 +149,45 @@ def of_home(home: Path) -> list[str]:
     return found
 
 
-def test_an_interrupted_and_a_killed_run_leave_no_process_and_are_taken_up_where_they_were(tmp_path, opd_home):
-    person, recipe = tmp_path / "person", ["distill", "opd_reverse_kl", *TINY, "rounds=6", "workers=process", "--json"]
+def hung_up(argv: list[str], home: Path) -> int:
+    """`opd` in a terminal that goes away once a checkpoint is made, with the kernel's SIGHUP; its exit code."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    ours, terminal = os.openpty()
+    run = subprocess.Popen([sys.executable, "-m", "flows.cli", *argv], cwd=ROOT, stdin=terminal, stdout=terminal,
+                           stderr=terminal, env={**kept, "HOME": str(home), "OMP_NUM_THREADS": "1"},
+                           start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    os.close(terminal)
+    said = b""
+    while b"opd: made checkpoint" not in said:
+        said += os.read(ours, 1 << 16)
+    os.close(ours)
+    return run.wait(600)
+
+
+def test_a_stopped_run_leaves_no_process_says_so_and_is_taken_up_where_it_was(tmp_path, opd_home):
+    person, recipe = tmp_path / "person", ["distill", "opd_reverse_kl", *TINY, "rounds=12", "workers=process", "--json"]
     person.mkdir()
-    for sent, code in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+
+    def nothing_is_left(status: str) -> None:
+        time.sleep(1)
+        assert of_home(opd_home) == []
+        client = client_at(f"sqlite:///{opd_home}/mlflow.db")
+        [found] = client.search_runs([client.get_experiment_by_name("opd").experiment_id])
+        assert found.info.status == status
+    for sent, code, word in ((signal.SIGTERM, 143, "terminated"), (signal.SIGKILL, -signal.SIGKILL, None)):
         run = started(recipe, person)
         next(line for line in run.stderr if line.startswith("opd: made checkpoint"))
         assert len(of_home(opd_home)) >= 3  # the command, the worker and Prefect's server, the last two supervised
         run.send_signal(sent)
-        run.communicate(timeout=600)
-        assert run.returncode == code
-        time.sleep(1)
-        assert of_home(opd_home) == []
+        out, said = run.communicate(timeout=600)
+        assert run.returncode == code, said
+        nothing_is_left("KILLED" if word else "RUNNING")  # nobody can say that for a run that was killed
+        if word:
+            assert said.splitlines()[-1].startswith(f"opd: {word}; finished stages are kept"), said
+            assert "Traceback" not in said
+            assert json.loads(out.splitlines()[-1])["exit_code"] == code
+    assert hung_up(recipe, person) == 129
+    nothing_is_left("KILLED")
 
     last = started(recipe, person)
     out, said = last.communicate(timeout=600)
