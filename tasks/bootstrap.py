@@ -1,4 +1,4 @@
-"""Door to the stage `model`: the models a run starts from."""
+"""The task of the stage `model`: the models a run starts from."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

@@ -1,4 +1,4 @@
-"""Door to the recipes: what a form asks for is loaded, and so checked, before anything is made."""
+"""The first task of a triggered run: what a form asks for is loaded, and so checked, before anything is made."""
 from collections.abc import Callable
 
 import yaml

@@ -1,4 +1,4 @@
-"""Door to the stages `report` and `divergence`: a student's graded answers, and how far they are from the teacher."""
+"""The task of the stages `report` and `divergence`: a student's graded answers, their distance from the teacher."""
 from dataclasses import replace
 
 from prefect import task

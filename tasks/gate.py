@@ -1,4 +1,4 @@
-"""Door to the gate: a tick's candidate, judged and registered; how the tick ended."""
+"""The tasks of the gate: a tick's candidate, judged and registered; how the tick ended."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

@@ -1,4 +1,4 @@
-"""Door to the stage `grades`: rewards and feedback, then the recipe's filters."""
+"""The task of the stage `grades`: rewards and feedback, then the recipe's filters."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

@@ -1,4 +1,4 @@
-"""Door to finished rounds: their records, which a schedule over tokens and controllers read."""
+"""Finished rounds: their records, which a schedule over tokens and controllers read."""
 from collections import defaultdict
 
 from tasks.opd.store.artifacts import Artifact, read_record

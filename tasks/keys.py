@@ -1,4 +1,4 @@
-"""Door to Prefect's Secrets: the keys of servers that a recipe names."""
+"""Prefect's Secrets: the keys of servers that a recipe names."""
 import os
 from contextlib import suppress
 

@@ -1,4 +1,4 @@
-"""Door to the stage `preflight`: the silent mistakes, looked for on four prompts before anything is trained."""
+"""The task of the stage `preflight`: the silent mistakes, looked for on four prompts before anything is trained."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

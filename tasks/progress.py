@@ -1,4 +1,4 @@
-"""Door to the people: how far the work is, as one progress artifact a flow run in Prefect."""
+"""Progress in Prefect: how far the work is, as one progress artifact a flow run in Prefect."""
 import contextvars
 import re
 import threading

@@ -1,4 +1,4 @@
-"""Door to the stage `prompts`: slices of sources, rendered for the student."""
+"""The task of the stage `prompts`: slices of sources, rendered for the student."""
 from pathlib import Path
 
 from prefect import task

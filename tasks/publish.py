@@ -1,4 +1,4 @@
-"""Door to the people: tables in their folder, and on the run's page in Prefect with a link to MLflow's."""
+"""The task that publishes tables in their folder, and on the run's page in Prefect with a link to MLflow's."""
 import re
 from pathlib import Path
 

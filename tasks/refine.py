@@ -1,4 +1,4 @@
-"""Door to the stage `refined`: trajectories repaired before anything is learnt from them."""
+"""The task of the stage `refined`: trajectories repaired before anything is learnt from them."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

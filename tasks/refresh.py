@@ -1,4 +1,4 @@
-"""Door to a refresh's ticks: which is next, and what it does."""
+"""The tasks of a refresh's ticks: which is next, and what it does."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

@@ -1,4 +1,4 @@
-"""Door to the registry: the alias `champion`, moved and announced."""
+"""The tasks of the registry: the alias `champion`, moved and announced."""
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect import task

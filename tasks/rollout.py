@@ -1,4 +1,4 @@
-"""Door to the stage `rollouts`: a round's completions, by the recipe's writers."""
+"""The task of the stage `rollouts`: a round's completions, by the recipe's writers."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

@@ -1,4 +1,4 @@
-"""Door to the stage `scores`: what each teacher that the recipe's terms ask for says of a round's rollouts."""
+"""The task of the stage `scores`: what each teacher that the recipe's terms ask for says of a round's rollouts."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

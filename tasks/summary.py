@@ -1,4 +1,4 @@
-"""Door to the people: a run's first artifact in Prefect, with the verdict on its first line once there is one."""
+"""The summary: a run's first artifact in Prefect, with the verdict on its first line once there is one."""
 import re
 
 from prefect.artifacts import create_markdown_artifact

@@ -1,4 +1,4 @@
-"""Door to the schedule: ticks that did not run collapse into the one that does; many in a row raise an alarm."""
+"""Missed ticks: those that did not run collapse into the one that does; many in a row raise an alarm."""
 from datetime import UTC, datetime
 
 from prefect.client.orchestration import get_client

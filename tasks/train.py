@@ -1,4 +1,4 @@
-"""Door to the stage `checkpoint`: one round of training, whatever the variant."""
+"""The task of the stage `checkpoint`: one round of training, whatever the variant."""
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 

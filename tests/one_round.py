@@ -1,4 +1,4 @@
-"""One tiny round of recipes through the doors, in this process and without a server, on models nobody trained.
+"""One tiny round of recipes through the tasks, in this process and without a server, on models nobody trained.
 
 `python -m tests.one_round VARIANT...` prints a JSON object: variant -> {checkpoint, made, reused}.
 """

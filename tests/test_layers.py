@@ -25,7 +25,7 @@ ONLY_IN = {"mlflow": "tasks/tracking/client.py", "vllm": "tasks/opd/engines/vllm
            "omegaconf": "tasks/opd/recipe/loading.py"}
 AT_IMPORT = {"torch", "transformers", "safetensors", "pyarrow", "numpy", "pydantic"}  # all that a bare GPU machine has
 MACHINERY = {"tasks/stage.py", "tasks/workers/pools.py", "tasks/workers/launchers.py", "tasks/server.py",
-             "tasks/devices.py", "tasks/__init__.py"}  # behind the doors
+             "tasks/devices.py", "tasks/__init__.py"}  # behind the tasks
 TABLES = {table: module for module, table in slots.TABLES.values()}  # table -> module in tasks/opd
 WORDS = {  # what design calls by another name: as a whole identifier or as part of one
     "log_prob", "log_probs", "logp", "logps", "actor", "expert", "ref_model", "behaviour_model", "behavior_model",

@@ -1,6 +1,6 @@
 """What whole recipes cost, on random tiny models: every token is found again in the artifacts' files.
 
-Two rounds through the doors, in this process. A reader's numbers are counted from the Parquet files of each stage, not
+Two rounds through the tasks, in this process. A reader's numbers are counted from the Parquet files of each stage, not
 from what the stages say of themselves.
 """
 from collections import Counter

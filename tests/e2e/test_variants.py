@@ -1,7 +1,7 @@
 """Every variant as it stands in its file: it passes preflight, trains two rounds, its parts fire, and it is itself.
 
 The models are random but opinionated, so that entropies, gaps and supports differ from token to token; a grader that
-knows nothing of the task gives every kind of group. All stages run in this process, through the doors.
+knows nothing of the task gives every kind of group. All stages run in this process, through the tasks.
 """
 import json
 import math

@@ -144,7 +144,7 @@ RECIPE = ["workers=inline", "pair.student=random", "pair.teacher={name: random, 
 
 @pytest.fixture
 def report_on():
-    """Reports of a random student, with its divergence to a random teacher, through the door."""
+    """Reports of a random student, with its divergence to a random teacher, through the task."""
     def report(*overrides: str):
         recipe = loading.load("opd_reverse_kl", [*RECIPE, *overrides])
         with pools.for_run(recipe) as pool:

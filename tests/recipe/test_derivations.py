@@ -16,7 +16,7 @@ def dumped(slot):
 
 
 def specs_of(recipe, refiners=("truncate",)):
-    """The parts of each stage's spec that say what code it chooses, as its door writes them."""
+    """The parts of each stage's spec that say what code it chooses, as its task writes them."""
     engine, terms = recipe.engine_for("write"), {"terms": requirements.terms_of(recipe)}
     grader = {"graders": recipe.graders()}
     filters = {"filters": [dumped(slot) for slot in recipe.rollout.filters]}
