@@ -72,7 +72,7 @@ $(SMOLLM2): $(INSTALLED)
 
 $(PARITY): $(INSTALLED)
 	@echo "opdlab: installing what the tests compare with and read infra/ with (60 MB)"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[parity,infra]'
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt -e '.[parity,infra,postgres]'
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c infra/constraints.txt --no-deps liger-kernel
 	@touch $@
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 from flows.cli.deployments import deploy
 from flows.cli.jobs import add_options as add_job_options
@@ -77,12 +78,19 @@ def watch_signals() -> list[int]:
 
 def refused(arguments: argparse.Namespace, code: int, message: str) -> int:
     """Say why a command ended, on standard error and, with --json, as an object; the exit code."""
-    if arguments.verbose:
-        traceback.print_exc()
-    print(f"opd: {message}", file=sys.stderr)
+    trace = f"{traceback.format_exc()}\n" if arguments.verbose else ""
+    tell(f"{trace}opd: {message}", sys.stderr)
     if arguments.json:
-        print(json.dumps({"error": message, "exit_code": code}))
+        tell(json.dumps({"error": message, "exit_code": code}), sys.stdout)
     return code
+
+
+def tell(text: str, stream: TextIO) -> None:
+    """Print a line; a stream that nobody reads any more, a terminal that is gone, is no error and takes no more."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def plain(value):

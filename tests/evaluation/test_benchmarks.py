@@ -50,7 +50,7 @@ def world(tmp_path_factory):
     make_model({}, {"maker": {"name": "random", "params": {}}, "seed": 0}, root / "student", session)
     source = {"name": "tiny", "params": {}}
     make_prompts({"student": root / "student"}, {"source": source, "name": "held_out", "first": 0, "count": 6,
-                 "max_prompt_tokens": 64, "context_tokens": 128}, root / "prompts", session)
+                 "max_prompt_tokens": 64, "domain": "", "context_tokens": 128}, root / "prompts", session)
     return root
 
 
