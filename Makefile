@@ -31,7 +31,7 @@ up: $(INSTALLED)  ## Start Prefect, MLflow and a worker, and print where their p
 demo: $(INSTALLED)  ## Make the tiny pair, distil it with three variants, compare them (about 8 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)
 
-test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 15 minutes on 2 cores); make test ARGS="-k kl" runs some
+test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 27 minutes on 2 cores); make test ARGS="-k kl" runs some
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-e2e: $(E2E)  ## Drive the platform's pages in a browser (needs chromium and chromedriver; about 5 minutes)
