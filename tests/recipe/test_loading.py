@@ -308,6 +308,13 @@ def test_a_suite_gives_overrides_to_all_or_one_of_its_variants(write):
     assert cells[0][2].terms[0].divergence.params == {"beta": 0.1}
 
 
+def test_a_command_may_run_some_of_a_suites_variants(write):
+    path = write("name: s\nvariants: [gkd, sft]\nbaseline: start\nvariant_set: {gkd: [train.epochs=2]}\n")
+    assert [variant for variant, *_ in loading.load_suite(path, ["variants=[sft]", "seeds=[0]"])[1]] == ["sft"]
+    with pytest.raises(RecipeError, match="variant_set.gdk.*did you mean gkd"):
+        loading.load_suite(write("name: s\nvariants: [gkd]\nbaseline: start\nvariant_set: {gdk: [rounds=2]}\n"))
+
+
 def test_errors_of_a_suite(write):
     def suite_errors(text):
         with pytest.raises(RecipeError) as caught:

@@ -66,13 +66,15 @@ def read_suite(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Suite, 
     """The suite and its file, without its recipes. Raises RecipeError with all that is wrong in the suite itself."""
     errors: list[str] = []
     file = located("suite", str(path), Path())
-    layer = with_overrides(chained(file), overrides, errors)
+    written = chained(file)
+    listed = written.data.get("variants") or []  # one that the command line leaves out may keep its variant_set
+    layer = with_overrides(written, overrides, errors)
     layer.sources[()] = label_of(file)
     suite, problems = validation.parsed(Suite, layer.data, resolved)
     if suite and suite.baseline not in ("start", *suite.variants):
         message = f"unknown baseline; {slots.nearest(suite.baseline, ['start', *suite.variants])}"
         problems.append(Problem("baseline", message, suite.baseline))
-    for variant in (v for v in (suite.variant_set if suite else {}) if v not in suite.variants):
+    for variant in (v for v in (suite.variant_set if suite else {}) if v not in [*listed, *suite.variants]):
         message = f"not a variant of this suite; {slots.nearest(variant, suite.variants)}"
         problems.append(Problem(f"variant_set.{variant}", message))
     validation.refuse(problems, layer.sources, errors)
