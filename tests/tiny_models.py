@@ -26,7 +26,7 @@ def rollout(index: int, prompt: list[int], completion: list[int], *, group: str 
     return Rollout(rollout_id=f"r{index}", prompt_id=f"p{index}", group_id=group or f"g{index}", domain="", parent=None,
                    prompt_token_ids=prompt, token_ids=completion, logprobs=logprobs or [0.0] * len(completion),
                    author=author if isinstance(author, list) else [author] * len(completion), teacher_prompt_ids=None,
-                   origin="student", policy="", finish_reason="stop", reward=reward, feedback=None)
+                   origin="student", policy=[""] * len(completion), finish_reason="stop", reward=reward, feedback=None)
 
 
 def random_rollouts(lengths: list[tuple[int, int]], *, vocabulary: int = 20, seed: int = 0) -> list[Rollout]:

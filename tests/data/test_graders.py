@@ -118,4 +118,5 @@ def test_the_stage_keeps_drops_and_counts(tmp_path):
 def rollout(name: str, token_ids: list[int]) -> Rollout:
     return Rollout(rollout_id=name, prompt_id="p:0", group_id="g", domain="", prompt_token_ids=[1], token_ids=token_ids,
                    logprobs=[0.0] * len(token_ids), author=[STUDENT] * len(token_ids), teacher_prompt_ids=None,
-                   origin="student", parent=None, policy="", finish_reason="stop", reward=None, feedback=None)
+                   origin="student", parent=None, policy=[""] * len(token_ids), finish_reason="stop", reward=None,
+                   feedback=None)

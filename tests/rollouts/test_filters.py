@@ -8,7 +8,7 @@ from tasks.opd.rollouts.filters import apply_filters, duplicate, graded, malform
 
 ROLLOUT = Rollout(rollout_id="0:a:student:0", prompt_id="a", group_id="0:a", domain="d", prompt_token_ids=[1],
                   token_ids=[5, 6, 2], logprobs=[-1.0, -1.0, -1.0], author=[0, 0, 0], teacher_prompt_ids=None,
-                  origin="student", parent=None, policy="f", finish_reason="stop", reward=None, feedback=None)
+                  origin="student", parent=None, policy=["f"] * 3, finish_reason="stop", reward=None, feedback=None)
 
 
 def rollout(**other):

@@ -84,8 +84,19 @@ def test_with_k_zero_the_teacher_samples_as_it_does_alone(engines, other):
         assert set(new.author) == {TEACHER} and new.finish_reason == written.finish_reason
         assert new.logprobs == pytest.approx(written.logprobs, abs=1e-9)
         assert (new.rollout_id, new.parent, new.reward) == (f"{old.rollout_id}:skd", old.rollout_id, None)
-        assert (new.policy, new.origin, new.teacher_prompt_ids) == (old.policy, old.origin, None)
+        assert (set(new.policy), new.origin, new.teacher_prompt_ids) == ({"teacher"}, old.origin, None)
     assert engines.report["accepted_share"] == 0.0
+
+
+def test_each_token_names_the_model_that_wrote_it(engines):
+    """A draft of an earlier student keeps its name up to the first token that the teacher writes."""
+    before = [replace(r, policy=["earlier"] * len(r.token_ids)) for r in drafts(engines)]
+    written = [new for new, old in zip(skd(before, engines, k=V // 2), before) if new is not old]
+    for new in written:
+        first = new.author.index(TEACHER)
+        assert new.policy[:first] == ["earlier"] * first
+        assert new.policy[first:] == ["teacher" if who == TEACHER else "student" for who in new.author[first:]]
+    assert {policy for new in written for policy in new.policy} == {"earlier", "student", "teacher"}
 
 
 def test_others_rollouts_pass_unchanged(engines):

@@ -76,7 +76,8 @@ def raw(index: int, reward: float | None, text: str = "") -> Rollout:
     return dataclasses.replace(
         ROLLOUT, rollout_id=f"3:tiny:{index}:student:0", prompt_id=f"tiny:{index}", group_id=f"3:tiny:{index}",
         prompt_token_ids=PROMPTS[index].token_ids, token_ids=ids_of(text), logprobs=[-1.0] * len(ids_of(text)),
-        author=[STUDENT] * len(ids_of(text)), reward=reward, feedback="line 1: 12 + 7 is 19", policy="s0")
+        author=[STUDENT] * len(ids_of(text)), reward=reward, feedback="line 1: 12 + 7 is 19",
+        policy=["s0"] * len(ids_of(text)))
 
 
 RAW = [raw(0, 1.0), raw(1, 0.0), raw(2, 1.0), raw(3, 0.0)]
@@ -122,7 +123,8 @@ def test_a_rewrite_is_the_teachers_under_its_prompt_and_law(make):
         assert view == new.teacher_prompt_ids == refinement_prompt(PROMPTS[i], text, WORDS, [], False)
         assert sampling == {**SAMPLING, "temperature": 0.5} and seed == derive_seed(7, 3, old.rollout_id, "trd")
         changed = {"rollout_id": f"{old.rollout_id}:trd", "parent": old.rollout_id, "token_ids": REWRITES[i],
-                   "logprobs": [-0.25] * len(REWRITES[i]), "author": [TEACHER] * len(REWRITES[i]), "policy": "t0",
+                   "logprobs": [-0.25] * len(REWRITES[i]), "author": [TEACHER] * len(REWRITES[i]),
+                   "policy": ["t0"] * len(REWRITES[i]),
                    "teacher_prompt_ids": view, "finish_reason": "stop", "reward": None, "feedback": None}
         assert new == dataclasses.replace(old, **changed)
     assert len({seed for *_, seed in engines.teacher.asked}) == 4

@@ -56,7 +56,7 @@ class Rollout:
     teacher_prompt_ids: list[int] | None  # what the teacher sees instead of the prompt; None: the same
     origin: str                         # name of the writer
     parent: str | None                  # rollout_id it was refined from
-    policy: str                         # fingerprint of the model version that wrote it
+    policy: list[str]                   # [T] fingerprint of the model version that wrote the token; "" where none did
     finish_reason: str                  # "stop" (EOS) or "length"
     reward: float | None                # None until graded
     feedback: str | None                # what the grader had to say
@@ -65,7 +65,7 @@ class Rollout:
 def first_tokens(rollout: Rollout, tokens: int) -> Rollout:
     """The rollout with its first `tokens` tokens only."""
     return dataclasses.replace(rollout, token_ids=rollout.token_ids[:tokens], logprobs=rollout.logprobs[:tokens],
-                               author=rollout.author[:tokens])
+                               author=rollout.author[:tokens], policy=rollout.policy[:tokens])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,8 @@ class Sample:
 
 
 ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(),
-               list[int]: pa.list_(pa.int64()), list[float]: pa.list_(pa.float64())}
+               list[int]: pa.list_(pa.int64()), list[float]: pa.list_(pa.float64()),
+               list[str]: pa.list_(pa.string())}
 
 UNREADABLE = (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError)  # what damage makes of Parquet
 

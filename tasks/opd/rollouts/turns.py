@@ -22,7 +22,8 @@ from tasks.opd.engines.rollback_cache import RollbackCache
 from tasks.opd.engines.sampling import COMPACT_BELOW, draw, sampling_logprobs, uniforms_of
 from tasks.opd.engines.torch_engine import TorchEngine
 from tasks.opd.models.heads import Head
-from tasks.opd.rollouts.writers import Engines
+from tasks.opd.rollouts.writers import AUTHORS, Engines
+from tasks.opd.store.artifacts import fingerprint_of
 
 WINDOW = 4            # tokens of a first draft read at once, twice as many each time: most drafts fail early
 CATCH_UP = 16         # tokens of what is written so far that the student reads at once
@@ -48,6 +49,7 @@ class InterleavedBatch:
                  teacher: TorchEngine, ranking: Head):
         self.rollouts, self.rule, self.sampling, device = rollouts, rule, engines.sampling, student.device
         self.engines, self.ranking = {STUDENT: student, TEACHER: teacher}, ranking
+        self.policies = {who: fingerprint_of(engines.inputs[name]) for name, who in AUTHORS.items()}
         self.teacher_steps = READING * teacher.model.num_parameters() / student.model.num_parameters()
         self.size = min(student.vocabulary, teacher.vocabulary)
         self.ends = {who: torch.tensor(sorted(ids), dtype=torch.long, device=device) for who, ids in
@@ -236,11 +238,12 @@ class InterleavedBatch:
                 out.append(old)
                 continue
             tokens, logprobs, author = (x[i, where].tolist() for x in (self.tokens, self.logprobs, self.author))
+            kept = author.index(TEACHER)  # tokens of the draft; what follows was written now
             if any(map(math.isnan, logprobs)):
                 raise NonFinite(f"the logits of a model are not finite behind {old.rollout_id}: look at its weights, "
                                 "and what trained it; for a model from outside, engine.dtype: float32 may help")
             out.append(dataclasses.replace(
                 old, rollout_id=f"{old.rollout_id}:{name}", parent=old.rollout_id, token_ids=tokens, logprobs=logprobs,
-                author=author, finish_reason="stop" if stopped[i] else "length", teacher_prompt_ids=None, reward=None,
-                feedback=None))
+                author=author, policy=old.policy[:kept] + [self.policies[who] for who in author[kept:]],
+                finish_reason="stop" if stopped[i] else "length", teacher_prompt_ids=None, reward=None, feedback=None))
         return out

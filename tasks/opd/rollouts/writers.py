@@ -41,7 +41,7 @@ class Draft:
     logprobs: list[float]       # [T] nats, of the distribution sampled from; NaN where there is none
     author: list[int]           # [T]
     finish_reason: str
-    policy: str                 # fingerprint of the model that wrote it; empty for a dataset
+    policy: list[str]           # [T] fingerprint of the model that wrote the token; "" for a dataset
 
 
 class Engines:
@@ -91,7 +91,7 @@ def drafts_of(engines: Engines, name: str, prompts: list[Prompt], seeds: list[in
         written = engine.generate([p.token_ids for p in prompts], sampling, seeds, progress=bar)
     engines.costs[WRITTEN[author]] += sum(len(c.token_ids) for c in written)
     return [Draft(token_ids=c.token_ids, logprobs=c.logprobs, author=[author] * len(c.token_ids),
-                  finish_reason=c.finish_reason, policy=policy) for c in written]
+                  finish_reason=c.finish_reason, policy=[policy] * len(c.token_ids)) for c in written]
 
 
 def student(prompts: list[Prompt], seeds: list[int], engines: Engines) -> list[Draft | None]:
@@ -124,8 +124,8 @@ def dataset(prompts: list[Prompt], seeds: list[int], engines: Engines) -> list[D
 
 def copied(ids: list[int], ends: bool) -> Draft:
     """A completion that the dataset wrote."""
-    return Draft(token_ids=ids, logprobs=[math.nan] * len(ids), author=[DATASET] * len(ids), policy="",
-                 finish_reason="stop" if ends else "length")
+    return Draft(token_ids=ids, logprobs=[math.nan] * len(ids), author=[DATASET] * len(ids),
+                 policy=[""] * len(ids), finish_reason="stop" if ends else "length")
 
 
 def mixture(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
@@ -151,7 +151,7 @@ def mixture(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
     engines.costs.update(dict.fromkeys((WRITTEN[STUDENT], READ), sum(len(c.token_ids) for c in written)))
     policy = fingerprint_of(engines.inputs["student"])
     return [Draft(token_ids=c.token_ids, logprobs=c.logprobs, author=[STUDENT] * len(c.token_ids),
-                  finish_reason=c.finish_reason, policy=policy) for c in written]
+                  finish_reason=c.finish_reason, policy=[policy] * len(c.token_ids)) for c in written]
 
 
 WRITERS = {"student": Entry(student, authors=("student",), on_policy=True),

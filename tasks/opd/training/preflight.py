@@ -229,8 +229,8 @@ def first_rollouts(inputs: dict[str, Path], spec: dict, engine) -> list[Rollout]
     done = engine.generate([p.token_ids for p in prompts], sampling, seeds)
     return [Rollout(rollout_id=p.prompt_id, prompt_id=p.prompt_id, group_id=str(i // 2), domain=p.domain, parent=None,
                     prompt_token_ids=p.token_ids, token_ids=c.token_ids, logprobs=c.logprobs,
-                    author=[STUDENT] * len(c.token_ids), teacher_prompt_ids=None, origin="student", policy="",
-                    finish_reason=c.finish_reason, reward=float(i % 2), feedback=None)
+                    author=[STUDENT] * len(c.token_ids), policy=[""] * len(c.token_ids), teacher_prompt_ids=None,
+                    origin="student", finish_reason=c.finish_reason, reward=float(i % 2), feedback=None)
             for i, (p, c) in enumerate(zip(prompts, done))]
 
 
