@@ -1,6 +1,7 @@
 """Where models come from.
 
 hub          a model of the Hugging Face hub, and what to do when it cannot be had
+outside      folders from outside, and which of them are refused
 models       folder, hub, package, server, pruned, random, the tiny pair; the stage `model`
 muon         the optimizer Muon in float32
 pretraining  how the tiny pair learns its task

@@ -13,15 +13,16 @@ from pydantic import Field
 
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError, OpdError
-from tasks.opd.core.files import hash_file
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
 from tasks.opd.makers.hub import download
+from tasks.opd.makers.outside import PATTERNS, point_at, refuse_code
 from tasks.opd.makers.pretraining import Course, learn
 from tasks.opd.models import lora
 from tasks.opd.models.digests import write_digests
-from tasks.opd.models.folders import num_parameters, vocabulary_size
+from tasks.opd.models.folders import vocabulary_size
 from tasks.opd.models.heads import load_model
+from tasks.opd.models.weights import num_parameters
 from tasks.opd.store.artifacts import model_folder
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,13 +32,11 @@ Steps = Annotated[int, Field(ge=0, le=5)]       # of the tiny task's problems; 0
 Highest = Annotated[int, Field(ge=19, le=99)]   # value in them
 Digit = Annotated[int, Field(ge=1, le=9)]       # step in them
 Precision = Literal["bfloat16", "float32"]
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # what a model folder may hold for us
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
              "generation_config.json", "config.json")  # the last two say what ends a completion
 # The name of an environment variable, which no key looks like; OPD_, so that no recipe sends other keys to its server.
 VARIABLE = "(OPD_([A-Z0-9]+_)*(KEY|TOKEN|SECRET))?"
 URL = "https?://[^/?#@ ]+(/[^?#@ ]*)?"      # neither a user nor a query, in which keys are hidden
-WEIGHTS_OF_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 CHATML = ("{% for message in messages %}"
           "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
           "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -54,35 +53,6 @@ def hub(out: Path, origin: Path | None, seed: int, session, *, model: str, revis
     place = download(model, revision, PATTERNS)
     point_at(out, place)
     return {"revision": place.name}
-
-
-def point_at(out: Path, place: Path) -> None:
-    """Write location.json for a model folder from outside. Raises DataError when it is not one we open."""
-    refuse_foreign(place)
-    files = {file.name: hash_file(file) for file in sorted(place.iterdir())
-             if file.is_file() and any(file.match(pattern) for pattern in PATTERNS)}
-    (out / "location.json").write_text(json.dumps({"path": str(place), "files": files}, indent=1))
-
-
-def refuse_foreign(place: Path) -> None:
-    """Raise DataError unless a folder holds config, safetensors and tokenizer, and asks for no code of its own."""
-    if not (place / "config.json").is_file():
-        raise DataError(f"{place} is not a model folder: it has no config.json")
-    if not list(place.glob("*.safetensors")):
-        others = sorted(f.name for f in place.iterdir() if f.suffix in WEIGHTS_OF_CODE)
-        raise DataError(f"{place} has no *.safetensors{f' but {others}' if others else ''}; pickled weights can run "
-                        "code and are not opened: save the model with save_pretrained(safe_serialization=True)")
-    if not (place / "tokenizer.json").is_file():
-        raise DataError(f"{place} has no tokenizer.json; save its fast tokenizer there with save_pretrained")
-    refuse_code(place)
-
-
-def refuse_code(place: Path) -> None:
-    """Raise DataError when a folder asks for code of its own."""
-    for name in ("config.json", "tokenizer_config.json"):
-        if (place / name).is_file() and "auto_map" in json.loads((place / name).read_text()):
-            raise DataError(f"{place / name} has auto_map: the model brings its own code, which is not run; "
-                            "use a model that transformers implements")
 
 
 def server(out: Path, origin: Path | None, seed: int, session, *, urls: Annotated[list[str], Field(min_length=1)],

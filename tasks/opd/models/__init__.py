@@ -1,6 +1,7 @@
 """Models as folders and as tensors in memory.
 
-folders     architecture, ids that end, sizes, base model
+weights     which files and tensors are a folder's model
+folders     architecture, ids that end, vocabulary, base model
 tokenizers  a question as ids, control tokens, text that may be shown
 heads       a model in two parts: body and head
 lora        adapters on a base

@@ -1,6 +1,5 @@
-"""What a model's folder says of the model, without its weights in memory: architecture, ids that end, sizes, base."""
+"""What a model's folder says of the model, without its weights: architecture, ids that end, vocabulary, base."""
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -46,17 +45,6 @@ def architecture(folder: Path) -> dict:
 def base_version(folder: Path) -> tuple:
     """Tells the base model of a folder, which is the folder itself without an adapter."""
     return folder_version(lora.base_of(folder) or folder)
-
-
-def num_parameters(place: Path) -> int:
-    """Numbers in a folder's safetensors, its base's too, read off their headers; tied tensors are stored once."""
-    from safetensors import safe_open
-    base = lora.base_of(place)
-    total = num_parameters(base) if base else 0
-    for file in place.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-    return total
 
 
 def vocabulary_size(folder: Path) -> int:

@@ -16,8 +16,8 @@ from tasks.opd.core.records import STUDENT, Prompt, Rollout, read_rows
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.engines.api import Signal, Want
 from tasks.opd.engines.canary import AGREEMENT
-from tasks.opd.models.folders import num_parameters
 from tasks.opd.models.heads import head_of, load_model, wide
+from tasks.opd.models.weights import num_parameters
 from tasks.opd.objective.advantages import ADVANTAGES
 from tasks.opd.objective.columns import columns_of
 from tasks.opd.objective.loss import Stats, coefficients
