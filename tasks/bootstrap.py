@@ -7,7 +7,7 @@ from tasks.opd.recipe.schema import Pair, Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.refine import refiners_ask_teacher
 from tasks.rollout import writers_with
-from tasks.stage import run_stage
+from tasks.stage import log_line, run_stage
 from tasks.tracking.runs import log_artifact
 from tasks.workers.pools import WorkerPool
 
@@ -30,5 +30,7 @@ def make_models(pair: Pair, names: set[str], pool: WorkerPool) -> dict[str, Arti
             spec, source = {"maker": makers[name].model_dump(mode="json"), "seed": 0}, makers[name].params.get("of")
             inputs = {"of": make(source)} if source else {}
             made[name] = log_artifact(run_stage("model", spec, inputs, pool), name, prefix=f"model/{name}")
+            for note in made[name].counts.get("notes", ()):
+                log_line(f"{name}: {note}")
         return made[name]
     return {name: make(name) for name in sorted(names)}

@@ -4,5 +4,6 @@ hub          a model of the Hugging Face hub, and what to do when it cannot be h
 outside      folders from outside, and which of them are refused
 models       folder, hub, package, server, pruned, random, the tiny pair; the stage `model`
 muon         the optimizer Muon in float32
+reading      how a model reads a question, and what of that may not be meant
 pretraining  how the tiny pair learns its task
 """

@@ -3,7 +3,6 @@
 Models from outside are pointed at (`location.json`, with the SHA-256 of every file), the others written as a Hugging
 Face folder. Only safetensors are opened and no code that comes with a model is ever run.
 """
-import json
 import re
 import shutil
 from pathlib import Path
@@ -18,9 +17,10 @@ from tasks.opd.data import tiny
 from tasks.opd.makers.hub import download
 from tasks.opd.makers.outside import PATTERNS, point_at, refuse_code
 from tasks.opd.makers.pretraining import Course, learn
+from tasks.opd.makers.reading import notes
 from tasks.opd.models import lora
 from tasks.opd.models.digests import write_digests
-from tasks.opd.models.folders import vocabulary_size
+from tasks.opd.models.folders import dtype_of, vocabulary_size
 from tasks.opd.models.heads import load_model
 from tasks.opd.models.weights import num_parameters
 from tasks.opd.store.artifacts import model_folder
@@ -134,12 +134,6 @@ def pruned(out: Path, origin: Path | None, seed: int, session, *, of: str = "tea
     return {"layers": len(kept)}
 
 
-def dtype_of(place: Path) -> str:
-    """Precision of a model folder's weights, as its config says."""
-    config = json.loads((place / "config.json").read_text())
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
-
-
 def untrained(out: Path, origin: Path | None, seed: int, session, *, of: str = "teacher") -> dict:
     """The architecture and tokenizer of the pair's model `of` with new random weights: a teacher that knows nothing."""
     import torch
@@ -216,12 +210,15 @@ def within(counts: dict, low: float, high: float, name: str) -> dict:
 def make_model(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: model/ (or location.json) by the maker; `vocabulary` counts the ids that name a token.
 
+    `notes`, where there are any, say what may not be meant in how the model reads a question.
     The maker is `maker(out, origin, seed, session, *, ..) -> counts`; `origin` is the model folder of the input `of`.
     """
     maker = spec["maker"]
     origin = model_folder(inputs["of"]) if "of" in inputs else None
     counts = MAKERS[maker["name"]](out, origin, spec["seed"], session, **maker["params"])
     place = model_folder(out)
+    if found := notes(place):
+        counts["notes"] = found
     return {**counts, "vocabulary": vocabulary_size(place), "parameters": num_parameters(place)}
 
 
