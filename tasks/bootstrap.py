@@ -1,7 +1,10 @@
 """The task of the stage `model`: the models a run starts from."""
+from pathlib import Path
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.opd.makers.gguf import hash_parts
 from tasks.opd.recipe import requirements
 from tasks.opd.recipe.schema import Pair, Recipe
 from tasks.opd.store.artifacts import Artifact
@@ -28,6 +31,8 @@ def make_models(pair: Pair, names: set[str], pool: WorkerPool) -> dict[str, Arti
     def make(name: str) -> Artifact:
         if name not in made:
             spec, source = {"maker": makers[name].model_dump(mode="json"), "seed": 0}, makers[name].params.get("of")
+            if sha256 := hash_parts(Path(makers[name].params.get("path", "")).expanduser()):
+                spec["sha256"] = sha256  # a file that was replaced is another model
             inputs = {"of": make(source)} if source else {}
             made[name] = log_artifact(run_stage("model", spec, inputs, pool), name, prefix=f"model/{name}")
             for note in made[name].counts.get("notes", ()):

