@@ -3,6 +3,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
+from tasks.opd.core.errors import DataError
 from tasks.opd.models.folders import vocabulary_size
 from tasks.opd.models.tokenizers import encode, num_named, num_rows, render
 from tests.tiny_models import tiny_llama, write_tokenizer
@@ -18,6 +19,15 @@ def test_a_plain_question_keeps_what_begins_a_text_and_loses_what_ends_it(tmp_pa
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=single, special_tokens=[("<pad>", 0), ("<eos>", 1)])
     assert encode(tokenizer, "w5 w6") == render(tokenizer, "w5 w6") == wanted
+
+
+def test_a_template_that_does_what_none_may_is_an_error_about_the_models_folder(tmp_path):
+    write_tokenizer(tmp_path)
+    for template, kind in (("{{ messages.__class__.__mro__ }}{{ ''.__class__.mro() }}", "SecurityError"),
+                           ("{{ raise_exception('no user turns') }}", "TemplateError: no user turns")):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        with pytest.raises(DataError, match=f"the chat template of {tmp_path} fails: {kind}"):
+            render(AutoTokenizer.from_pretrained(tmp_path), "w5")
 
 
 def test_ids_without_a_row_in_the_embedding_are_no_vocabulary(tmp_path):

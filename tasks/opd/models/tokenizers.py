@@ -2,13 +2,28 @@
 import json
 from pathlib import Path
 
+from tasks.opd.core.errors import DataError
+
 
 def render(tokenizer, text: str) -> list[int]:
     """Token ids of a question as the model is asked it: through its chat template, else (without one) as it stands."""
     if not tokenizer.chat_template:
         return encode(tokenizer, text)
-    return list(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
-                                              tokenize=True, return_dict=False))
+    return render_messages(tokenizer, [{"role": "user", "content": text}])
+
+
+def render_messages(tokenizer, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of messages {role, content} through the chat template, with the opening of the answer.
+
+    Raises: DataError when the template fails, or asks for what a template may not do.
+    """
+    from jinja2 import TemplateError
+    try:
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True,
+                                                  return_dict=False))
+    except TemplateError as error:  # of the sandbox too, in which templates are rendered
+        raise DataError(f"the chat template of {tokenizer.name_or_path} fails: {type(error).__name__}: {error}; mend "
+                        "chat_template.jinja in that folder, or take it from the model's page") from error
 
 
 def encode(tokenizer, text: str) -> list[int]:
