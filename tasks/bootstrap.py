@@ -1,6 +1,4 @@
 """The task of the stage `model`: the models a run starts from."""
-from pathlib import Path
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -31,7 +29,7 @@ def make_models(pair: Pair, names: set[str], pool: WorkerPool) -> dict[str, Arti
     def make(name: str) -> Artifact:
         if name not in made:
             spec, source = {"maker": makers[name].model_dump(mode="json"), "seed": 0}, makers[name].params.get("of")
-            if sha256 := hash_parts(Path(makers[name].params.get("path", "")).expanduser()):
+            if sha256 := hash_parts(makers[name].params.get("path", "")):
                 spec["sha256"] = sha256  # a file that was replaced is another model
             inputs = {"of": make(source)} if source else {}
             made[name] = log_artifact(run_stage("model", spec, inputs, pool), name, prefix=f"model/{name}")

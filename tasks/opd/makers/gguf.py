@@ -38,11 +38,11 @@ def parts_on_disk(path: Path) -> list[Path]:
     return parts
 
 
-def hash_parts(path: Path) -> str | None:
+def hash_parts(path: str) -> str | None:
     """SHA-256 of a GGUF file on disk, of all its parts; None of anything else."""
-    if path.suffix != ".gguf":
+    if not path.endswith(".gguf"):
         return None
-    return hashlib.sha256("".join(hash_file(part) for part in parts_on_disk(path)).encode()).hexdigest()
+    return hashlib.sha256("".join(hash_file(part) for part in parts_on_disk(Path(path).expanduser())).encode()).hexdigest()
 
 
 def parts_in_package(package: str, file: str) -> list[Path]:
