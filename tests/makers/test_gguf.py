@@ -1,12 +1,14 @@
 """GGUF files of a tiny model: what they say of their tokens is kept, on disk, in a package, in parts."""
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 from transformers import AutoTokenizer
 
+from tasks import bootstrap
 from tasks.opd.core.errors import DataError
 from tasks.opd.engines.pool import Session
 from tasks.opd.engines.torch_engine import TorchEngine
@@ -14,6 +16,8 @@ from tasks.opd.makers.gguf import hash_parts, parts_in_package, parts_on_disk
 from tasks.opd.makers.models import make_model
 from tasks.opd.models.heads import load_model
 from tasks.opd.models.tokenizers import render
+from tasks.opd.recipe.schema import Pair
+from tasks.opd.recipe.settings import Slot
 from tests.tiny_models import tiny_llama
 
 gguf = pytest.importorskip("gguf")
@@ -111,6 +115,23 @@ def test_a_file_in_parts_is_the_same_model(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="lacks m-00002-of-00003.gguf, a part of m"):
         parts_on_disk(parts[0])
     sys.modules.pop("carrier", None)
+
+
+def test_a_file_that_was_replaced_is_another_model_and_notes_are_said(tmp_path, monkeypatch):
+    """The door of bootstrap: a GGUF's hash stands in the spec, and what the maker noted reaches the person."""
+    specs, said = [], []
+    monkeypatch.setattr(bootstrap, "run_stage", lambda stage, spec, *_: specs.append(spec) or SimpleNamespace(
+        counts={"notes": ["no template"]}))
+    monkeypatch.setattr(bootstrap, "log_artifact", lambda artifact, *_, **__: artifact)
+    monkeypatch.setattr(bootstrap, "log_line", said.append)
+    file = tmp_path / "m.gguf"
+    pair = Pair(name="p", student=Slot(name="gguf", params={"path": str(file)}), teacher=Slot(name="random"))
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        bootstrap.make_models.fn(pair, {"student", "teacher"}, None)
+    first, plain, second, _ = specs
+    assert first["sha256"] != second["sha256"] and "sha256" not in plain
+    assert said[:2] == ["student: no template", "teacher: no template"]
 
 
 def test_what_is_no_file_or_package_says_what_to_give(tmp_path):

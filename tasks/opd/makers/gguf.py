@@ -42,7 +42,8 @@ def hash_parts(path: str) -> str | None:
     """SHA-256 of a GGUF file on disk, of all its parts; None of anything else."""
     if not path.endswith(".gguf"):
         return None
-    return hashlib.sha256("".join(hash_file(part) for part in parts_on_disk(Path(path).expanduser())).encode()).hexdigest()
+    hashes = [hash_file(part) for part in parts_on_disk(Path(path).expanduser())]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def parts_in_package(package: str, file: str) -> list[Path]:
