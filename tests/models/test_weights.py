@@ -124,6 +124,11 @@ def test_an_index_and_files_of_two_models_are_refused(shards):
         stored_in(shards)
 
 
+def test_a_folder_without_weights_of_a_model_behind_a_server_counts_none(folder):
+    (folder / SINGLE).unlink()
+    assert num_parameters(folder) == 0
+
+
 def test_a_tensor_in_two_shards_is_refused(shards):
     first, second = weight_files(shards)[:2]
     save_file(load_file(second) | {"model.norm.weight": torch.ones(64)}, second, metadata={"format": "pt"})

@@ -173,8 +173,7 @@ def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: 
     return within(learn(out, derive_seed(seed, "tiny_student"), session, given), stop_at, at_most, "tiny_student")
 
 
-MAKERS = {"folder": Entry(folder), "hub": Entry(hub), "gguf": Entry(gguf),
-          "gguf_package": Entry(gguf_package),
+MAKERS = {"folder": Entry(folder), "hub": Entry(hub), "gguf": Entry(gguf), "gguf_package": Entry(gguf_package),
           "server": Entry(server, remote=True, spelling={"key": VARIABLE, "urls": URL}), "pruned": Entry(pruned),
           "untrained": Entry(untrained), "random": Entry(random), "tiny_teacher": Entry(tiny_teacher),
           "tiny_student": Entry(tiny_student)}

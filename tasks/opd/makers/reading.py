@@ -19,7 +19,7 @@ SENTENCE = ("The river rises in the mountains north of the town, runs past the o
 
 
 def notes(folder: Path) -> list[str]:
-    """What may not be meant in how a model's folder reads a question, a sentence each. A server has no folder to read.
+    """What may not be meant in how a model's folder reads a question, a sentence each.
 
     Raises: DataError when a token that ends a completion has no row in the embedding.
     """

@@ -122,7 +122,11 @@ def read_tensor(file: Path, name: str) -> Tensor:
 
 def num_parameters(folder: Path) -> int:
     """Numbers in a folder's model, its base's too, read off the headers; a tensor stored under two names counts once.
+
+    A folder without any weights, of a model behind a server, has 0.
     """
+    if not any(folder.glob("*.safetensors")):
+        return 0
     base, stored = lora.base_of(folder), stored_in(folder)
     twice = set() if base else {name for group in tied_names(folder)
                                 for name in [name for name in group if name in stored][1:]}
