@@ -2,12 +2,13 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.opd.makers.gguf import hash_parts
 from tasks.opd.recipe import requirements
 from tasks.opd.recipe.schema import Pair, Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.refine import refiners_ask_teacher
 from tasks.rollout import writers_with
-from tasks.stage import run_stage
+from tasks.stage import log_line, run_stage
 from tasks.tracking.runs import log_artifact
 from tasks.workers.pools import WorkerPool
 
@@ -28,7 +29,11 @@ def make_models(pair: Pair, names: set[str], pool: WorkerPool) -> dict[str, Arti
     def make(name: str) -> Artifact:
         if name not in made:
             spec, source = {"maker": makers[name].model_dump(mode="json"), "seed": 0}, makers[name].params.get("of")
+            if sha256 := hash_parts(makers[name].params.get("path", "")):
+                spec["sha256"] = sha256  # a file that was replaced is another model
             inputs = {"of": make(source)} if source else {}
             made[name] = log_artifact(run_stage("model", spec, inputs, pool), name, prefix=f"model/{name}")
+            for note in made[name].counts.get("notes", ()):
+                log_line(f"{name}: {note}")
         return made[name]
     return {name: make(name) for name in sorted(names)}

@@ -4,6 +4,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.hidden_states import release_hidden
 from tasks.opd.recipe import requirements, schedule, slots
+from tasks.opd.recipe.derivations import rounding_settings
 from tasks.opd.recipe.schema import Recipe, Train
 from tasks.opd.recipe.settings import effort_of
 from tasks.opd.store.artifacts import Artifact
@@ -21,11 +22,12 @@ def train_student(recipe: Recipe, models: dict[str, Artifact], student: Artifact
     ema = slots.bind(teacher.refresh, "refresh").get("decay") if teacher.model == "self" else None
     own = "bfloat16" if recipe.engine.dtype == "bfloat16" else "off"  # the precision the engine computes in
     train = recipe.train.model_dump(mode="json", exclude=effort_of(Train))
+    train |= {"autocast": own} if train["autocast"] == "auto" else {}
+    train |= rounding_settings(recipe.train, train["autocast"])
     teaching = {name: teacher_of(recipe, name, models, student) for name in scores}
     spec = {"terms": requirements.terms_of(recipe), "loss": recipe.loss.model_dump(mode="json"), "ema_decay": ema,
             "scored": {name: folder for name, (_, folder) in teaching.items()},
-            "train": train | ({"autocast": own} if train["autocast"] == "auto" else {}), "canary_autocast": own,
-            "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds,
+            "train": train, "canary_autocast": own, "seed": recipe.seed, "round": round_index, "rounds": recipe.rounds,
             "vocabulary": models["student"].counts["vocabulary"],
             "effort": recipe.train.model_dump(include=effort_of(Train)),
             "completion_limit": recipe.rollout.sampling.max_new_tokens,

@@ -61,6 +61,20 @@ def run_chain(effort):
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def test_a_long_folder_for_temporary_files_does_not_keep_a_worker_from_its_socket(tmp_path, monkeypatch):
+    """A Unix socket's path may have 107 bytes."""
+    long = tmp_path / ("t" * 100)
+    long.mkdir()
+    monkeypatch.setattr(pools.tempfile, "tempdir", str(long))
+    place = pools.socket_place()
+    with pools.socket.socket(pools.socket.AF_UNIX) as listener:
+        folder = pools.tempfile.mkdtemp(prefix="opd-", dir=place)
+        listener.bind(f"{folder}/socket")
+    pools.shutil.rmtree(folder)
+    monkeypatch.setattr(pools.tempfile, "tempdir", "/tmp")
+    assert pools.socket_place() == "/tmp"
+
+
 @pytest.mark.parametrize("victim, trouble", [("flow", "hang"), ("flow", "leave"), ("supervisor", "hang")])
 def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_path, victim, trouble):
     effort = {"journal": str(tmp_path / "journal"), "trouble": f"doubled:{trouble}"}

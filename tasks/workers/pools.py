@@ -116,7 +116,7 @@ class ProcessPool(WorkerPool):
         with room_to_write(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.touch()
-        folder = tempfile.mkdtemp(prefix="opd-")  # short: a Unix socket's path may have 107 bytes
+        folder = tempfile.mkdtemp(prefix="opd-", dir=socket_place())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
                 listener.bind(f"{folder}/socket")
@@ -213,3 +213,12 @@ def for_run(recipe):
     finally:
         pool.close(at_once=at_once)
         print_line(f"opd: made {pool.made} artifacts, reused {pool.reused}")
+
+
+def socket_place() -> str:
+    """A folder for a worker's socket: the system's for temporary files, unless its name is too long for that.
+
+    A Unix socket's path may have 107 bytes, of which a folder of its own and its name take 20.
+    """
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
+    return next((place for place in places if len(os.fsencode(place)) <= 87 and os.access(place, os.W_OK)), places[0])

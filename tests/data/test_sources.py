@@ -44,6 +44,22 @@ def test_tiny_prompts_are_rendered_by_the_template_and_carry_truth_and_solution(
     assert counts["length_max_tokens"] == lengths[-1] and counts["length_median_tokens"] == lengths[1]
 
 
+def test_a_token_without_a_row_in_the_students_embedding_is_quarantined(tmp_path):
+    """An added token whose id no embedding has: looked up, it is an IndexError in the middle of a run."""
+    from tests.tiny_models import tiny_llama, write_tokenizer
+    tiny_llama().save_pretrained(tmp_path / "s" / "model")
+    write_tokenizer(tmp_path / "s" / "model", vocabulary=23)
+    asked = [{"question": text, "answer": "1"} for text in ("w5 w6", "w5 w21", "w7", "w19")]
+    path = write_lines(tmp_path / "q.jsonl", *asked)
+    counts, prompts, out = make(tmp_path / "s", tmp_path / "p", "jsonl", path=path)
+    assert [p.token_ids for p in prompts] == [[5, 6], [7], [19]] and counts["quarantined_no_embedding"] == 1
+    assert out[0].reason == "no_embedding: 'w21' is token 21, the student's embedding has 20 rows"
+    rows = [{"question": "w7", "answer": "1", "working": "w22"}, {"question": "w7 w8", "answer": "1", "working": "w9"}]
+    _, prompts, out = make(tmp_path / "s", tmp_path / "p2", "jsonl", count=2, solution="working",
+                           path=write_lines(tmp_path / "solved.jsonl", *rows))
+    assert [p.token_ids for p in prompts] == [[7, 8]] and "'w22' is token 22" in out[0].reason
+
+
 def test_tiny_items_are_of_the_kind_that_is_asked_for():
     from tasks.opd.data import tiny
     item, = SOURCES["tiny"](range(5, 6), seed=2, num_steps=3, highest=29, largest=5)

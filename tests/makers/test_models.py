@@ -11,7 +11,7 @@ from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
 from tasks.opd.engines.pool import Session
-from tasks.opd.makers.models import gguf_file, make_model
+from tasks.opd.makers.models import make_model
 from tasks.opd.makers.muon import Muon
 from tasks.opd.makers.pretraining import Course, example, learn_step, optimizers_of, problems, rate_factor
 from tasks.opd.models.heads import load_model
@@ -158,11 +158,6 @@ def test_a_student_stops_at_its_first_evaluation_that_is_enough_and_is_refused_o
     assert counts["steps"] == 4 and counts["accuracy"] == 0
     with pytest.raises(OpdError, match=r"ended at 0.000 after 2 steps, outside \[0.1, 0.4\]"):
         make(tmp_path / "b", "tiny_student", steps=2, evaluate_from=9, **common)
-
-
-def test_a_package_that_is_not_installed_is_named():
-    with pytest.raises(DataError, match="no_such_package is not installed"):
-        gguf_file("no_such_package", "")
 
 
 @pytest.fixture(scope="module")

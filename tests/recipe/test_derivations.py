@@ -1,4 +1,6 @@
 """What of a spec and of the source can change a result: edits of our own source, made on its text."""
+from types import SimpleNamespace
+
 import pytest
 
 from tasks.opd.recipe import derivations, loading, requirements
@@ -205,6 +207,26 @@ def test_effort_is_outside_the_settings_that_count_by_its_place_and_not_by_its_n
     assert derivations.result_settings(spec) == {
         "seed": 1, "engine": kept, "scoring_engine": kept, "terms": [{"weights": [weight]}], "batch_tokens": 5}
     assert spec["engine"] is engine and len(engine) == 7
+
+
+@pytest.mark.parametrize("overrides, same", [
+    (["engine.dtype=bfloat16"], False),                                 # auto: bfloat16 autocast
+    (["train.autocast=bfloat16"], False),
+    (["engine.dtype=bfloat16", "train.autocast='off'"], True), ([], True)])
+def test_other_micro_batches_make_another_checkpoint_only_under_bfloat16_autocast(monkeypatch, overrides, same):
+    from tasks import train as door
+    monkeypatch.setattr(door, "run_stage", lambda stage, spec, inputs, pool: spec)
+    monkeypatch.setattr(door, "log_artifact", lambda spec, *_, **__: spec)
+    models = {"student": SimpleNamespace(counts={"vocabulary": 20})}
+
+    def spec(**changed):
+        settings = [*overrides, *(f"train.{name}={value}" for name, value in changed.items())]
+        recipe = loading.load("opd_reverse_kl", settings)
+        return door.train_student.fn(recipe, models, models["student"], None, {}, None, 0)
+    one, other, chunks = spec(micro_batch_tokens=512), spec(micro_batch_tokens=1024), spec(chunk_tokens=7)
+    assert one["effort"] != other["effort"]
+    assert (derivations.result_settings(one) == derivations.result_settings(other)) == same
+    assert derivations.result_settings(chunks) == derivations.result_settings(spec())
 
 
 def test_what_is_held_at_once_is_halved():

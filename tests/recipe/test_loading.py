@@ -197,6 +197,13 @@ def test_all_errors_of_a_file_and_the_command_line_come_at_once(write):
         "v.yaml:8: terms.0.divergence.beat = 0.5: unknown parameter of jsd; did you mean beta? known: beta"}
 
 
+def test_a_commit_that_yaml_reads_as_a_number_is_to_be_quoted():
+    teacher = "pair.teacher={name: hub, model: a/b, revision: %s}"
+    with pytest.raises(RecipeError, match=r"pair\.teacher\.revision = .*: must be a valid string; quote it"):
+        loading.load("opd_reverse_kl", [teacher % "12e4567"])
+    loading.load("opd_reverse_kl", [teacher % "'12e4567'"])
+
+
 @pytest.mark.parametrize("line, message", [
     ("train: {learnign_rate: 1}", "v.yaml:3: train.learnign_rate = 1: unknown key; did you mean learning_rate?"),
     ("seed: true", "v.yaml:3: seed = true: must be a valid integer"),
@@ -204,7 +211,7 @@ def test_all_errors_of_a_file_and_the_command_line_come_at_once(write):
     ("seed: -1", "v.yaml:3: seed = -1: must be greater than or equal to 0"),
     ("teacher: 3", "v.yaml:3: teacher = 3: must be a mapping"),
     ("teacher: {context: [same]}", 'v.yaml:3: teacher.context = ["same"]: must be a name, or a mapping with a name'),
-    ("about: {arxiv: 2306.13649}", "v.yaml:3: about.arxiv = 2306.13649: must be a valid string"),
+    ("about: {arxiv: 2306.13649}", "v.yaml:3: about.arxiv = 2306.13649: must be a valid string; quote it"),
     ("engine: {name: vlm}", "v.yaml:3: engine.name = \"vlm\": must be 'torch' or 'vllm'"),
     ("terms: [{divergence: nll, advantage: grpo}]",
      "v.yaml:3: terms.0: a term has either a divergence or an advantage: give exactly one of them"),

@@ -9,6 +9,7 @@ from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import OpdError, TokenizerMismatch
 from tasks.opd.core.records import Prompt, write_rows
 from tasks.opd.engines.pool import Session
+from tasks.opd.models.heads import wide
 from tasks.opd.objective import divergences
 from tasks.opd.training import preflight as rooms
 from tests.tiny_models import random_rollouts, rollout, term, tiny_llama, train_spec, write_tokenizer
@@ -59,7 +60,7 @@ def run(tmp_path, inputs, terms, **changes):
 def test_a_sound_pair_is_green(tmp_path, terms):
     found = run(tmp_path, artifacts(tmp_path), terms)
     assert {f["status"] for f in found.values()} == {"green"}
-    assert found["shift"]["measured"] > 2 and found["identity"]["measured"] < 1e-6
+    assert found["shift"]["measured"] > rooms.SHIFT_MARGIN and found["identity"]["measured"] < 1e-6
     assert set(found) == {"masks", "engine_agreement", "vocabulary", "template", "stop_tokens", "shift", "identity",
                           "pull"}
 
@@ -94,23 +95,44 @@ def test_another_vocabulary_is_named_by_its_first_differing_id(tmp_path):
         run(tmp_path, artifacts(tmp_path, vocabulary=23), [FULL])
 
 
-def test_a_teacher_off_by_one_is_red(tmp_path, monkeypatch):
-    """The mistake itself: an engine that takes the hidden state at the token written, not the one before it."""
+def far(tmp_path: Path) -> dict[str, Path]:
+    """A teacher whose student is another model altogether, as far from it as from the teacher moved by a token."""
+    inputs = artifacts(tmp_path)
+    return inputs | {"student": model_artifact(tmp_path, "stranger", 2)}
+
+
+@pytest.mark.parametrize("pair", [artifacts, far])
+@pytest.mark.parametrize("moved", [-1, 1])
+def test_a_teacher_off_by_one_is_red_either_way_however_far_the_student(tmp_path, monkeypatch, pair, moved):
+    """The mistake itself: an engine that takes the hidden state of the token after, or before, the right one."""
     from tasks.opd.engines import torch_engine
     sound = torch_engine.TorchEngine.score
 
     def off_by_one(engine, prompts, completions, want, **ask):
-        found = sound(engine, prompts, [c + c[-1:] for c in completions], want, **ask)
         if not want.hidden:                                     # the student's own scores stay right
             return sound(engine, prompts, completions, want, **ask)
-        head = rooms.wide(engine.head)
+        found = sound(engine, [p[:len(p) - (moved > 0)] for p in prompts],
+                      [p[len(p) - (moved > 0):] + c + c[-1:] for p, c in zip(prompts, completions)], want, **ask)
+        head = wide(engine.head)
         for signal, completion in zip(found, completions):
-            signal.hidden = signal.hidden[1:]
+            signal.hidden = signal.hidden[:len(completion)] if moved > 0 else signal.hidden[1:]
             signal.sampled = head.logprobs(signal.hidden).gather(1, torch.tensor(completion)[:, None])[:, 0].detach()
         return found
+    inputs = pair(tmp_path)
+    assert run(tmp_path, inputs, [SAMPLED])["shift"]["status"] == "green"
     monkeypatch.setattr(torch_engine.TorchEngine, "score", off_by_one)
-    with pytest.raises(OpdError, match="shift: asked one token too early"):
-        run(tmp_path, artifacts(tmp_path), [SAMPLED])
+    with pytest.raises(OpdError, match=r"shift: the teacher gives .* -\d.* more than .*Below 0: its engine or server"):
+        run(tmp_path, inputs, [SAMPLED])
+
+
+def test_a_teacher_that_was_never_trained_cannot_be_told_apart_from_a_shifted_one(tmp_path):
+    inputs = artifacts(tmp_path)
+    model = tiny_llama(1, dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.data *= 0.01
+    model.save_pretrained(inputs["teacher"] / "model")
+    with pytest.raises(OpdError, match="shift: .*Near 0: it was never trained"):
+        run(tmp_path, inputs, [SAMPLED])
 
 
 def test_an_engine_with_other_weights_is_red():

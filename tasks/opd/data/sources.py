@@ -21,7 +21,7 @@ from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows, source_of, write_rows
 from tasks.opd.data import tiny as tiny_task
-from tasks.opd.models.tokenizers import control_tokens, render
+from tasks.opd.models.tokenizers import control_tokens, encode, num_rows, render
 from tasks.opd.store.artifacts import model_folder
 
 ITEM = ("text", "answer", "solution", "entry", "domain")
@@ -200,7 +200,7 @@ SOURCES = {
         bool(params["solution"]) or params["dataset"] == "openai/gsm8k"))}
 
 
-def unfit(item: dict, tokenizer, special: list[str], limit: int) -> tuple[str | None, list[int]]:
+def unfit(item: dict, tokenizer, special: list[str], limit: int, rows: int | None) -> tuple[str | None, list[int]]:
     """Why an item cannot be a prompt (None: it can), and its token ids."""
     if "invalid" in item:
         return f"invalid: {item['invalid']}", []
@@ -209,10 +209,21 @@ def unfit(item: dict, tokenizer, special: list[str], limit: int) -> tuple[str | 
     injected = [token for token in special if token in item["text"]]
     if injected:
         return f"special_token: the text holds {', '.join(injected)}", []
-    token_ids = tokenizer.encode(item["text"]) if item.get("plain") else render(tokenizer, item["text"])
+    token_ids = encode(tokenizer, item["text"]) if item.get("plain") else render(tokenizer, item["text"])
     if len(token_ids) > limit:
         return f"too_long: {len(token_ids)} tokens, at most {limit}", []
-    return None, token_ids
+    return unreadable(token_ids, item["solution"], tokenizer, rows), token_ids
+
+
+def unreadable(token_ids: list[int], solution: str | None, tokenizer, rows: int | None) -> str | None:
+    """Why the student cannot read a prompt or its solution: a token whose id has no row in its embedding."""
+    if rows is None or len(tokenizer) <= rows:
+        return None
+    ids = [*token_ids, *(tokenizer.encode(solution, add_special_tokens=False) if solution else [])]
+    if max(ids) < rows:
+        return None
+    return f"no_embedding: {tokenizer.decode([max(ids)])!r} is token {max(ids)}, the student's embedding has {rows} " \
+           "rows"
 
 
 def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
@@ -224,13 +235,13 @@ def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
     """
     from transformers import AutoTokenizer
     tokenizer = AutoTokenizer.from_pretrained(model_folder(inputs["student"]), local_files_only=True)
-    limit = min(spec["max_prompt_tokens"], spec["context_tokens"] - 1)
+    limit, rows = min(spec["max_prompt_tokens"], spec["context_tokens"] - 1), num_rows(model_folder(inputs["student"]))
     source, special = spec["source"], control_tokens(tokenizer)
     indices = range(spec["first"], spec["first"] + spec["count"])
     prompts, quarantined = [], []
     with session.progress(spec["count"], f"prompts {spec['name']}", "prompts") as bar:
         for index, item in zip(indices, SOURCES[source["name"]](indices, **source["params"])):
-            reason, token_ids = unfit(item, tokenizer, special, limit)
+            reason, token_ids = unfit(item, tokenizer, special, limit, rows)
             prompt_id = f"{spec['name']}:{index}"
             if reason:
                 quarantined.append(Quarantined(item_id=prompt_id, reason=reason, text=item["text"][:1000]))

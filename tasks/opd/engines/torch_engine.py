@@ -19,18 +19,15 @@ from tasks.opd.models.attention import group_heads
 from tasks.opd.models.digests import digests_of
 from tasks.opd.models.folders import architecture, base_version, eos_ids_of, vocabulary_size
 from tasks.opd.models.heads import Head, head_of, hidden_states, load_model
+from tasks.opd.models.weights import load_tensors
 
 CHUNK_LOGITS = 2**25      # logits alive at once while scoring: 128 MiB in float32
 
 
 @torch.no_grad()
 def copy_weights(folder: Path, model) -> bool:
-    """Copy a folder's safetensors into the model's tensors; False, and nothing changed, if names or shapes differ."""
-    from safetensors.torch import load_file
-    new: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        new |= load_file(file)
-    own = model.state_dict()
+    """Copy a folder's weights into the model's tensors; False, and nothing changed, if names or shapes differ."""
+    new, own = load_tensors(folder), model.state_dict()
     covered = {own[name].data_ptr() for name in new if name in own}  # tied tensors are stored once
     fits = all(name in own and own[name].shape == tensor.shape for name, tensor in new.items())
     if not fits or any(tensor.data_ptr() not in covered for tensor in own.values()):

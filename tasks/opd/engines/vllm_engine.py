@@ -27,6 +27,7 @@ from tasks.opd.engines.api import Capabilities, Completion, Signal, Want, tail_o
 from tasks.opd.engines.vllm_settings import settings_of_vllm
 from tasks.opd.models import lora
 from tasks.opd.models.folders import architecture, base_version, eos_ids_of, vocabulary_size
+from tasks.opd.models.weights import weight_files
 
 LACK = re.compile(r"out of memory|free memory|available memory|KV cache|allocate memory", re.IGNORECASE)
 BATCHES, ADAPTERS = itertools.count(), itertools.count(1)
@@ -54,6 +55,7 @@ class VllmEngine:
         self._build(Path(folder))
 
     def _build(self, folder: Path) -> None:
+        weight_files(lora.base_of(folder) or folder)  # vLLM does not ask
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         set_threads, threads = torch.set_num_threads, torch.get_num_threads()
@@ -165,6 +167,7 @@ class VllmEngine:
             self._adopt(folder)
         elif fits and not rank and VllmEngine.users(self.llm) == 1:
             self._wake()
+            weight_files(folder)
             with lost(folder):
                 self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
                 self.llm.collective_rpc("pack_heads")

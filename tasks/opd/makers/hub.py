@@ -4,6 +4,8 @@ from pathlib import Path
 from tasks.opd.core.errors import DataError, DiskFull, OpdError
 from tasks.opd.core.files import NO_ROOM
 
+COPIES = ["consolidated*.safetensors"]  # Mistral's second copy of the weights, in a layout of its own
+
 
 def download(model: str, revision: str, patterns: list[str]) -> Path:
     """The folder with those files of a model at a branch, tag or commit that match a pattern.
@@ -12,7 +14,7 @@ def download(model: str, revision: str, patterns: list[str]) -> Path:
     """
     from huggingface_hub import errors, snapshot_download
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=COPIES))
     except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:
         raise refusal(model, revision, error) from error
 

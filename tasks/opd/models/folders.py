@@ -1,4 +1,4 @@
-"""What a model's folder says of the model, without its weights in memory: architecture, ids that end, sizes, base."""
+"""What a model's folder says of the model, without its weights: architecture, ids that end, vocabulary, base."""
 import json
 import math
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tasks.opd.core.files import folder_version
 from tasks.opd.models import lora
+from tasks.opd.models.tokenizers import num_named, num_rows
 
 NOT_ARCHITECTURE = {"transformers_version", "dtype", "torch_dtype", "use_cache"}
 BESIDE_WEIGHTS = (  # what a model needs beside its weights; code (*.py) is never run here, and so not among it
@@ -48,20 +49,12 @@ def base_version(folder: Path) -> tuple:
     return folder_version(lora.base_of(folder) or folder)
 
 
-def num_parameters(place: Path) -> int:
-    """Numbers in a folder's safetensors, its base's too, read off their headers; tied tensors are stored once."""
-    from safetensors import safe_open
-    base = lora.base_of(place)
-    total = num_parameters(base) if base else 0
-    for file in place.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
-    return total
-
-
 def vocabulary_size(folder: Path) -> int:
-    """Number of token ids that name a token: the highest id of tokenizer.json plus one."""
-    data = json.loads((folder / "tokenizer.json").read_text())
-    ids = list(data["model"]["vocab"].values()) if isinstance(data["model"]["vocab"], dict) else \
-        list(range(len(data["model"]["vocab"])))
-    return max(ids + [token["id"] for token in data.get("added_tokens", [])]) + 1
+    """Number of token ids that name a token and can be read: at most the rows of the embedding, see `num_rows`."""
+    return min(num_named(folder), num_rows(folder) or math.inf)
+
+
+def dtype_of(folder: Path) -> str:
+    """Precision of a model folder's weights, as its config says."""
+    config = json.loads((folder / "config.json").read_text())
+    return config.get("dtype") or config.get("torch_dtype") or "float32"

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from transformers.utils import logging
 
+from tasks.opd.core.errors import DataError
 from tasks.opd.models import lora
+from tasks.opd.models.weights import empty_model, read_tensor, stored_in, weight_files
 
 logging.disable_progress_bar()  # its bars for every load and save would drown the run's own
 
@@ -67,22 +68,24 @@ def hidden_states(model, token_ids: Tensor, mask: Tensor) -> Tensor:
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"):
     """A causal LM from a local safetensors folder, in eval mode, without dropout; an adapter is put into its base.
 
-    Never runs code from the folder.
+    Never runs code from the folder. Raises: DataError when the files are not one whole model (`weights`).
     """
     from transformers import AutoModelForCausalLM
     base = lora.base_of(folder)
-    model = AutoModelForCausalLM.from_pretrained(base or folder, dtype=dtype, use_safetensors=True,
-                                                 local_files_only=True)
+    weight_files(base or folder)
+    model, loading = AutoModelForCausalLM.from_pretrained(base or folder, dtype=dtype, use_safetensors=True,
+                                                          local_files_only=True, output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):  # transformers draws them at random
+        raise DataError(f"{base or folder} lacks {len(missing)} of its model's tensors, {missing[0]} among them: save "
+                        "the whole model with save_pretrained")
     model = lora.load(model, folder) if base else model
     return model.to(device).eval()
 
 
 def load_head(folder: Path, num_valid: int | None = None, dtype: torch.dtype = torch.float32) -> Head:
     """Only the head of a model folder (an adapter's is its base's): of the body no number is read."""
-    from transformers import AutoConfig, AutoModelForCausalLM
     folder = lora.base_of(folder) or folder
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    model = empty_model(folder)
     head, stored = head_of(model, num_valid), stored_in(folder)
 
     def read(parameter: Tensor | None) -> Tensor | None:
@@ -90,18 +93,8 @@ def load_head(folder: Path, num_valid: int | None = None, dtype: torch.dtype = t
             return None
         named = model.named_parameters(remove_duplicate=False)  # a tied matrix is stored under one of its names
         name = next(name for name, other in named if other is parameter and name in stored)
-        with safe_open(stored[name], "pt") as file:
-            return file.get_tensor(name).to(dtype)
+        return read_tensor(stored[name], name).to(dtype)
     return replace(head, weight=read(head.weight), bias=read(head.bias))
-
-
-def stored_in(folder: Path) -> dict[str, Path]:
-    """Name of each tensor in a folder's safetensors -> its file."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as tensors:
-            found |= dict.fromkeys(tensors.keys(), file)
-    return found
 
 
 def special_ids(folder: Path) -> frozenset[int]:

@@ -1,13 +1,40 @@
 """Tokenizers: a question as the model is asked it, the tokens that steer a conversation, text that may be shown."""
+import json
 from pathlib import Path
+
+from tasks.opd.core.errors import DataError
 
 
 def render(tokenizer, text: str) -> list[int]:
     """Token ids of a question as the model is asked it: through its chat template, else (without one) as it stands."""
     if not tokenizer.chat_template:
-        return tokenizer.encode(text)
-    return list(tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True,
-                                              tokenize=True, return_dict=False))
+        return encode(tokenizer, text)
+    return render_messages(tokenizer, [{"role": "user", "content": text}])
+
+
+def render_messages(tokenizer, messages: list[dict[str, str]]) -> list[int]:
+    """Token ids of messages {role, content} through the chat template, with the opening of the answer.
+
+    Raises: DataError when the template fails, or asks for what a template may not do.
+    """
+    from jinja2 import TemplateError
+    try:
+        return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True,
+                                                  return_dict=False))
+    except TemplateError as error:  # of the sandbox too, in which templates are rendered
+        raise DataError(f"the chat template of {tokenizer.name_or_path} fails: {type(error).__name__}: {error}; mend "
+                        "chat_template.jinja in that folder, or take it from the model's page") from error
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    """Token ids of plain text that somebody goes on from: with what its tokenizer puts before a text (BOS), but without
+    what it puts after one (EOS, SEP), which would end it.
+    """
+    whole, bare = tokenizer.encode(text), tokenizer.encode(text, add_special_tokens=False)
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start:start + len(bare)] == bare:
+            return whole[:start + len(bare)]
+    return whole
 
 
 def control_tokens(tokenizer) -> list[str]:
@@ -25,3 +52,21 @@ def tokenizer_of(path: Path):
 def showable(text: str, control: list[str]) -> str:
     """The text without space around it; nothing at all when it spells a token that would end the user's turn."""
     return "" if any(token in text for token in control) else text.strip()
+
+
+def num_rows(folder: Path) -> int | None:
+    """Rows of the embedding, as config.json says; None where there is none or it does not say (a model elsewhere).
+
+    An id from there on, of a token that was added without resizing the model, cannot be looked up.
+    """
+    file = folder / "config.json"
+    config = json.loads(file.read_text()) if file.exists() else {}
+    return config.get("vocab_size") or config.get("text_config", {}).get("vocab_size")
+
+
+def num_named(folder: Path) -> int:
+    """Number of token ids that name a token: the highest id of tokenizer.json plus one."""
+    data = json.loads((folder / "tokenizer.json").read_text())
+    ids = list(data["model"]["vocab"].values()) if isinstance(data["model"]["vocab"], dict) else \
+        list(range(len(data["model"]["vocab"])))
+    return max(ids + [token["id"] for token in data.get("added_tokens", [])]) + 1

@@ -184,7 +184,8 @@ def fit(annotation: Any, value: Any) -> tuple[Any, list[tuple[list[str], str, An
 
 def allowed(message: str) -> str:
     """Pydantic's message in our words."""
-    return message.removeprefix("Value error, ").replace("Input should be", "must be")
+    said = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    return f"{said}; quote it, for YAML reads it as something else" if said.endswith("be a valid string") else said
 
 
 def names(kind: str) -> list[str]:

@@ -6,5 +6,6 @@ prepass     columns before the first optimizer step
 scored_set  rollouts and signals laid flat
 trainer     weights, AdamW, moving average; saved and resumed exactly
 round       the stage `checkpoint`
+alignment   whether a teacher's signal stands at its tokens
 preflight   red or green before a run
 """

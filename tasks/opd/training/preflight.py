@@ -5,6 +5,7 @@ trainer disagree, the teacher speaks another vocabulary. Each check measures som
 """
 import hashlib
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from tasks.opd.core.records import STUDENT, Prompt, Rollout, read_rows
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.engines.api import Signal, Want
 from tasks.opd.engines.canary import AGREEMENT
-from tasks.opd.models.folders import num_parameters
-from tasks.opd.models.heads import head_of, load_model, wide
+from tasks.opd.models.heads import head_of, load_model
+from tasks.opd.models.weights import num_parameters
 from tasks.opd.objective.advantages import ADVANTAGES
 from tasks.opd.objective.columns import columns_of
 from tasks.opd.objective.loss import Stats, coefficients
@@ -26,13 +27,14 @@ from tasks.opd.rollouts.filters import first_objection, is_empty
 from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.scoring.score import check_finite
 from tasks.opd.store.artifacts import model_folder
+from tasks.opd.training.alignment import Alignment, measure_alignment
 from tasks.opd.training.batching import pack
 from tasks.opd.training.forward import Forward, old_logprobs
 from tasks.opd.training.round import accumulate, start_round
 from tasks.opd.training.scored_set import ScoredSet, make_scored
 
 DOUBLE_UP_TO = 20_000_000   # parameters of a model checked in float64
-ASKED_EARLY = 16            # tokens of a completion asked for too early, where each costs a sequence
+SHIFT_MARGIN = 0.1          # nats a token that alignment must be worth to the teacher; 5 to 11 are usual
 
 
 class Finding(NamedTuple):
@@ -102,38 +104,21 @@ def check_agreement(engine_logprobs: torch.Tensor, trainer_logprobs: torch.Tenso
                    "precision")
 
 
-def check_shift(teacher: list[torch.Tensor], moved: list[torch.Tensor], student: list[torch.Tensor]) -> Finding:
-    """Asked one token too early, the teacher is at least twice as far from the student: log-probabilities [T] each.
+def check_shift(alignment: Alignment) -> Finding:
+    """The teacher's own tokens are likelier to it at their place than one token too early, and than one too late.
 
-    `moved` is the token's log-probability under the teacher's distribution of the token before. Where the signal is off
-    by one already, moving it makes nothing worse.
+    Measured is the smaller of the two differences. It does not depend on the student, near or far.
     """
-    rows = [[x.double()[1:len(row[1])] for x in row] for row in zip(teacher, moved, student) if len(row[0]) > 1]
-    if not rows:
-        return verdict("shift", False, None, 2.0, "all completions have one token: nothing to move", "yellow")
-    aligned, off = (torch.cat([(x[i] - x[2]).abs() for x in rows]).mean() for i in (0, 1))
-    ratio = float(off / aligned.clamp(min=1e-9))
-    return verdict("shift", ratio >= 2, ratio, 2.0,
-                   f"asked one token too early, the teacher is only {ratio:.2f} times as far from the student: its "
-                   "signal is not aligned with the completions, or its prompt is not the student's")
-
-
-@torch.no_grad()
-def asked_early(engine, rollouts: list[Rollout], signals: list[Signal]) -> list[torch.Tensor]:
-    """Log-probabilities [T] of each token under the teacher's distribution of the token before (the first: its own).
-
-    From an engine without hidden states each is a sequence of its own, so only the first `ASKED_EARLY` tokens are.
-    """
-    if "hidden" not in engine.capabilities().columns:
-        asked = [(r.prompt_token_ids, r.token_ids[:max(t - 1, 0)] + [r.token_ids[t]])
-                 for r in rollouts for t in range(min(ASKED_EARLY, len(r.token_ids)))]
-        last = iter(s.sampled[-1:] for s in engine.score([p for p, _ in asked], [c for _, c in asked], Want()))
-        return [torch.cat([next(last) for _ in r.token_ids[:ASKED_EARLY]]) for r in rollouts]
-    head, out = wide(engine.head), []
-    for rollout, signal in zip(rollouts, signals):
-        full = head.logprobs(signal.hidden.to(head.weight)).roll(1, 0)
-        out.append(full.gather(1, torch.tensor(rollout.token_ids, device=full.device)[:, None])[:, 0].cpu())
-    return out
+    early, late = alignment.margins()
+    if math.isnan(early + late):
+        return verdict("shift", False, None, SHIFT_MARGIN,
+                       "all completions of the teacher have one token: nothing to move", "yellow")
+    aligned = float(torch.cat(alignment.aligned).double().mean())
+    return verdict("shift", min(early, late) >= SHIFT_MARGIN, min(early, late), SHIFT_MARGIN,
+                   f"the teacher gives the tokens of its own completions {aligned:.2f} nats each, {early:.2f} more "
+                   f"than when it is asked one token too early and {late:.2f} more than one too late; both must be at "
+                   f"least {SHIFT_MARGIN}. Below 0: its engine or server gives the log-probabilities of a neighbouring "
+                   "token. Near 0: it was never trained, or writes one token over and over, and nothing can be told")
 
 
 @torch.no_grad()
@@ -225,7 +210,7 @@ def first_rollouts(inputs: dict[str, Path], spec: dict, engine) -> list[Rollout]
     prompts = read_rows(inputs["prompts"] / "prompts.parquet", Prompt)[:spec["num_prompts"]]
     seeds = [derive_seed(spec["seed"], "preflight", p.prompt_id) for p in prompts]
     sampling = {**spec["sampling"], "temperature": spec["sampling"]["temperature"] or 1.0,
-                "max_new_tokens": min(64, spec["sampling"]["max_new_tokens"])}
+                "max_new_tokens": limit_of(spec)}
     done = engine.generate([p.token_ids for p in prompts], sampling, seeds)
     return [Rollout(rollout_id=p.prompt_id, prompt_id=p.prompt_id, group_id=str(i // 2), domain=p.domain, parent=None,
                     prompt_token_ids=p.token_ids, token_ids=c.token_ids, logprobs=c.logprobs,
@@ -252,7 +237,7 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     findings = [*check_empty(rollouts, spec["terms"], spec["filters"]), check_masks(rollouts),
                 check_agreement(torch.cat([s.sampled for s in own]), trainer, spec["engine"]["dtype"])]
     if taught:
-        findings += teacher_findings(inputs, spec, session, rollouts, trainer.split(columns.lengths.tolist()), taught)
+        findings += teacher_findings(inputs, spec, session, rollouts, taught)
         for other in (inputs[name] for name in inputs if name.startswith("model:")):
             check_vocabulary(folder, model_folder(other))
         findings.append(check_identity(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
@@ -268,15 +253,21 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     return {f.check: f.status for f in findings}
 
 
-def teacher_findings(inputs: dict[str, Path], spec: dict, session, rollouts: list[Rollout], student: list[torch.Tensor],
+def teacher_findings(inputs: dict[str, Path], spec: dict, session, rollouts: list[Rollout],
                      taught: list[dict]) -> list[Finding]:
     """The checks that need the teacher's engine; a self-teacher shares the student's vocabulary by construction."""
     ours, theirs = model_folder(inputs["student"]), model_folder(inputs["teacher"])
     engine = session.engine(teacher_role(inputs["teacher"]), theirs, spec["scoring_engine"])
-    vocabulary, whole = check_vocabulary(ours, theirs), "hidden" in engine.capabilities().columns
-    scored = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want(hidden=whole))
-    for rollout, signal in zip(rollouts, scored):
+    vocabulary, prompts = check_vocabulary(ours, theirs), [r.prompt_token_ids for r in rollouts]
+    for rollout, signal in zip(rollouts, engine.score(prompts, [r.token_ids for r in rollouts], Want())):
         check_finite(rollout.rollout_id, signal)
+    seeds = [derive_seed(spec["seed"], "preflight", "teacher", r.rollout_id) for r in rollouts]
+    alignment = measure_alignment(engine, prompts, limit_of(spec), seeds)
     stops = session.engine("student", ours, spec["engine"]).eos_ids
     return [vocabulary, check_template(ours, theirs), check_stops(stops, engine.eos_ids, taught),
-            check_shift([s.sampled for s in scored], asked_early(engine, rollouts, scored), list(student))]
+            check_shift(alignment)]
+
+
+def limit_of(spec: dict) -> int:
+    """Tokens of a completion written for these checks."""
+    return min(64, spec["sampling"]["max_new_tokens"])

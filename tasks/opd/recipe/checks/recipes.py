@@ -7,6 +7,7 @@ from typing import Any
 
 from tasks.opd.recipe import slots
 from tasks.opd.recipe.checks import schedules
+from tasks.opd.recipe.checks.folders import templates_missing
 from tasks.opd.recipe.checks.servers import served, servers_are_named, servers_can
 from tasks.opd.recipe.checks.terms import TERM_RULES, Found
 from tasks.opd.recipe.requirements import (
@@ -75,7 +76,8 @@ def report(recipe: Recipe, provenance: dict[str, str] | None = None) -> dict[str
     read = {source.rsplit(":", 1)[0] for source in (provenance or {}).values() if not source.startswith("override ")}
     columns = [column for column in COLUMNS if column in ENGINES[recipe.engine_for("score")["name"]]]
     return {"name": recipe.name, "problems": [str(problem) for problem in problems(recipe)],
-            "notes": notes(recipe, recipe.rounds), "changes": schedules.changes(recipe), "needs": needs(recipe),
+            "notes": notes(recipe, recipe.rounds) + templates_missing(recipe),
+            "changes": schedules.changes(recipe), "needs": needs(recipe),
             "engine": {"name": recipe.engine.name, "columns": columns}, "files": sorted(read)}
 
 
