@@ -4,13 +4,13 @@
 `group` the rollouts of the same prompt in this round, this one included. A rollout whose context is None leaves its
 terms and their denominators. The wordings are ours; only the ideas are the papers'.
 """
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import Prompt, Rollout
+from tasks.opd.data.answers import completion_text, without_thinking
 from tasks.opd.models.tokenizers import control_tokens, render, showable
 
 WITH_SOLUTION = """{text}
@@ -28,7 +28,6 @@ Now answer the question yourself, step by step and in your own words."""
 CORRECT = "Here is a correct solution:\n{sibling}"
 FEEDBACK = "Your first try has this feedback: {feedback}"
 AGAIN = "Now solve the problem, step by step."
-THINKING = re.compile(r"\A(?:(?!<think>).)*?</think>\s*|<think>.*?(?:</think>\s*|\Z)", re.DOTALL)
 
 
 def same(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer) -> list[int] | None:
@@ -82,12 +81,8 @@ def sibling(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer, *
 
 
 def answer_of(rollout: Rollout, tokenizer) -> str:
-    """A completion's text without special tokens and without what stands in <think>..</think>.
-
-    Thinking that began in the prompt ends at the first </think>; thinking that was cut off ends with the text.
-    """
-    text = tokenizer.decode(rollout.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return THINKING.sub("", text)
+    """A completion's text without special tokens and without its thinking, as graders read it."""
+    return without_thinking(completion_text(tokenizer, rollout.token_ids, rollout.prompt_token_ids))
 
 
 def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer, *,
