@@ -5,7 +5,9 @@ import pytest
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows
-from tasks.opd.data.sources import SOURCES, join_prompts, make_prompts, split_answer
+from tasks.opd.data.fields import split_answer
+from tasks.opd.data.prompts import join_prompts, make_prompts
+from tasks.opd.data.sources import SOURCES
 from tasks.opd.engines.pool import Session
 from tasks.opd.makers.models import make_model
 from tasks.opd.models.tokenizers import render, tokenizer_of
@@ -18,13 +20,15 @@ def student(tmp_path_factory):
     return out
 
 
-def make(student, out, source, *, name="train", first=0, count=4, limit=64, train=None, domain="", **params):
+def make(student, out, source, *, name="train", first=0, count=4, limit=64, train=None, domain="", grader=None,
+         max_quarantined=1.0, **params):
     """Run the stage; its counts, prompts and quarantined."""
     out.mkdir()
     inputs = {"student": student} | ({"train": train} if train else {})
     counts = make_prompts(inputs, {"source": {"name": source, "params": params}, "name": name, "first": first,
-                          "count": count, "max_prompt_tokens": limit, "context_tokens": 128, "domain": domain},
-                          out, Session())
+                          "count": count, "max_prompt_tokens": limit, "context_tokens": 128, "domain": domain,
+                          "max_quarantined": max_quarantined,
+                          "grader": grader and {"name": grader, "params": {}}}, out, Session())
     return counts, read_rows(out / "prompts.parquet", Prompt), read_rows(out / "quarantined.parquet", Quarantined)
 
 

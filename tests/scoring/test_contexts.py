@@ -5,6 +5,7 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
+from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt
 from tasks.opd.data import tiny
 from tasks.opd.models.tokenizers import render
@@ -156,11 +157,32 @@ def test_experience_is_a_system_message_before_the_question(tokenizer, words):
 def test_experience_refuses_a_template_that_drops_it_and_an_empty_text():
     deaf = tiny.build_tokenizer()
     deaf.chat_template = "{{ '<|user|>' + messages[-1]['content'] + '<|assistant|>' }}"
-    with pytest.raises(ValueError, match="leaves out the system message"):
+    with pytest.raises(DataError, match="leaves out the system message"):
         CONTEXTS["experience"](ROLLOUT, [], QUESTION, deaf, text="Answer step by step.")
     for params in ({}, {"text": ""}):
         _, problems = slots.check(slots.Slot(name="experience", params=params), "context")
         assert [p.key for p in problems] == ["text"]
+
+
+def test_experience_refuses_a_template_that_refuses_system_messages():
+    strict = tiny.build_tokenizer()
+    strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + \
+        tiny.TEMPLATE
+    with pytest.raises(DataError, match="or refuses it"):
+        CONTEXTS["experience"](ROLLOUT, [], QUESTION, strict, text="Answer step by step.")
+
+
+def test_messages_before_the_question_stay_before_it_in_every_context(words):
+    history = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "How many figs?"},
+               {"role": "assistant", "content": "answer: 12"}]
+    prompt = dataclasses.replace(QUESTION, history=json.dumps(history))
+    group = group_of(words, "answer: 11", "answer: 12", rewards=[0.0, 1.0])
+    before = render(words, "answer", history)[:len(words.encode("Answer.How many figs?answer: 12"))]
+    for name in ("solution", "demonstration", "sibling"):
+        assert CONTEXTS[name](group[0], group, prompt, words)[:len(before)] == before, name
+    told = [{"role": "system", "content": "Answer step by step.\n\nAnswer."}, *history[1:]]
+    assert CONTEXTS["experience"](ROLLOUT, [], prompt, words, text="Answer step by step.") == render(
+        words, prompt.text, told)
 
 
 def test_our_words_are_all_known_to_the_tiny_task(words):

@@ -2,6 +2,7 @@
 
 folders     architecture, ids that end, sizes, base model
 tokenizers  a question as ids, control tokens, text that may be shown
+templates   whether a chat template shows what it is given
 heads       a model in two parts: body and head
 lora        adapters on a base
 attention   query heads that share keys, in one product

@@ -98,7 +98,7 @@ def refinement_prompt(prompt: Prompt, draft: str, tokenizer, control: list[str],
         return None
     parts.append(DRAFT.format(draft=shown))
     parts += [REFERENCE.format(solution=worked)] if solution else []
-    return render(tokenizer, "\n\n".join([*parts, REWRITE]))
+    return render(tokenizer, "\n\n".join([*parts, REWRITE]), prompt.turns)
 
 
 def rewritten(rollouts: list[Rollout], views: list[list[int]], prompts: dict[str, Prompt], engines: Engines,

@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.opd.core.entries import Entry
+from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Rollout
 from tasks.opd.data.answers import completion_text, without_thinking
+from tasks.opd.models.templates import role_left_out
 from tasks.opd.models.tokenizers import control_tokens, render, showable
 
 WITH_SOLUTION = """{text}
@@ -42,7 +44,7 @@ def solution(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer) 
     """
     if not prompt.solution:
         return None
-    return render(tokenizer, WITH_SOLUTION.format(text=prompt.text, solution=prompt.solution))
+    return render(tokenizer, WITH_SOLUTION.format(text=prompt.text, solution=prompt.solution), prompt.turns)
 
 
 def demonstration(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer) -> list[int] | None:
@@ -53,7 +55,7 @@ def demonstration(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokeni
     """
     if not prompt.solution:
         return None
-    return render(tokenizer, WITH_DEMONSTRATION.format(text=prompt.text, solution=prompt.solution))
+    return render(tokenizer, WITH_DEMONSTRATION.format(text=prompt.text, solution=prompt.solution), prompt.turns)
 
 
 def sibling(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer, *,
@@ -77,7 +79,7 @@ def sibling(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer, *
     shown = showable(rollout.feedback or "", control)
     if shown and (feedback == "always" or feedback == "alone" and len(parts) == 1):
         parts.append(FEEDBACK.format(feedback=shown))
-    return render(tokenizer, "\n\n".join([*parts, AGAIN])) if len(parts) > 1 else None
+    return render(tokenizer, "\n\n".join([*parts, AGAIN]), prompt.turns) if len(parts) > 1 else None
 
 
 def answer_of(rollout: Rollout, tokenizer) -> str:
@@ -89,18 +91,17 @@ def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer
                text: Annotated[str, Field(min_length=1)]) -> list[int] | None:
     """The question after a system message of one's own; before a plain question without a chat template.
 
-    The student learns to act as if it had been told.
+    The student learns to act as if it had been told. A system message of the prompt's own follows in the same turn.
     Source: OPCD, arXiv:2602.12275.
-    Raises: ValueError when the chat template leaves the system message out.
+    Raises: DataError when the chat template leaves the system message out, or refuses it.
     """
-    if not tokenizer.chat_template:
-        return tokenizer.encode(f"{text}\n\n{prompt.text}")
-    messages = [{"role": "system", "content": text}, {"role": "user", "content": prompt.text}]
-    ids = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
-    if ids == render(tokenizer, prompt.text):
-        raise ValueError("the teacher's chat template leaves out the system message of teacher.context experience; "
-                         "take a teacher whose template has system messages")
-    return ids
+    instructed = [{"role": "system", "content": text}, *prompt.turns]
+    if prompt.turns and prompt.turns[0]["role"] == "system":  # one system message, which begins with the text
+        instructed[:2] = [{"role": "system", "content": f"{text}\n\n{prompt.turns[0]['content']}"}]
+    if role_left_out(tokenizer, ["system"]):
+        raise DataError("the teacher's chat template leaves out the system message of teacher.context experience, "
+                        "or refuses it; take a teacher whose template has system messages")
+    return render(tokenizer, prompt.text, instructed)
 
 
 CONTEXTS = {"same": Entry(same, own_prompt=True), "solution": Entry(solution, shows_solution=True),
