@@ -5,7 +5,6 @@ import pytest
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows
-from tasks.opd.data.fields import split_answer
 from tasks.opd.data.prompts import join_prompts, make_prompts
 from tasks.opd.data.sources import SOURCES
 from tasks.opd.engines.pool import Session
@@ -79,10 +78,6 @@ def test_unknown_reasoning_gym_dataset_is_refused_by_name():
         list(SOURCES["reasoning_gym"](range(1), dataset="gsm"))
 
 
-def test_gsm8k_answers_are_split_from_their_working():
-    assert split_answer("He has 48/2 = <<48/2=24>>24 left.\nSo 1,042.\n#### 1,042") == \
-        ("1042", "He has 48/2 = 24 left.\nSo 1,042.")
-    assert split_answer(" 17 ") == ("17", None)
 
 
 def test_what_is_unfit_is_quarantined_with_its_reason_and_counted(student, tmp_path):

@@ -157,7 +157,7 @@ def test_experience_is_a_system_message_before_the_question(tokenizer, words):
 def test_experience_refuses_a_template_that_drops_it_and_an_empty_text():
     deaf = tiny.build_tokenizer()
     deaf.chat_template = "{{ '<|user|>' + messages[-1]['content'] + '<|assistant|>' }}"
-    with pytest.raises(DataError, match="leaves out the system message"):
+    with pytest.raises(DataError, match="leaves out the system's turn"):
         CONTEXTS["experience"](ROLLOUT, [], QUESTION, deaf, text="Answer step by step.")
     for params in ({}, {"text": ""}):
         _, problems = slots.check(slots.Slot(name="experience", params=params), "context")
@@ -168,7 +168,7 @@ def test_experience_refuses_a_template_that_refuses_system_messages():
     strict = tiny.build_tokenizer()
     strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + \
         tiny.TEMPLATE
-    with pytest.raises(DataError, match="or refuses it"):
+    with pytest.raises(DataError, match="refuses the turns system, user: no system"):
         CONTEXTS["experience"](ROLLOUT, [], QUESTION, strict, text="Answer step by step.")
 
 

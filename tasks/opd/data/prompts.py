@@ -14,7 +14,7 @@ from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows, source_of, write_rows
 from tasks.opd.data.graders import grade
 from tasks.opd.data.sources import SOURCES
-from tasks.opd.models.templates import check_template, role_left_out
+from tasks.opd.models.templates import check_template, turn_left_out
 from tasks.opd.models.tokenizers import control_tokens, render
 from tasks.opd.store.artifacts import model_folder
 
@@ -31,8 +31,8 @@ def unfit(item: dict, tokenizer, special: list[str], limit: int) -> tuple[str | 
     written = [item["text"], *(turn["content"] for turn in history)]
     if injected := [token for token in special if any(token in text for text in written)]:
         return f"special_token: the text holds {', '.join(injected)}", []
-    if role := role_left_out(tokenizer, [turn["role"] for turn in history]):
-        return f"template: the student's chat template leaves out or refuses the {role}'s turn", []
+    if why := turn_left_out(tokenizer, [turn["role"] for turn in history]):
+        return f"template: the student's chat template {why}", []
     token_ids = tokenizer.encode(item["text"]) if item.get("plain") else render(tokenizer, item["text"], history)
     if len(token_ids) > limit:
         return f"too_long: {len(token_ids)} tokens, at most {limit}", []

@@ -31,20 +31,21 @@ def check_template(tokenizer) -> None:
                         "use one that depends on the messages alone")
 
 
-def render_drawing(tokenizer, text: str, seed: int, history: Sequence[dict] = ()) -> list[int]:
+def render_drawing(tokenizer, text: str, seed: int) -> list[int]:
     """Token ids of a question, with Python's own generator, which templates draw from, in a state of `seed`."""
     before = random.getstate()
     random.seed(seed)
     try:
-        return render(tokenizer, text, history)
+        return render(tokenizer, text)
     finally:
         random.setstate(before)
 
 
-def role_left_out(tokenizer, roles: Sequence[str]) -> str | None:
-    """The first of some turns' roles whose words do not change the prompt, or that the template refuses; None: all do.
+def turn_left_out(tokenizer, roles: Sequence[str]) -> str | None:
+    """What a template does to turns of these roles before a question: "leaves out the system's turn", "refuses ..".
 
-    Some templates know no system message, and say so or drop it; some drop what an assistant said before.
+    None: it shows them all, so that other words there make another prompt. Some templates know no system message, and
+    say so or drop it; some drop what an assistant said before.
     """
     if not (roles and tokenizer.chat_template):
         return None
@@ -53,8 +54,8 @@ def role_left_out(tokenizer, roles: Sequence[str]) -> str | None:
         try:
             one, other = (render(tokenizer, SHORT, [{"role": named, "content": text if place == index else SHORT}
                                                     for place, named in enumerate(roles)]) for text in (SHORT, LONG))
-        except (TemplateError, TypeError, ValueError):
-            return role
+        except (TemplateError, TypeError, ValueError) as error:
+            return f"refuses the turns {', '.join(roles)}, user: {error}"
         if one == other:
-            return role
+            return f"leaves out the {role}'s turn"
     return None

@@ -12,7 +12,7 @@ from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Rollout
 from tasks.opd.data.answers import completion_text, without_thinking
-from tasks.opd.models.templates import role_left_out
+from tasks.opd.models.templates import turn_left_out
 from tasks.opd.models.tokenizers import control_tokens, render, showable
 
 WITH_SOLUTION = """{text}
@@ -98,9 +98,9 @@ def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer
     instructed = [{"role": "system", "content": text}, *prompt.turns]
     if prompt.turns and prompt.turns[0]["role"] == "system":  # one system message, which begins with the text
         instructed[:2] = [{"role": "system", "content": f"{text}\n\n{prompt.turns[0]['content']}"}]
-    if role_left_out(tokenizer, ["system"]):
-        raise DataError("the teacher's chat template leaves out the system message of teacher.context experience, "
-                        "or refuses it; take a teacher whose template has system messages")
+    if why := turn_left_out(tokenizer, ["system"]):
+        raise DataError(f"the teacher's chat template {why}; teacher.context experience is a system message: take "
+                        "a teacher whose template has them")
     return render(tokenizer, prompt.text, instructed)
 
 
