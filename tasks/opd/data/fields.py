@@ -87,6 +87,11 @@ def conversation(history: list[dict], text: str) -> str | list[dict]:
     return [*history, {"role": "user", "content": text}] if history else text
 
 
+def all_said(history: list[dict], text: str) -> str:
+    """The texts of all messages of a question, in their order: what tells it from another one."""
+    return "\n\n".join([*(turn["content"] for turn in history), text])
+
+
 def split_answer(text: str) -> tuple[str, str | None]:
     """("1042", "the working") of GSM8K's "the working\n#### 1,042"; (text, None) of anything else.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows, source_of, write_rows
+from tasks.opd.data.fields import all_said
 from tasks.opd.data.graders import grade
 from tasks.opd.data.sources import SOURCES
 from tasks.opd.models.templates import check_template, turn_left_out
@@ -143,4 +144,4 @@ def refuse_overlap(prompts: list[Prompt], train: list[Prompt], name: str) -> Non
 
 def asked_text(prompt: Prompt) -> str:
     """All that a prompt asks, its earlier messages included, without case and surplus spaces."""
-    return " ".join(f"{prompt.history} {prompt.text}".lower().split())
+    return " ".join(all_said(prompt.turns, prompt.text).lower().split())
