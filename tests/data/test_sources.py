@@ -166,3 +166,26 @@ def test_several_sources_become_one_in_order_with_ids_that_say_whose(student, tm
     assert counts == {"prompts": 4, "prompts_asked": 1, "prompts_sums": 3}
     assert [q.item_id for q in read_rows(tmp_path / "both" / "quarantined.parquet", Quarantined)] == ["asked:1"]
     assert tokenizer_of(tmp_path / "both").get_vocab() == tokenizer_of(tmp_path / "a").get_vocab()
+
+
+def test_hub_reads_a_local_folder_and_refuses_files_whose_columns_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "a.jsonl", {"question": "2 + 3?", "answer": "5"})
+    read = list(SOURCES["hub"](range(9), dataset=str(tmp_path / "data")))
+    assert [(item["text"], item["answer"]) for item in read] == [("2 + 3?", "5")]
+    write_lines(tmp_path / "data" / "a.jsonl", {"question": "2 + 4?", "answer": "6"})
+    assert [item["answer"] for item in SOURCES["hub"](range(9), dataset=str(tmp_path / "data"))] == ["6"]
+    write_lines(tmp_path / "data" / "b.jsonl", {"prompt": "?", "truth": 5})
+    with pytest.raises(DataError, match="cannot be had"):
+        list(SOURCES["hub"](range(9), dataset=str(tmp_path / "data")))
+
+
+def test_a_hub_row_without_the_named_column_is_quarantined_with_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "a.jsonl", {"prompt": [{"role": "user", "content": "2 + 3?"}], "answer": 5})
+    read = {name: next(SOURCES["hub"](range(1), dataset=str(tmp_path / "data"), question=name))
+            for name in ("question", "prompt")}
+    assert "has no 'question'; it has ['answer', 'prompt']" in read["question"]["invalid"]
+    assert (read["prompt"]["text"], read["prompt"]["answer"]) == ("2 + 3?", "5")

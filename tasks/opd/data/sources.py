@@ -81,8 +81,11 @@ def jsonl(indices: range, *, path: str, question: str = "question", answer: str 
 
 def hub(indices: range, *, dataset: str, config: str = "", split: str = "train", question: str = "question",
         answer: str = "answer", solution: str = "", revision: str = "") -> Iterator[dict]:
-    """Rows of a Hugging Face dataset, or of a local folder with one. In GSM8K's answers "####" stands between solution
-    and truth."""
+    """Rows of a Hugging Face dataset, or of a local folder with one, with named fields as for jsonl.
+
+    In GSM8K's answers "####" stands between solution and truth.
+    Raises: DataError when there is no such dataset, and when its files do not have the same columns.
+    """
     import datasets
     from datasets.exceptions import DatasetsError
     try:
