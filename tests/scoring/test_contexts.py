@@ -5,12 +5,15 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
+from tasks.bootstrap import make_models, models_needed
+from tasks.context import check_context
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt
 from tasks.opd.data import tiny
 from tasks.opd.models.tokenizers import render
-from tasks.opd.recipe import slots
+from tasks.opd.recipe import loading, slots
 from tasks.opd.scoring.contexts import AGAIN, CONTEXTS, CORRECT, FEEDBACK, WITH_DEMONSTRATION, WITH_SOLUTION, answer_of
+from tasks.workers import pools
 from tests.rollouts.test_filters import ROLLOUT
 from tests.small_llama import save_llama
 
@@ -170,6 +173,25 @@ def test_experience_refuses_a_template_that_refuses_system_messages():
         tiny.TEMPLATE
     with pytest.raises(DataError, match="refuses the turns system, user: no system"):
         CONTEXTS["experience"](ROLLOUT, [], QUESTION, strict, text="Answer step by step.")
+
+
+def test_models_whose_template_drops_what_the_context_adds_are_refused_before_anything_is_asked(opd_home, tmp_path):
+    tokenizer = tiny.build_tokenizer()
+    model = tiny.new_model(tokenizer, seed=0, layers=1, hidden=64)
+    for name, template in (("hears", tiny.TEMPLATE), ("deaf", "<|user|>{{ messages[-1]['content'] }}<|assistant|>")):
+        tokenizer.chat_template = template
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+
+    def check(variant: str, name: str) -> int:
+        student = f"pair.student={{name: folder, path: {tmp_path / name}}}"
+        recipe = loading.load(variant, ["workers=inline", student])
+        with pools.for_run(recipe) as pool:
+            models = make_models.fn(recipe.pair, models_needed(recipe), pool)
+            return len(check_context.fn(recipe, models, pool))
+    assert [check("opcd", "hears"), check("opsd", "deaf")] == [1, 0]  # of contexts only experience has system=True
+    with pytest.raises(DataError, match="leaves out the system's turn; teacher.context experience is a system message"):
+        check("opcd", "deaf")
 
 
 def test_messages_before_the_question_stay_before_it_in_every_context(words):

@@ -1,6 +1,7 @@
 """The stages by name, each with the module and the function that make its files. Nothing is imported here."""
 STAGES = {
     "model": "makers.models:make_model",
+    "context": "scoring.contexts:check_context",
     "prompts": "data.prompts:make_prompts",
     "joined_prompts": "data.prompts:join_prompts",
     "rollouts": "rollouts.writers:write_rollouts",

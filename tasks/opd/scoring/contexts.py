@@ -4,6 +4,7 @@
 `group` the rollouts of the same prompt in this round, this one included. A rollout whose context is None leaves its
 terms and their denominators. The wordings are ours; only the ideas are the papers'.
 """
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -14,6 +15,7 @@ from tasks.opd.core.records import Prompt, Rollout
 from tasks.opd.data.answers import completion_text, without_thinking
 from tasks.opd.models.templates import turn_left_out
 from tasks.opd.models.tokenizers import control_tokens, render, showable
+from tasks.opd.store.artifacts import model_folder
 
 WITH_SOLUTION = """{text}
 
@@ -98,12 +100,25 @@ def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer
     instructed = [{"role": "system", "content": text}, *prompt.turns]
     if prompt.turns and prompt.turns[0]["role"] == "system":  # one system message, which begins with the text
         instructed[:2] = [{"role": "system", "content": f"{text}\n\n{prompt.turns[0]['content']}"}]
-    if why := turn_left_out(tokenizer, ["system"]):
-        raise DataError(f"the teacher's chat template {why}; teacher.context experience is a system message: take "
-                        "a teacher whose template has them")
+    refuse_unshown(tokenizer)
     return render(tokenizer, prompt.text, instructed)
 
 
 CONTEXTS = {"same": Entry(same, own_prompt=True), "solution": Entry(solution, shows_solution=True),
             "demonstration": Entry(demonstration, shows_solution=True), "sibling": Entry(sibling, grouped=True),
-            "experience": Entry(experience)}
+            "experience": Entry(experience, system=True)}
+
+
+def check_context(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """Stage: the chat template of every model shows the system message that the context adds. Raises: DataError."""
+    from transformers import AutoTokenizer
+    for place in inputs.values():
+        refuse_unshown(AutoTokenizer.from_pretrained(model_folder(place), local_files_only=True))
+    return {"models": len(inputs)}
+
+
+def refuse_unshown(tokenizer) -> None:
+    """Raise DataError when a chat template leaves out a system message, or refuses it."""
+    if why := turn_left_out(tokenizer, ["system"]):
+        raise DataError(f"the teacher's chat template {why}; teacher.context experience is a system message: take "
+                        "a teacher whose template has them")
