@@ -63,6 +63,7 @@ def test_numeric_refuses_a_truth_that_is_not_one_number():
     ("7", r"\boxed{3 + 4}", 1), ("7", r"\boxed{x = 7}", 1), ("24", r"\boxed{24\,\text{m}^2}", 1),
     ("40", "Answer: 50% of 80 is 40", 1),
     ("7", "Answer: 7 apples, which is 2 more than 5", 1), ("18", "She makes **$18** a day.\nAsk me 2 more!", 1),
+    ("7", r"\boxed{10^{400}}", 0), ("7", r"\boxed{1/0}", 0), ("7", r"\boxed{\infty}", 0), ("7", r"\boxed{2i}", 0),
     ("14", "**Step 1:** 3 + 4 = 7\n**Step 2:** 7 * 2 = 14\nSo 14.", 1), ("5", "I counted 2.\nAnswer:\n5", 1)])
 def test_numeric_reads_numbers_as_people_write_them(truth, completion, right):
     assert reward("numeric", truth, completion) == right

@@ -84,7 +84,11 @@ def evaluated(expression: str) -> float | None:
     value = parsed[0] if parsed else None
     if not getattr(value, "is_number", False) or not value.is_real:
         return None
-    return number if mathematics.isfinite(number := float(value)) else None
+    try:
+        number = float(value)
+    except (OverflowError, TypeError):  # 10^400
+        return None
+    return number if mathematics.isfinite(number) else None
 
 
 def math(prompt: Prompt, completion: str) -> tuple[float, str | None]:
