@@ -2,6 +2,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.context import check_context
 from tasks.opd.recipe import requirements
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
@@ -16,6 +17,7 @@ NUM_PROMPTS = 4
 @task(cache_policy=NO_CACHE, task_run_name="preflight")
 def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, pool: WorkerPool) -> Artifact:
     """The findings; a red one raises OpdError (TokenizerMismatch, EngineError)."""
+    check_context.fn(recipe, models, pool)
     now = recipe.at(0)
     needs = requirements.needs(now)
     spec = {"terms": requirements.terms_of(now), "loss": now.loss.model_dump(mode="json"),

@@ -1,17 +1,15 @@
 """The task of the stage `prompts`: slices of sources, rendered for the student."""
-from pathlib import Path
-
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.core.files import hash_tree
+from tasks.opd.data.row_files import content_hash
 from tasks.opd.recipe.schema import Recipe, Source
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
 from tasks.tracking.runs import log_artifact
 from tasks.workers.pools import WorkerPool
 
-SLICE = set(Source.model_fields) - {"grader"}  # how answers are graded changes no question
+SLICE = set(Source.model_fields)  # the grader, too: a truth that it cannot grade is quarantined
 
 
 def training_prompts(recipe: Recipe, student: Artifact, pool: WorkerPool) -> Artifact:
@@ -32,8 +30,8 @@ def make_prompts(source: Source, student: Artifact, pool: WorkerPool, *, context
                  train: Artifact | None = None) -> Artifact:
     """A source's questions; none of their texts may stand in the prompts trained on."""
     spec = source.model_dump(mode="json", include=SLICE) | {"context_tokens": context_tokens}
-    if "path" in source.source.params:  # a file that was edited is another source
-        spec["sha256"] = hash_tree(Path(source.source.params["path"]).expanduser(), "*.jsonl")
+    if sha256 := content_hash(source.source.params):  # a file that was edited is another source
+        spec["sha256"] = sha256
     inputs = {"student": student} | ({"train": train} if train else {})
     name = f"{use}-{source.name}"
     return log_artifact(run_stage("prompts", spec, inputs, pool), name, prefix=f"prompts/{name}")

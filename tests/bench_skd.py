@@ -19,7 +19,7 @@ from tasks.workers.launchers import quiet_environment
 quiet_environment()  # says how torch's threads wait, so before torch is imported
 
 from tasks.opd.core.records import Prompt, read_rows  # noqa: E402
-from tasks.opd.data.sources import make_prompts  # noqa: E402
+from tasks.opd.data.prompts import make_prompts  # noqa: E402
 from tasks.opd.engines.pool import Session  # noqa: E402
 from tasks.opd.recipe.loading import load  # noqa: E402
 from tasks.opd.rollouts.interleaving import skd  # noqa: E402

@@ -119,7 +119,7 @@ FACTS = {  # fact -> (kind, entry, value, what is looked at, before, after)
                  ("tiny",)),
     "seed_shifts": ("source", "tiny", True, lambda: recipes.items(
         recipe(prompts__source={"name": "tiny", "params": {"seed": 5}}).prompts)[1].start, 0, 5)}
-ELSEWHERE = {"own_prompt": "tests/scoring/test_score.py"}
+ELSEWHERE = {"own_prompt": "tests/scoring/test_score.py", "system": "tests/scoring/test_contexts.py"}
 
 
 @pytest.mark.parametrize("fact", FACTS)

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.opd.core.records import STUDENT, Prompt, Quarantined, Rollout, read_rows, write_rows
 from tasks.opd.data import tiny
-from tasks.opd.data.graders import GRADERS, final_answer, grade_by_source, last_number
+from tasks.opd.data.graders import GRADERS, grade_by_source
 from tasks.opd.data.sources import SOURCES
 from tasks.opd.engines.pool import Session
 from tasks.opd.rollouts.grading import grade_rollouts
@@ -21,24 +21,18 @@ def reward(grader: str, answer: str, completion: str, **params) -> float:
     return GRADERS[grader](asked(answer), completion, **params)[0]
 
 
-@pytest.mark.parametrize("text, number", [
-    ("so 3 + 4 = 7.", 7), ("$1,200.50 in all", 1200.5), ("-3", -3), ("minus: \u22123", -3), ("x2", None),
-    ("1e3", 1000), (".5 of it", 0.5), ("12 apples, 3 pears", 3), ("", None), ("40%", 40),
-    ("1,2,3", 3), ("9" * 400, None),
-])
-def test_last_number(text, number):
-    assert last_number(text) == number
-
-
-def test_final_answer_is_what_follows_the_last_answer_else_the_last_line():
-    assert final_answer("1 + 1 = 2\n**Answer: 2**\n") == "2"
-    assert final_answer("The answer is 3. No, the final answer is: 4.") == "4"
-    assert final_answer("working\n\n 42. \n") == "42" and final_answer("") == ""
-
-
 def test_exact():
     assert reward("exact", "Paris", "I think\nAnswer: Paris") == 1 and reward("exact", "Paris", "paris") == 0
     assert reward("exact", "Paris", "paris", ignore_case=True) == 1
+    assert reward("exact", "Paris", "**Answer**: Paris") == 1
+    assert reward("exact", "Paris", "\\boxed{\\text{Paris}}") == 1
+    assert reward("exact", "Paris.", "It is\n**Paris.**") == 1 and reward("exact", "", "") == 0
+
+
+def test_exact_compares_as_many_lines_as_the_truth_has():
+    assert reward("exact", "1 2\n3 4", "Row by row.\nAnswer:\n```\n1 2\n3 4\n```\nDone.") == 1
+    assert reward("exact", "1 2\n3 4", "Row by row:\n1 2\n3 4") == 1
+    assert reward("exact", "1 2\n3 4", "Answer:\n3 4") == 0
 
 
 def test_numeric_reads_units_commas_and_tolerance():
@@ -52,13 +46,34 @@ def test_numeric_reads_units_commas_and_tolerance():
     assert GRADERS["numeric"](asked("7"), "8") == (0.0, "the answer is 7, not 8")
 
 
-def test_numeric_refuses_a_truth_without_a_number():
+def test_numeric_refuses_a_truth_that_is_not_one_number():
     with pytest.raises(ValueError, match="holds no number; use the grader exact"):
         reward("numeric", "Paris", "3")
+    with pytest.raises(ValueError, match="holds several numbers; use the grader exact or math"):
+        reward("numeric", "3,5,7", "7")
+
+
+@pytest.mark.parametrize("truth, completion, right", [
+    ("24", "24 m^2", 1), ("2", "24 m^2", 0), ("1/2", "0.5", 1), ("1/2", "2", 0), ("1/2", "5/2", 0), ("5", "-$5", 0),
+    ("-5", "-$5", 1), ("5", "\u20135", 0), ("-5", "\u20135", 1), ("1200", r"\boxed{1{,}200}", 1),
+    ("7", "7 (2 more than 5)", 1), ("12", r"\boxed{12}. This took 3 steps", 1),
+    ("12", "The answer is 12. This took 3 steps.", 1),
+    ("1000000", r"1 \times 10^6", 1), ("1200", "1 200", 1), ("7", "**Answer**: 7", 1),
+    ("3.4641016", r"\boxed{2\sqrt{3}}", 1),
+    ("7", r"\boxed{3 + 4}", 1), ("7", r"\boxed{x = 7}", 1), ("24", r"\boxed{24\,\text{m}^2}", 1),
+    ("40", "Answer: 50% of 80 is 40", 1),
+    ("7", "Answer: 7 apples, which is 2 more than 5", 1), ("18", "She makes **$18** a day.\nAsk me 2 more!", 1),
+    ("7", r"\boxed{10^{400}}", 0), ("7", r"\boxed{1/0}", 0), ("7", r"\boxed{\infty}", 0), ("7", r"\boxed{2i}", 0),
+    ("14", "**Step 1:** 3 + 4 = 7\n**Step 2:** 7 * 2 = 14\nSo 14.", 1), ("5", "I counted 2.\nAnswer:\n5", 1)])
+def test_numeric_reads_numbers_as_people_write_them(truth, completion, right):
+    assert reward("numeric", truth, completion) == right
 
 
 MATH = [("\\frac{1}{2}", "so \\boxed{0.5}", 1), ("2\\sqrt{3}", "$\\boxed{\\sqrt{12}}$", 1), ("4", "\\boxed{5}", 0),
-        ("x+1", "the result is \\boxed{1+x}", 1), ("4", "first \\boxed{3}, no: \\boxed{4}", 1), ("4", "", 0)]
+        ("x+1", "the result is \\boxed{1+x}", 1), ("4", "first \\boxed{3}, no: \\boxed{4}", 1), ("4", "", 0),
+        ("4", "\\boxed{4}. So \\boxed{}", 1), ("4", "\\boxed{4}. So \\boxed{5", 1), ("3", "\\fbox{3}", 1),
+        ("3, 5", "x = \\boxed{3} or x = \\boxed{5}", 1), ("3, 5", "\\boxed{5, 3}", 1), ("3, 5", "x = \\boxed{3}", 0),
+        ("\\$18.90", "\\boxed{\\$18.90}", 1), ("\\$18.90", "$18.90$", 1), ("\\$18.90", "\\boxed{18.80}", 0)]
 
 
 @pytest.mark.parametrize("truth, completion, right", MATH)
@@ -81,6 +96,29 @@ def test_reasoning_gym_scores_the_final_number_and_not_the_working():
     assert grade(prompt, f"Answer: {int(truth) + 1}") == (0.0, f"the answer is {truth}, not {int(truth) + 1}")
     assert grade(prompt, f"Answer: {int(truth) + 1}", partial=True)[0] == 0.01  # the dataset's own consolation
     assert grade(prompt, "no idea")[0] == 0.0
+
+
+THOUGHT = "<think>\nSo the answer is {wrong}.\nWait, it is {right}.\n</think>\n\n"
+
+
+def thought_over() -> list:
+    """Of every grader: a prompt, its answer as a completion says it, and a wrong one."""
+    item = next(iter(SOURCES["reasoning_gym"](range(3, 4), dataset="gsm_symbolic")))
+    made = tiny.problem(0)
+    return [("exact", asked("7"), "answer: 7", "answer: 5"),
+            ("numeric", asked("7"), "She has **7** apples.", "It is 5."),
+            ("math", asked("7"), "It is $7$.", "It is $5$."),
+            ("reasoning_gym", asked(item["answer"], item["entry"]), f"Answer: {item['answer']}", "Answer: 0"),
+            ("tiny", asked(made.answer, made.entry), f"answer: {made.answer}", "answer: 100")]
+
+
+def test_what_stands_in_thinking_is_never_the_answer_of_any_grader():
+    assert [row[0] for row in thought_over()] == list(GRADERS)
+    for name, prompt, right, wrong in thought_over():
+        for thought in (THOUGHT.format(wrong=wrong, right=right), f"so {right}\n</think>\n"):  # opened here, or before
+            assert GRADERS[name](prompt, thought + right)[0] == 1, name
+            assert GRADERS[name](prompt, thought + wrong)[0] == 0, name
+        assert GRADERS[name](prompt, f"<think>\n{right}")[0] == 0, name  # cut off
 
 
 def test_tiny_grader_is_the_tasks_own():

@@ -5,7 +5,8 @@ import pytest
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows
-from tasks.opd.data.sources import SOURCES, join_prompts, make_prompts, split_answer
+from tasks.opd.data.prompts import join_prompts, make_prompts
+from tasks.opd.data.sources import SOURCES
 from tasks.opd.engines.pool import Session
 from tasks.opd.makers.models import make_model
 from tasks.opd.models.tokenizers import render, tokenizer_of
@@ -18,13 +19,15 @@ def student(tmp_path_factory):
     return out
 
 
-def make(student, out, source, *, name="train", first=0, count=4, limit=64, train=None, domain="", **params):
+def make(student, out, source, *, name="train", first=0, count=4, limit=64, train=None, domain="", grader=None,
+         max_quarantined=1.0, **params):
     """Run the stage; its counts, prompts and quarantined."""
     out.mkdir()
     inputs = {"student": student} | ({"train": train} if train else {})
     counts = make_prompts(inputs, {"source": {"name": source, "params": params}, "name": name, "first": first,
-                          "count": count, "max_prompt_tokens": limit, "context_tokens": 128, "domain": domain},
-                          out, Session())
+                          "count": count, "max_prompt_tokens": limit, "context_tokens": 128, "domain": domain,
+                          "max_quarantined": max_quarantined,
+                          "grader": grader and {"name": grader, "params": {}}}, out, Session())
     return counts, read_rows(out / "prompts.parquet", Prompt), read_rows(out / "quarantined.parquet", Quarantined)
 
 
@@ -91,10 +94,6 @@ def test_unknown_reasoning_gym_dataset_is_refused_by_name():
         list(SOURCES["reasoning_gym"](range(1), dataset="gsm"))
 
 
-def test_gsm8k_answers_are_split_from_their_working():
-    assert split_answer("He has 48/2 = <<48/2=24>>24 left.\nSo 1,042.\n#### 1,042") == \
-        ("1042", "He has 48/2 = 24 left.\nSo 1,042.")
-    assert split_answer(" 17 ") == ("17", None)
 
 
 def test_what_is_unfit_is_quarantined_with_its_reason_and_counted(student, tmp_path):
@@ -183,3 +182,26 @@ def test_several_sources_become_one_in_order_with_ids_that_say_whose(student, tm
     assert counts == {"prompts": 4, "prompts_asked": 1, "prompts_sums": 3}
     assert [q.item_id for q in read_rows(tmp_path / "both" / "quarantined.parquet", Quarantined)] == ["asked:1"]
     assert tokenizer_of(tmp_path / "both").get_vocab() == tokenizer_of(tmp_path / "a").get_vocab()
+
+
+def test_hub_reads_a_local_folder_and_refuses_files_whose_columns_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "a.jsonl", {"question": "2 + 3?", "answer": "5"})
+    read = list(SOURCES["hub"](range(9), dataset=str(tmp_path / "data")))
+    assert [(item["text"], item["answer"]) for item in read] == [("2 + 3?", "5")]
+    write_lines(tmp_path / "data" / "a.jsonl", {"question": "2 + 4?", "answer": "6"})
+    assert [item["answer"] for item in SOURCES["hub"](range(9), dataset=str(tmp_path / "data"))] == ["6"]
+    write_lines(tmp_path / "data" / "b.jsonl", {"prompt": "?", "truth": 5})
+    with pytest.raises(DataError, match="cannot be had"):
+        list(SOURCES["hub"](range(9), dataset=str(tmp_path / "data")))
+
+
+def test_a_hub_row_without_the_named_column_is_quarantined_with_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "a.jsonl", {"prompt": [{"role": "user", "content": "2 + 3?"}], "answer": 5})
+    read = {name: next(SOURCES["hub"](range(1), dataset=str(tmp_path / "data"), question=name))
+            for name in ("question", "prompt")}
+    assert "has no 'question'; it has ['answer', 'prompt']" in read["question"]["invalid"]
+    assert (read["prompt"]["text"], read["prompt"]["answer"]) == ("2 + 3?", "5")

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Sample, read_rows
-from tasks.opd.data.sources import make_prompts
+from tasks.opd.data.prompts import make_prompts
 from tasks.opd.engines.pool import Session
 from tasks.opd.evaluation.benchmarks import avg_at, evaluate, pass_at, summary
 from tasks.opd.makers.models import make_model
@@ -50,7 +50,8 @@ def world(tmp_path_factory):
     make_model({}, {"maker": {"name": "random", "params": {}}, "seed": 0}, root / "student", session)
     source = {"name": "tiny", "params": {}}
     make_prompts({"student": root / "student"}, {"source": source, "name": "held_out", "first": 0, "count": 6,
-                 "max_prompt_tokens": 64, "domain": "", "context_tokens": 128}, root / "prompts", session)
+                 "max_prompt_tokens": 64, "domain": "", "context_tokens": 128, "max_quarantined": 0.5,
+                 "grader": {"name": "tiny", "params": {}}}, root / "prompts", session)
     return root
 
 

@@ -26,7 +26,7 @@ def test_a_template_that_does_what_none_may_is_an_error_about_the_models_folder(
     for template, kind in (("{{ messages.__class__.__mro__ }}{{ ''.__class__.mro() }}", "SecurityError"),
                            ("{{ raise_exception('no user turns') }}", "TemplateError: no user turns")):
         (tmp_path / "chat_template.jinja").write_text(template)
-        with pytest.raises(DataError, match=f"the chat template of {tmp_path} fails: {kind}"):
+        with pytest.raises(DataError, match=f"the chat template of {tmp_path} cannot be used: {kind}"):
             render(AutoTokenizer.from_pretrained(tmp_path), "w5")
 
 

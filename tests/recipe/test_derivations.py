@@ -22,7 +22,8 @@ def specs_of(recipe, refiners=("truncate",)):
     engine, terms = recipe.engine_for("write"), {"terms": requirements.terms_of(recipe)}
     grader = {"graders": recipe.graders()}
     filters = {"filters": [dumped(slot) for slot in recipe.rollout.filters]}
-    return {"model": {"maker": dumped(recipe.pair.teacher)}, "prompts": {"source": dumped(recipe.prompts.source)},
+    return {"model": {"maker": dumped(recipe.pair.teacher)}, "context": {"context": dumped(recipe.teacher.context)},
+            "prompts": {"source": dumped(recipe.prompts.source), "grader": dumped(recipe.prompts.grader)},
             "joined_prompts": {"sources": ["one", "another"]},
             "rollouts": {"writers": [dumped(writer) for writer in recipe.rollout.writers], "engine": engine},
             "grades": grader | filters,

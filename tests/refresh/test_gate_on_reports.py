@@ -11,7 +11,7 @@ from tasks.bootstrap import make_models
 from tasks.evaluate import evaluate_student
 from tasks.opd.core.records import Sample, read_rows
 from tasks.opd.data import tiny
-from tasks.opd.data.graders import final_answer
+from tasks.opd.data.answers import final_answer
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.refreshes import Gate
 from tasks.opd.recipe.schema import Benchmark

@@ -128,3 +128,23 @@ def test_plain_text_is_no_prompt_to_be_graded(folder):
     write(folder / "a.jsonl", {"text": "Ada has figs and pears and plums."})
     result = scan(Slot(name="text", params={"path": str(folder)}), set(), at_most=9, held_out_share=0.0, asked=set())
     assert result.new == [] and result.skipped == {"plain text": 1}
+
+
+def test_a_text_with_a_line_separator_of_unicode_is_read_back(folder, tmp_path):
+    write(folder / "a.jsonl", {**FIGS, "question": "How many\u2028figs?\x85"})
+    new = found(folder).new
+    write_rows(tmp_path / "trained.jsonl", new)
+    assert list(read_rows(tmp_path / "trained.jsonl").values()) == new and len(new) == 1
+
+
+def test_messages_before_a_question_are_kept_and_make_it_another(folder, tmp_path):
+    turns = [{"role": "user", "content": "Ada has 4 figs."}, {"role": "assistant", "content": "Yes."},
+             {"role": "user", "content": "How many figs?"}]
+    write(folder / "a.jsonl", FIGS, {**FIGS, "question": turns}, {**FIGS, "question": [turns[0], turns[2]]})
+    new = found(folder).new
+    assert len({row.row_id for row in new}) == 3 and [row.history for row in new] == [[], turns[:2], turns[:1]]
+    write_rows(tmp_path / "trained.jsonl", new)
+    assert list(read_rows(tmp_path / "trained.jsonl").values()) == new
+    again = source_of(tmp_path / "trained.jsonl", new)
+    assert scan(Slot.model_validate(again), set(), at_most=9, held_out_share=0.0, asked=set()).new == new
+    assert found(folder, asked={"how many figs?"}).skipped == {"asked in a benchmark": 1}

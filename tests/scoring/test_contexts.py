@@ -5,11 +5,15 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
+from tasks.bootstrap import make_models, models_needed
+from tasks.context import check_context
+from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt
 from tasks.opd.data import tiny
 from tasks.opd.models.tokenizers import render
-from tasks.opd.recipe import slots
+from tasks.opd.recipe import loading, slots
 from tasks.opd.scoring.contexts import AGAIN, CONTEXTS, CORRECT, FEEDBACK, WITH_DEMONSTRATION, WITH_SOLUTION, answer_of
+from tasks.workers import pools
 from tests.rollouts.test_filters import ROLLOUT
 from tests.small_llama import save_llama
 
@@ -156,11 +160,51 @@ def test_experience_is_a_system_message_before_the_question(tokenizer, words):
 def test_experience_refuses_a_template_that_drops_it_and_an_empty_text():
     deaf = tiny.build_tokenizer()
     deaf.chat_template = "{{ '<|user|>' + messages[-1]['content'] + '<|assistant|>' }}"
-    with pytest.raises(ValueError, match="leaves out the system message"):
+    with pytest.raises(DataError, match="leaves out the system's turn"):
         CONTEXTS["experience"](ROLLOUT, [], QUESTION, deaf, text="Answer step by step.")
     for params in ({}, {"text": ""}):
         _, problems = slots.check(slots.Slot(name="experience", params=params), "context")
         assert [p.key for p in problems] == ["text"]
+
+
+def test_experience_refuses_a_template_that_refuses_system_messages():
+    strict = tiny.build_tokenizer()
+    strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + \
+        tiny.TEMPLATE
+    with pytest.raises(DataError, match="refuses the turns system, user: no system"):
+        CONTEXTS["experience"](ROLLOUT, [], QUESTION, strict, text="Answer step by step.")
+
+
+def test_models_whose_template_drops_what_the_context_adds_are_refused_before_anything_is_asked(opd_home, tmp_path):
+    tokenizer = tiny.build_tokenizer()
+    model = tiny.new_model(tokenizer, seed=0, layers=1, hidden=64)
+    for name, template in (("hears", tiny.TEMPLATE), ("deaf", "<|user|>{{ messages[-1]['content'] }}<|assistant|>")):
+        tokenizer.chat_template = template
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+
+    def check(variant: str, name: str) -> int:
+        student = f"pair.student={{name: folder, path: {tmp_path / name}}}"
+        recipe = loading.load(variant, ["workers=inline", student])
+        with pools.for_run(recipe) as pool:
+            models = make_models.fn(recipe.pair, models_needed(recipe), pool)
+            return len(check_context.fn(recipe, models, pool))
+    assert [check("opcd", "hears"), check("opsd", "deaf")] == [1, 0]  # of contexts only experience has system=True
+    with pytest.raises(DataError, match="leaves out the system's turn; teacher.context experience is a system message"):
+        check("opcd", "deaf")
+
+
+def test_messages_before_the_question_stay_before_it_in_every_context(words):
+    history = [{"role": "system", "content": "Answer."}, {"role": "user", "content": "How many figs?"},
+               {"role": "assistant", "content": "answer: 12"}]
+    prompt = dataclasses.replace(QUESTION, history=json.dumps(history))
+    group = group_of(words, "answer: 11", "answer: 12", rewards=[0.0, 1.0])
+    before = render(words, "answer", history)[:len(words.encode("Answer.How many figs?answer: 12"))]
+    for name in ("solution", "demonstration", "sibling"):
+        assert CONTEXTS[name](group[0], group, prompt, words)[:len(before)] == before, name
+    told = [{"role": "system", "content": "Answer step by step.\n\nAnswer."}, *history[1:]]
+    assert CONTEXTS["experience"](ROLLOUT, [], prompt, words, text="Answer step by step.") == render(
+        words, prompt.text, told)
 
 
 def test_our_words_are_all_known_to_the_tiny_task(words):

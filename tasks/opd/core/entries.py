@@ -39,6 +39,7 @@ class Entry:
     reads_rewards: bool = False           # refiners: it reads the rewards of what it is given
     drops_student: bool = False           # refiners: of what the student wrote it leaves nothing
     shows_solution: bool = False          # writers, refiners, contexts: it copies or shows the worked solution
+    system: bool = False                  # contexts: it adds a system message, which templates must show
     own_prompt: bool = False              # contexts: the teacher sees what the student saw; nothing is rendered
     moves: bool = False                   # refreshes: the self-teacher changes between rounds
     averages: bool = False                # refreshes: the trainer keeps a moving average of the student

@@ -77,11 +77,12 @@ def hash_file(path: Path) -> str | None:
         return None
 
 
-def hash_tree(path: Path, pattern: str) -> str | None:
-    """SHA-256 of a file, or of the names and hashes of a folder's files that match; None when it is missing."""
+def hash_tree(path: Path, *patterns: str) -> str | None:
+    """SHA-256 of a file, or of the names and hashes of a folder's files that match any; None when it is missing."""
     if not path.is_dir():
         return hash_file(path)
-    listed = "".join(f"{file.name} {hash_file(file)}\n" for file in sorted(path.glob(pattern)))
+    files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+    listed = "".join(f"{file.relative_to(path)} {hash_file(file)}\n" for file in files)
     return hashlib.sha256(listed.encode()).hexdigest()
 
 

@@ -4,6 +4,7 @@ Rows are frozen dataclasses; a file's schema is read off the dataclass, never in
 checksums. Seeds are hashed from what they belong to, never added.
 """
 import dataclasses
+import json
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,12 @@ class Prompt:
     solution: str | None                # a worked solution, where the source has one
     entry: str                          # JSON: what else the grader needs
     domain: str
+    history: str = ""                   # JSON: the messages before the question; empty: none
+
+    @property
+    def turns(self) -> list[dict[str, str]]:
+        """The messages before the question, each with role and content."""
+        return json.loads(self.history) if self.history else []
 
 
 def source_of(prompt_id: str) -> str:

@@ -1,6 +1,11 @@
 """Questions and the worth of answers.
 
-sources  where questions come from, and the stage `prompts`
-graders  a completion compared with the truth
-tiny     the tiny task: word problems made here
+row_files rows of files as people bring them
+fields    a row's fields as an item
+sources   where questions come from
+numerals  numbers as people write them
+answers   where in a completion its answer stands
+graders   a completion compared with the truth
+prompts   a slice of a source as prompts: the stage `prompts`
+tiny      the tiny task: word problems made here
 """

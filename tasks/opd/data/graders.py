@@ -1,7 +1,7 @@
 """What an answer is worth: graders compare a completion with the prompt's truth.
 
-A grader gives (reward, feedback text or None). Extraction is half of grading: the last number, last `answer:` or last
-boxed expression counts, so that working shown before it does no harm.
+A grader gives (reward, feedback text or None). Extraction is half of grading (see `answers`): what stands in a finished
+trace of thinking is never the answer, and an unfinished one has none.
 """
 import json
 import logging
@@ -16,53 +16,121 @@ from pydantic import Field
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import Prompt, source_of
 from tasks.opd.data import tiny as tiny_task
+from tasks.opd.data.answers import boxes, final_answer, marked, trimmed, without_thinking
+from tasks.opd.data.numerals import bold_number, last_number, numbers_of
 from tasks.opd.data.sources import gym_dataset
 
 LONGEST = 2000                    # characters of an expression that is looked at
-NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|(?<![\w.])[-+]?\.\d+")
-FINAL = re.compile(r"answer\s*(?:is\s*:?|:|=)", re.IGNORECASE)
+UNESCAPED = re.compile(r"(?<!\\)\$|\\boxed")  # LaTeX that says itself where mathematics begins
+CLAUSE = re.compile(r"(?<=\d)[.;!?](?=\s)|(?<=\D)[.;!?](?=\s|$)|,?\s(?:because|since|which)\b")
 
 
 def exact(prompt: Prompt, completion: str, *, ignore_case: bool = False) -> tuple[float, str | None]:
-    """1 when the text after the last "answer:" (else the last line that is not empty) is the truth, spaces aside."""
-    given, truth = final_answer(completion), prompt.answer.strip()
+    """1 when the completion's final answer is the truth, spaces and Markdown's marks around both aside.
+
+    That is the last box's content, else the text after the last "answer:", else the last line that is not empty; of
+    a truth with several lines as many.
+    """
+    truth = trimmed(prompt.answer)
+    given = final_answer(completion, len(truth.splitlines()))
     right = given.lower() == truth.lower() if ignore_case else given == truth
-    return verdict(right, given, truth)
+    return verdict(right and bool(truth), given, prompt.answer)
 
 
 def numeric(prompt: Prompt, completion: str, *,
             tolerance: Annotated[float, Field(ge=0)] = 1e-6) -> tuple[float, str | None]:
     """1 when the final number equals the truth within `tolerance`, relative to numbers above 1 and absolute below.
 
-    Thousands' commas, currency and percent signs and units are passed over: "$1,200.50 in all" is 1200.5.
+    Thousands' commas, currency and percent signs and units are passed over: "$1,200.50 in all" is 1200.5. Fractions,
+    powers, every dash and LaTeX are read (see `numerals`). The truth is one number.
+    Raises: ValueError when the truth holds none, or several.
     """
-    given, truth = last_number(final_answer(completion)), last_number(prompt.answer)
-    given = last_number(completion) if given is None else given
-    if truth is None:
-        raise ValueError(f"prompt {prompt.prompt_id} has the answer {prompt.answer!r}, which holds no number; "
-                         "use the grader exact or math")
+    wanted = numbers_of(prompt.answer)
+    if len(wanted) != 1 and (value := evaluated(prompt.answer)) is not None:
+        wanted = [value]
+    if len(wanted) != 1:
+        raise ValueError(f"prompt {prompt.prompt_id} has the answer {prompt.answer!r}, which holds "
+                         f"{'several numbers' if wanted else 'no number'}; use the grader exact or math")
+    given, truth = final_number(completion), wanted[0]
     right = given is not None and abs(given - truth) <= tolerance * max(1.0, abs(truth))
     return verdict(right, None if given is None else f"{given:g}", prompt.answer)
+
+
+def final_number(completion: str) -> float | None:
+    """The number a completion answers with; None without one.
+
+    That is the one in its last box, else the one after "answer:" (before a reason that follows it), else the last bold
+    one, else the last one that stands alone.
+    """
+    text = without_thinking(completion)
+    if boxed := boxes(text):
+        return number_in(boxed[-1])
+    line = (marked(text) or "").partition("\n")[0]
+    found = (read(part) for read, part in ((last_number, CLAUSE.split(line)[0]), (last_number, line),
+                                           (bold_number, text), (last_number, text)))
+    return next((value for value in found if value is not None), None)
+
+
+def number_in(expression: str) -> float | None:
+    """The value of an expression in a box: the only number there, else what it comes to, else the last number."""
+    found = numbers_of(expression)
+    value = evaluated(expression) if len(found) != 1 or "\\" in expression else None
+    return value if value is not None else found[-1] if found else None
+
+
+def evaluated(expression: str) -> float | None:
+    """What an expression in LaTeX comes to, such as 2\\sqrt{3}; None where that is no finite number."""
+    parsed, _ = parsed_math(f"\\boxed{{{expression}}}")
+    value = parsed[0] if parsed else None
+    if not getattr(value, "is_number", False) or not value.is_real:
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, TypeError):  # 10^400
+        return None
+    return number if mathematics.isfinite(number) else None
 
 
 def math(prompt: Prompt, completion: str) -> tuple[float, str | None]:
     """1 when math-verify finds the final (boxed, LaTeX or plain) expression equal to the truth.
 
+    Of several boxes the last complete one counts; where the truth has n values, the last n together count as well.
     math-verify stops endless simplification with SIGALRM, which only a main thread may set. So its limits of five
     seconds hold there, and off the main thread it runs without limits; longer ones than 2,000 characters are wrong.
     """
-    boxed = completion.rfind("\\boxed")  # of several, the last counts
-    right, shown = math_equal(prompt.answer, completion[boxed:] if boxed >= 0 else completion[-LONGEST:])
-    return verdict(right, shown, prompt.answer)
+    text = without_thinking(completion)
+    if not (boxed := boxes(text)):
+        return verdict(*math_equal(prompt.answer, text[-LONGEST:]), prompt.answer)
+    right, shown = math_equal(prompt.answer, f"\\boxed{{{boxed[-1]}}}")
+    together = f"\\boxed{{{', '.join(boxed[-num_values(prompt.answer):])}}}"
+    return verdict(right or math_equal(prompt.answer, together)[0], shown, prompt.answer)
+
+
+def num_values(truth: str) -> int:
+    """How many values a truth has: 2 of "3, 5"; 1 of a single expression, and of what cannot be parsed."""
+    from sympy import FiniteSet
+    parsed, _ = parsed_math(as_latex(truth))
+    return max(len(parsed[0]), 1) if parsed and isinstance(parsed[0], FiniteSet) else 1
+
+
+def as_latex(truth: str) -> str:
+    """A truth within dollar signs, unless it says itself where mathematics begins."""
+    return truth if UNESCAPED.search(truth) else f"${truth}$"
+
+
+def parsed_math(text: str) -> tuple[list, int | None]:
+    """What math-verify's parser finds in a text, and the seconds that its calls may take in this thread."""
+    from math_verify import parse
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that it runs without limits
+    seconds = 5 if threading.current_thread() is threading.main_thread() else None
+    return parse(text, parsing_timeout=seconds), seconds
 
 
 def math_equal(truth: str, completion: str) -> tuple[bool, str | None]:
     """Whether the completion's final expression equals the truth, and that expression as written."""
-    from math_verify import parse, verify
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns at every call that it runs without limits
-    seconds = 5 if threading.current_thread() is threading.main_thread() else None
-    wanted = parse(truth if "$" in truth or "\\boxed" in truth else f"${truth}$", parsing_timeout=seconds)
-    given = parse(completion, parsing_timeout=seconds)
+    from math_verify import verify
+    wanted, seconds = parsed_math(as_latex(truth))
+    given, _ = parsed_math(completion)
     if not given or any(len(str(part)) > LONGEST for part in given):
         return False, None
     return bool(verify(wanted, given, timeout_seconds=seconds)), str(given[-1])
@@ -74,13 +142,19 @@ def reasoning_gym(prompt: Prompt, completion: str, *, partial: bool = False) -> 
     Many datasets give 0.01 for any attempt; below 1 counts as 0 unless `partial`.
     """
     entry = json.loads(prompt.entry)
-    given = final_answer(completion)
-    if last_number(prompt.answer) is not None and NUMBER.fullmatch(prompt.answer.strip()):
-        number = last_number(given) if last_number(given) is not None else last_number(completion)
+    given = final_answer(completion, len(prompt.answer.strip().splitlines()))
+    if is_number(prompt.answer):
+        number = final_number(completion)
         given = "" if number is None else f"{number:.10g}"
     score = float(gym(entry["dataset"], entry["seed"]).score_answer(given or None, entry))
     right = score >= 1
     return (score if partial or right else 0.0), verdict(right, given or None, prompt.answer)[1]
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number as programs write them, and nothing else."""
+    return re.fullmatch(r"\s*[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?\s*", text) is not None and \
+        last_number(text) is not None
 
 
 @lru_cache(maxsize=16)
@@ -91,7 +165,7 @@ def gym(dataset: str, seed: int):
 
 def tiny(prompt: Prompt, completion: str) -> tuple[float, str | None]:
     """1 when the answer is right; the feedback names the first wrong line ("line 3: 12 + 7 is 19")."""
-    return tiny_task.grade(prompt, completion)
+    return tiny_task.grade(prompt, without_thinking(completion))
 
 
 GRADERS = {"exact": Entry(exact), "numeric": Entry(numeric), "math": Entry(math), "reasoning_gym": Entry(reasoning_gym),
@@ -105,23 +179,6 @@ def verdict(right: bool, given: str | None, truth: str) -> tuple[float, str | No
     return 0.0, f"the answer is {truth}, not {given}" if given else f"no answer was found; it is {truth}"
 
 
-def final_answer(completion: str) -> str:
-    """What stands after the last "answer:" or "answer is", else the last line that is not empty; closing marks go."""
-    found = list(FINAL.finditer(completion))
-    lines = [line for line in completion.splitlines() if line.strip()]
-    text = completion[found[-1].end():].strip().partition("\n")[0] if found else lines[-1] if lines else ""
-    return text.strip().strip("*`").rstrip(".").strip()
-
-
-def last_number(text: str) -> float | None:
-    """The last finite number of a text, commas removed; None when there is none."""
-    for found in reversed(NUMBER.findall(text.replace("−", "-"))):
-        value = float(found.replace(",", ""))
-        if mathematics.isfinite(value):
-            return value
-    return None
-
-
 def grade_by_source(graders: dict[str, dict], prompt: Prompt, completion: str) -> tuple[float | None, str | None]:
     """Reward and feedback by the grader of the prompt's source; None and None where that has no grader."""
     grader = graders.get(source_of(prompt.prompt_id))
@@ -133,10 +190,3 @@ def grade(grader: dict, prompt: Prompt, completion: str) -> tuple[float, str | N
     reward, feedback = GRADERS[grader["name"]](prompt, completion, **grader["params"])
     assert mathematics.isfinite(reward), f"grader {grader['name']} gave {reward} on {prompt.prompt_id}"
     return float(reward), feedback
-
-
-def completion_text(tokenizer, token_ids: list[int]) -> str:
-    """The text of a completion without special tokens, as graders read it."""
-    return tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-

@@ -15,7 +15,8 @@ from tasks.opd.core.costs import WRITTEN, counted
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import STUDENT, Prompt, Sample, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
-from tasks.opd.data.graders import completion_text, grade
+from tasks.opd.data.answers import completion_text
+from tasks.opd.data.graders import grade
 from tasks.opd.models.tokenizers import tokenizer_of
 from tasks.opd.store.artifacts import model_folder
 
@@ -62,7 +63,7 @@ def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
         written = engine.generate([prompt.token_ids for prompt, _ in places], sampling, seeds, progress=bar)
     samples = []
     for (prompt, i), completion in zip(places, written, strict=True):
-        text = completion_text(tokenizer, completion.token_ids)
+        text = completion_text(tokenizer, completion.token_ids, prompt.token_ids)
         reward, feedback = grade(benchmark["grader"], prompt, text)
         samples.append(Sample(benchmark=benchmark["name"], prompt_id=prompt.prompt_id, sample_index=i,
                               token_ids=completion.token_ids, text=text, reward=reward, feedback=feedback,

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from tasks.opd.core.records import Prompt
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
-from tasks.opd.data.graders import completion_text
+from tasks.opd.data.answers import completion_text
 from tasks.opd.engines.torch_engine import TorchEngine
 from tasks.opd.makers.muon import Muon
 from tasks.opd.models.digests import write_digests

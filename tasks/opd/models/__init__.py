@@ -3,6 +3,7 @@
 weights     which files and tensors are a folder's model
 folders     architecture, ids that end, vocabulary, base model
 tokenizers  a question as ids, which ids there are, control tokens, text that may be shown
+templates   whether a chat template shows what it is given
 heads       a model in two parts: body and head
 lora        adapters on a base
 attention   query heads that share keys, in one product

@@ -1,29 +1,39 @@
 """Tokenizers: a question as the model is asked it, the tokens that steer a conversation, text that may be shown."""
 import json
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from tasks.opd.core.errors import DataError
 
+TODAY = datetime(2026, 1, 1)  # the day that chat templates are told: a prompt is the same whenever it is made
 
-def render(tokenizer, text: str) -> list[int]:
-    """Token ids of a question as the model is asked it: through its chat template, else (without one) as it stands."""
+
+def render(tokenizer, text: str, history: Sequence[dict] = ()) -> list[int]:
+    """Token ids of a question as the model is asked it, after the messages of `history`.
+
+    Through its chat template; without one, the texts as they stand, with an empty line between them.
+    """
     if not tokenizer.chat_template:
-        return encode(tokenizer, text)
-    return render_messages(tokenizer, [{"role": "user", "content": text}])
+        return encode(tokenizer, "\n\n".join([*(turn["content"] for turn in history), text]))
+    return render_messages(tokenizer, [*history, {"role": "user", "content": text}])
 
 
 def render_messages(tokenizer, messages: list[dict[str, str]]) -> list[int]:
-    """Token ids of messages {role, content} through the chat template, with the opening of the answer.
+    """Token ids of messages {role, content} through the chat template, which is told TODAY where it asks for the date.
 
-    Raises: DataError when the template fails, or asks for what a template may not do.
+    Raises: DataError when the template, which came with a model's folder, fails or does what a template may not.
     """
     from jinja2 import TemplateError
+    bare = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+    clock = {"strftime_now": TODAY.strftime} if "strftime_now" in str(tokenizer.chat_template) else {}
     try:
         return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True,
-                                                  return_dict=False))
-    except TemplateError as error:  # of the sandbox too, in which templates are rendered
-        raise DataError(f"the chat template of {tokenizer.name_or_path} fails: {type(error).__name__}: {error}; mend "
-                        "chat_template.jinja in that folder, or take it from the model's page") from error
+                                                  return_dict=False, **clock))
+    except (TemplateError, *bare) as error:  # of the sandbox too, in which templates are rendered
+        raise DataError(f"the chat template of {tokenizer.name_or_path or 'the tokenizer'} cannot be used: "
+                        f"{type(error).__name__}: {error}; see chat_template.jinja, or chat_template in "
+                        "tokenizer_config.json, in the model's folder") from error
 
 
 def encode(tokenizer, text: str) -> list[int]:

@@ -16,7 +16,7 @@ EFFORT = "effort"   # the part of a spec that is told how to go about it, never 
 PARTS = {           # part of a stage's spec -> whose settings it holds, and where a recipe has them
     "engine": (EngineInUse, "engine"), "scoring_engine": (EngineInUse, "engine"), EFFORT: (Train, "train")}
 STAGE_SLOTS = {     # where a stage's spec has slots; * stands for any index. Absent: its table counts in whole
-    "maker": "maker", "source": "source", "graders.*": "grader", "benchmark.grader": "grader",
+    "maker": "maker", "source": "source", "grader": "grader", "graders.*": "grader", "benchmark.grader": "grader",
     "writers.*": "writer", "filters.*": "filter", "refiners.*": "refiner", "context": "context",
     **{path: kind for path, kind in slots.SLOTS.items() if path.startswith("terms.")}}
 ENGINES, COLUMNS = ("engines.pool", "ENGINES"), ("training.prepass", "COLUMNS")  # tables that are no slots

@@ -20,6 +20,9 @@ class Source(Model):
     first: int = setting(0, "First index", "Index in the source of the first question.", ge=0)
     count: int = setting(..., "Count", "How many questions.", ge=1)
     max_prompt_tokens: int = setting(256, "Prompt limit", "Longer prompts are quarantined, with the reason.", ge=1)
+    max_quarantined: float = setting(
+        0.5, "Quarantine limit", "Share of its questions that may be unfit, for whatever reason; more is an error.",
+        ge=0, le=1)
     domain: str = setting("", "Domain", "The domain of all its prompts; empty: what the source says.")
     grader: Slot = setting(
         ..., "Grader", "Compares an answer with the truth: exact, numeric, math, reasoning_gym, tiny.")

@@ -18,8 +18,9 @@ Resolve = Callable[[dict], dict]  # fills in `${key}`; raises RecipeError
 WHOLE_RUN = (  # settings that no round can change
     "name", "about", "seed", "rounds", "benchmarks", "evaluate_every", "schedule", "controllers", "workers", "accepts",
     "pair.name", "pair.student", "pair.teacher", "pair.others", "pair.tiny", "pair.context_tokens", "prompts.name",
-    "prompts.source", "prompts.first", "prompts.count", "prompts.max_prompt_tokens", "prompts.domain", "extra_prompts",
-    "train.lora", "train.trained_tokens", "engine.memory_share", "engine.patience_seconds")
+    "prompts.source", "prompts.first", "prompts.count", "prompts.max_prompt_tokens", "prompts.max_quarantined",
+    "prompts.domain", "extra_prompts", "train.lora", "train.trained_tokens", "engine.memory_share",
+    "engine.patience_seconds")
 
 
 def validated(layer: Layer, resolve: Resolve, errors: list[str]) -> Recipe:

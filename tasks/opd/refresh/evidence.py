@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.opd.core.records import Prompt, Sample, read_rows
+from tasks.opd.data.fields import all_said
 from tasks.opd.evaluation.benchmarks import pass_at
 from tasks.opd.refresh import models
 from tasks.opd.refresh.rows import Row
@@ -57,7 +58,7 @@ def answers_of(report: Artifact) -> Answers:
 def questions_of(report: Artifact) -> list[str]:
     """The questions of the benchmark that a report answers."""
     prompts = Artifact.from_json(read_record(report.path)["inputs"]["prompts"])
-    return [prompt.text for prompt in read_rows(prompts.path / "prompts.parquet", Prompt)]
+    return [all_said(prompt.turns, prompt.text) for prompt in read_rows(prompts.path / "prompts.parquet", Prompt)]
 
 
 def tokenizer_of(folder: Path) -> dict[str, str]:
@@ -78,8 +79,8 @@ def contaminated(rows: dict[str, Row], questions: list[str], ngram: int) -> dict
     Words are compared without case and punctuation. Source: the 13-gram overlap of GPT-3, arXiv:2005.14165, appendix C.
     """
     asked = {gram: question for question in questions for gram in grams(question, ngram)}
-    shared = {row_id: next((asked[gram] for gram in grams(row.text, ngram) if gram in asked), None)
-              for row_id, row in rows.items()}
+    said = {row_id: grams(all_said(row.history, row.text), ngram) for row_id, row in rows.items()}
+    shared = {row_id: next((asked[gram] for gram in runs if gram in asked), None) for row_id, runs in said.items()}
     return {row_id: question for row_id, question in shared.items() if question is not None}
 
 

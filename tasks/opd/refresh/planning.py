@@ -16,7 +16,7 @@ from tasks.opd.recipe.schema import Benchmark, Recipe, Sampling, Slot
 from tasks.opd.refresh import journal
 from tasks.opd.refresh.drift import Measure, champion_measures, prompt_measures
 from tasks.opd.refresh.journal import HELD_OUT, TRAINED, Taken, Tick
-from tasks.opd.refresh.rows import Row, chosen, normalised, read_rows, scan, source_of, watermark
+from tasks.opd.refresh.rows import Row, chosen, normalised, question_of, read_rows, scan, source_of, watermark
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.fingerprints import canonical
 
@@ -50,7 +50,7 @@ def propose(ask: Refresh, taken: Taken, *, champion: str | None, folder: str) ->
 
 def questions_of(recipe: Recipe) -> set[str]:
     """The normalised questions of a recipe's benchmarks."""
-    return {normalised(item["text"]) for benchmark in recipe.benchmarks for item in SOURCES[benchmark.source.name](
+    return {normalised(question_of(item)) for benchmark in recipe.benchmarks for item in SOURCES[benchmark.source.name](
         range(benchmark.first, benchmark.first + benchmark.count), **benchmark.source.params)}
 
 

@@ -3,11 +3,12 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tasks.opd.core.files import sync
 from tasks.opd.core.seeds import derive_seed
+from tasks.opd.data.fields import all_said, conversation, turns_of
 from tasks.opd.data.sources import SOURCES
 from tasks.opd.recipe.schema import Slot
 from tasks.opd.store.fingerprints import canonical
@@ -24,11 +25,12 @@ class Row:
     solution: str | None
     entry: dict                         # what else the grader needs
     domain: str
+    history: list[dict] = field(default_factory=list)  # the messages before the question
 
     @property
     def row_id(self) -> str:
         """32 hex characters: the hash of question (without case and surplus spaces), answer and solution."""
-        contents = [normalised(self.text), self.answer, self.solution]
+        contents = [normalised(all_said(self.history, self.text)), self.answer, self.solution]
         return hashlib.sha256(canonical(contents).encode()).hexdigest()[:32]
 
 
@@ -63,10 +65,10 @@ def scan(source: Slot, seen: set[str], *, at_most: int, held_out_share: float, a
         if reason:
             skipped[reason] += 1
             continue
-        row = Row(**{field: item[field] for field in Row.__dataclass_fields__})
+        row = Row(**{name: item[name] for name in Row.__dataclass_fields__ if name in item})
         if (row_id := row.row_id) not in known:
             known.add(row_id)
-            (held_out if is_held_out(row.text, held_out_share) else new).append(row)
+            (held_out if is_held_out(all_said(row.history, row.text), held_out_share) else new).append(row)
     return Found(new=new, held_out=held_out, skipped=dict(skipped))
 
 
@@ -78,7 +80,12 @@ def unfit(item: dict, asked: set[str]) -> str | None:
         return "empty"
     if item.get("plain"):
         return "plain text"
-    return "asked in a benchmark" if normalised(item["text"]) in asked else None
+    return "asked in a benchmark" if normalised(question_of(item)) in asked else None
+
+
+def question_of(item: dict) -> str:
+    """All that an item of a source asks, the messages before its question included."""
+    return all_said(item.get("history", []), item["text"])
 
 
 def chosen(row_ids: Iterable[str], count: int, *parts: int | str) -> list[str]:
@@ -87,15 +94,22 @@ def chosen(row_ids: Iterable[str], count: int, *parts: int | str) -> list[str]:
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:
-    """Rows as JSON Lines, on the disk."""
-    file.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    """Rows as JSON Lines, on the disk, as the source `jsonl` reads them: `text` is a text, or messages."""
+    written = ({name: value for name, value in asdict(row).items() if name != "history"}
+               | {"text": conversation(row.history, row.text)} for row in rows)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in written), encoding="utf-8")
     sync(file)
 
 
 def read_rows(file: Path) -> dict[str, Row]:
     """The rows of a file that `write_rows` wrote, by id, in their order."""
-    rows = (Row(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines())
-    return {row.row_id: row for row in rows}
+    found = {}
+    for line in filter(None, file.read_text(encoding="utf-8").split("\n")):  # texts may hold other line separators
+        written = json.loads(line)
+        history, text = turns_of(written["text"], "text")
+        row = Row(**written | {"history": history, "text": text})
+        found[row.row_id] = row
+    return found
 
 
 def source_of(file: Path, rows: Iterable[Row]) -> dict:

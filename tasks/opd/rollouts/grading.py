@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Quarantined, Rollout, read_rows, write_rows
-from tasks.opd.data.graders import completion_text, grade_by_source
+from tasks.opd.data.answers import completion_text
+from tasks.opd.data.graders import grade_by_source
 from tasks.opd.models.tokenizers import tokenizer_of
 from tasks.opd.rollouts.filters import apply_filters
 
@@ -17,7 +18,7 @@ def grade_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
     tokenizer, graded = tokenizer_of(inputs["prompts"]), []
     with session.progress(len(rollouts), "grade", "rollouts") as bar:
         for rollout in rollouts:
-            text = completion_text(tokenizer, rollout.token_ids)
+            text = completion_text(tokenizer, rollout.token_ids, rollout.prompt_token_ids)
             reward, feedback = grade_by_source(spec["graders"], prompts[rollout.prompt_id], text)
             graded.append(replace(rollout, reward=reward, feedback=feedback))
             bar.update(1)

@@ -17,7 +17,8 @@ from tasks.opd.core.costs import READ
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Rollout, read_rows
 from tasks.opd.core.seeds import derive_seed
-from tasks.opd.data.graders import completion_text, grade_by_source
+from tasks.opd.data.answers import completion_text
+from tasks.opd.data.graders import grade_by_source
 from tasks.opd.engines.api import Want
 from tasks.opd.models.tokenizers import control_tokens, render, showable
 from tasks.opd.rollouts.writers import Engines, drafts_of
@@ -54,7 +55,7 @@ def trd(rollouts: list[Rollout], engines: Engines, *, which: Literal["all", "fai
     fitting = [r for r in chosen if views[r.rollout_id]]
     sampling = {**engines.sampling, "temperature": temperature}
     written = rewritten(fitting, [views[r.rollout_id] for r in fitting], prompts, engines, sampling)
-    texts = [completion_text(engines.tokenizer, rollout.token_ids) for rollout in written]
+    texts = [completion_text(engines.tokenizer, rollout.token_ids, rollout.prompt_token_ids) for rollout in written]
     rewards = [grade_by_source(engines.spec["graders"], prompts[rollout.prompt_id], text)[0]
                for rollout, text in zip(written, texts)]
     engines.report |= outcome_counts(fitting, written, rewards)
@@ -97,7 +98,7 @@ def refinement_prompt(prompt: Prompt, draft: str, tokenizer, control: list[str],
         return None
     parts.append(DRAFT.format(draft=shown))
     parts += [REFERENCE.format(solution=worked)] if solution else []
-    return render(tokenizer, "\n\n".join([*parts, REWRITE]))
+    return render(tokenizer, "\n\n".join([*parts, REWRITE]), prompt.turns)
 
 
 def rewritten(rollouts: list[Rollout], views: list[list[int]], prompts: dict[str, Prompt], engines: Engines,

@@ -1,8 +1,9 @@
 """The stages by name, each with the module and the function that make its files. Nothing is imported here."""
 STAGES = {
     "model": "makers.models:make_model",
-    "prompts": "data.sources:make_prompts",
-    "joined_prompts": "data.sources:join_prompts",
+    "context": "scoring.contexts:check_context",
+    "prompts": "data.prompts:make_prompts",
+    "joined_prompts": "data.prompts:join_prompts",
     "rollouts": "rollouts.writers:write_rollouts",
     "grades": "rollouts.grading:grade_rollouts",
     "refined": "rollouts.refiners:refine_rollouts",

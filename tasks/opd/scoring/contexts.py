@@ -4,14 +4,18 @@
 `group` the rollouts of the same prompt in this round, this one included. A rollout whose context is None leaves its
 terms and their denominators. The wordings are ours; only the ideas are the papers'.
 """
-import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from tasks.opd.core.entries import Entry
+from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, Rollout
-from tasks.opd.models.tokenizers import control_tokens, encode, render, render_messages, showable
+from tasks.opd.data.answers import completion_text, without_thinking
+from tasks.opd.models.templates import turn_left_out
+from tasks.opd.models.tokenizers import control_tokens, render, showable
+from tasks.opd.store.artifacts import model_folder
 
 WITH_SOLUTION = """{text}
 
@@ -28,7 +32,6 @@ Now answer the question yourself, step by step and in your own words."""
 CORRECT = "Here is a correct solution:\n{sibling}"
 FEEDBACK = "Your first try has this feedback: {feedback}"
 AGAIN = "Now solve the problem, step by step."
-THINKING = re.compile(r"\A(?:(?!<think>).)*?</think>\s*|<think>.*?(?:</think>\s*|\Z)", re.DOTALL)
 
 
 def same(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer) -> list[int] | None:
@@ -43,7 +46,7 @@ def solution(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer) 
     """
     if not prompt.solution:
         return None
-    return render(tokenizer, WITH_SOLUTION.format(text=prompt.text, solution=prompt.solution))
+    return render(tokenizer, WITH_SOLUTION.format(text=prompt.text, solution=prompt.solution), prompt.turns)
 
 
 def demonstration(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer) -> list[int] | None:
@@ -54,7 +57,7 @@ def demonstration(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokeni
     """
     if not prompt.solution:
         return None
-    return render(tokenizer, WITH_DEMONSTRATION.format(text=prompt.text, solution=prompt.solution))
+    return render(tokenizer, WITH_DEMONSTRATION.format(text=prompt.text, solution=prompt.solution), prompt.turns)
 
 
 def sibling(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer, *,
@@ -78,36 +81,44 @@ def sibling(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer, *
     shown = showable(rollout.feedback or "", control)
     if shown and (feedback == "always" or feedback == "alone" and len(parts) == 1):
         parts.append(FEEDBACK.format(feedback=shown))
-    return render(tokenizer, "\n\n".join([*parts, AGAIN])) if len(parts) > 1 else None
+    return render(tokenizer, "\n\n".join([*parts, AGAIN]), prompt.turns) if len(parts) > 1 else None
 
 
 def answer_of(rollout: Rollout, tokenizer) -> str:
-    """A completion's text without special tokens and without what stands in <think>..</think>.
-
-    Thinking that began in the prompt ends at the first </think>; thinking that was cut off ends with the text.
-    """
-    text = tokenizer.decode(rollout.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return THINKING.sub("", text)
+    """A completion's text without special tokens and without its thinking, as graders read it."""
+    return without_thinking(completion_text(tokenizer, rollout.token_ids, rollout.prompt_token_ids))
 
 
 def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer, *,
                text: Annotated[str, Field(min_length=1)]) -> list[int] | None:
     """The question after a system message of one's own; before a plain question without a chat template.
 
-    The student learns to act as if it had been told.
+    The student learns to act as if it had been told. A system message of the prompt's own follows in the same turn.
     Source: OPCD, arXiv:2602.12275.
-    Raises: ValueError when the chat template leaves the system message out.
+    Raises: DataError when the chat template leaves the system message out, or refuses it.
     """
-    if not tokenizer.chat_template:
-        return encode(tokenizer, f"{text}\n\n{prompt.text}")
-    messages = [{"role": "system", "content": text}, {"role": "user", "content": prompt.text}]
-    ids = render_messages(tokenizer, messages)
-    if ids == render(tokenizer, prompt.text):
-        raise ValueError("the teacher's chat template leaves out the system message of teacher.context experience; "
-                         "take a teacher whose template has system messages")
-    return ids
+    instructed = [{"role": "system", "content": text}, *prompt.turns]
+    if prompt.turns and prompt.turns[0]["role"] == "system":  # one system message, which begins with the text
+        instructed[:2] = [{"role": "system", "content": f"{text}\n\n{prompt.turns[0]['content']}"}]
+    refuse_unshown(tokenizer)
+    return render(tokenizer, prompt.text, instructed)
 
 
 CONTEXTS = {"same": Entry(same, own_prompt=True), "solution": Entry(solution, shows_solution=True),
             "demonstration": Entry(demonstration, shows_solution=True), "sibling": Entry(sibling, grouped=True),
-            "experience": Entry(experience)}
+            "experience": Entry(experience, system=True)}
+
+
+def check_context(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
+    """Stage: the chat template of every model shows the system message that the context adds. Raises: DataError."""
+    from transformers import AutoTokenizer
+    for place in inputs.values():
+        refuse_unshown(AutoTokenizer.from_pretrained(model_folder(place), local_files_only=True))
+    return {"models": len(inputs)}
+
+
+def refuse_unshown(tokenizer) -> None:
+    """Raise DataError when a chat template leaves out a system message, or refuses it."""
+    if why := turn_left_out(tokenizer, ["system"]):
+        raise DataError(f"the teacher's chat template {why}; teacher.context experience is a system message: take "
+                        "a teacher whose template has them")
