@@ -1,5 +1,6 @@
 """What everything stands on: errors, records, files, seeds, metrics, costs. No torch.
 
+addresses addresses without their passwords
 batches   rows that go through a model together
 costs     tokens written, read and trained on: names and sums
 entries   an entry of a slot's table: a function and what is known of it
