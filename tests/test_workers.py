@@ -285,8 +285,11 @@ def test_nothing_here_imports_torch_before_a_stage_needs_it():
 
 
 def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_otherwise(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE", "VLLM_NO_USAGE_STATS": "0"})
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE", "VLLM_NO_USAGE_STATS": "0",
+                                        "NO_PROXY": "a.local, 127.0.0.1", "no_proxy": "b.local"})
     launchers.quiet_environment()
+    spared = "a.local,127.0.0.1,b.local,localhost,::1"
+    assert os.environ.pop("NO_PROXY") == os.environ.pop("no_proxy") == spared
     assert os.environ == {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
                           "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "0", "OMP_WAIT_POLICY": "ACTIVE",
                           "TORCH_CPP_LOG_LEVEL": "ERROR"}

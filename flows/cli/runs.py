@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flows.platform import reconcile, state
 from tasks import server
-from tasks.opd.core.files import try_writing
+from tasks.opd.core.files import make_private, try_writing
 from tasks.opd.recipe import loading
 from tasks.opd.store.artifacts import home
 from tasks.workers import launchers
@@ -20,9 +20,11 @@ from tasks.workers import launchers
 def prepare(arguments: argparse.Namespace) -> None:
     """The environment of a command that runs flows, before Prefect is imported."""
     launchers.quiet_environment()
-    os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
-    for folder in (home(), Path(os.environ["PREFECT_HOME"])):
+    prefect = Path(os.environ.setdefault("PREFECT_HOME", str(home() / "prefect")))
+    for folder in (home(), prefect):
         try_writing(folder)
+    if prefect.parent == home():
+        make_private(prefect)  # its database holds Prefect's Secrets
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if arguments.verbose else "WARNING")
     for name in ("flow_runs", "task_runs"):  # for the runs' pages; the terminal has what we say ourselves
         os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name.upper()}_LEVEL", "INFO")

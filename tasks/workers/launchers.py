@@ -26,11 +26,22 @@ QUIET = {
 
 
 def quiet_environment() -> None:
-    """Say how threads wait, turn telemetry off, where the user has not decided; call it before importing any tool."""
+    """Say how threads wait, turn telemetry off, where the user has not decided; call it before importing any tool.
+
+    Servers of this machine are reached without a proxy, whatever the user decided for others.
+    """
+    os.environ.update(without_proxy())
     for name, value in {**QUIET, "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():  # vLLM's kernels tell where memory lies
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+
+
+def without_proxy(*hosts: str) -> dict[str, str]:
+    """Variables for no proxy to this machine and `hosts`: a cluster's proxy catches requests to loopback too."""
+    listed = f"{os.environ.get('NO_PROXY', '')},{os.environ.get('no_proxy', '')}".split(",")
+    spared = ",".join(dict.fromkeys(filter(None, [*map(str.strip, listed), "127.0.0.1", "localhost", "::1", *hosts])))
+    return {"NO_PROXY": spared, "no_proxy": spared}
 
 
 def launch(path: str, log: Path) -> subprocess.Popen:

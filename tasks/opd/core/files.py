@@ -27,11 +27,22 @@ def room_to_write(path: Path):
         raise
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner enters; one that is there and ours becomes so. Raises DiskFull."""
+    with room_to_write(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
+
+
 def try_writing(folder: Path) -> None:
-    """Make a folder, where there is none, and write into it. Raises DiskFull for whatever the system says to that."""
+    """Write into a folder, which is made, for its owner only, where there is none; one that is there stays as it is.
+
+    Raises: DiskFull for whatever the system says to that.
+    """
     probe = folder / f".probe-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe.write_bytes(bytes(4096))
         probe.unlink()
     except OSError as error:
