@@ -30,7 +30,7 @@ print(json.dumps({"own": Secret.load("opd-tests-only-key").get(), "health": code
 
 def test_a_commands_own_server_is_reached_past_a_proxy_and_gives_a_strangers_request_no_secret(opd_home):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    environment |= {name: DEAD for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY")}
+    environment |= dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY"), DEAD)
     environment |= {"NO_PROXY": "cluster.local", "PREFECT_SERVER_API_AUTH_STRING": "some:body"}
     (opd_home / "prefect").mkdir(parents=True, mode=0o755)  # as a run of before left it
     asked = subprocess.run([sys.executable, "-c", ASK], cwd=ROOT, env=environment, capture_output=True, text=True,
