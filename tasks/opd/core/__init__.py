@@ -10,4 +10,5 @@ metrics   a stage's metrics.jsonl
 progress  how far a stage is
 records   Prompt, Rollout, Sample and their Parquet files
 seeds     seeds derived by hashing
+streams   standard error that nobody reads any more
 """

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tasks.opd.core.errors import ERRORS, EngineLost, OpdError
 from tasks.opd.core.files import disk_error
+from tasks.opd.core.streams import keep_printing
 from tasks.opd.engines.pool import Session
 from tasks.opd.runtime.stages import entry_of
 from tasks.opd.store.fingerprints import canonical
@@ -126,6 +127,7 @@ def serve(path: str) -> None:
 
 def main() -> int:
     """The command line; `--once` prints the reply and exits with the error's code."""
+    keep_printing()
     parser = argparse.ArgumentParser(prog="python -m tasks.opd.runtime.worker", description="Makes stages' files.")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--socket", metavar="PATH", help="Unix socket to take commands from")
