@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -61,7 +62,8 @@ def run_chain(effort):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("victim, trouble", [("flow", "hang"), ("flow", "leave"), ("supervisor", "hang")])
+@pytest.mark.parametrize("victim, trouble", [("flow", "hang"), ("flow", "leave"), ("supervisor", "hang"),
+                                             ("both", "hang"), ("both", "leave")])
 def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_path, victim, trouble):
     effort = {"journal": str(tmp_path / "journal"), "trouble": f"doubled:{trouble}"}
     flow = subprocess.Popen(CHAIN, cwd=ROOT, env={**os.environ, "CHAIN_EFFORT": json.dumps(effort)},
@@ -73,8 +75,9 @@ def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_pa
         return found if sum("sleep 600" in command for command in found.values()) >= many else None
     found = wait_for(all_are_there)
     assert sum("tasks.opd.runtime.worker" in command for command in found.values()) == 2  # the supervisor names it too
-    pid = flow.pid if victim == "flow" else next(p for p, c in found.items() if "tasks.opd.runtime.supervisor" in c)
-    os.kill(pid, signal.SIGKILL)
+    supervisor = next(pid for pid, command in found.items() if "tasks.opd.runtime.supervisor" in command)
+    for pid in {"flow": [flow.pid], "supervisor": [supervisor], "both": [supervisor, flow.pid]}[victim]:
+        os.kill(pid, signal.SIGKILL)
 
     def nothing_survives():
         return not processes_of(opd_home)
@@ -87,6 +90,20 @@ def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_pa
     assert (result["total"], result["made"], result["reused"]) == (12, 2, 1)
     assert (tmp_path / "journal").read_text().split() == ["doubled", "total"]
     assert not list(opd_home.glob("artifacts/*/.tmp-*"))
+
+
+def test_a_stage_whose_supervisor_is_killed_is_made_in_a_second_attempt(opd_home, process_pool, capfd):
+    def kill_it():
+        def hanging():
+            return [pid for pid, command in processes_of(opd_home).items() if "sleep 600" in command]
+        wait_for(hanging)
+        process_pool.supervisor.kill()
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    doubled = chain(process_pool, effort={"micro_batch_tokens": WHOLE_BATCH, "trouble_once": "doubled:hang"})[1]
+    killer.join()
+    assert artifacts.read_record(doubled.path)["attempts"] == 2
+    assert "That its supervisor died too, without a word, means that the machine's memory" in capfd.readouterr().err
 
 
 def test_an_interrupt_ends_everything(opd_home):

@@ -179,7 +179,8 @@ class ProcessPool(WorkerPool):
         last = self.last_words()
         if free_bytes(out) < FULL_BYTES:
             return disk_full(out, OSError(f"the worker died in stage {stage}; its last lines:\n{last}\n"))
-        return EngineLost(f"the worker died in stage {stage}. SIGKILL below means that the machine's memory was short: "
+        killed = "SIGKILL below" if "worker ended with" in last else "That its supervisor died too, without a word,"
+        return EngineLost(f"the worker died in stage {stage}. {killed} means that the machine's memory was short: "
                           f"{SMALLER}\n{self.log} ends:\n{last}")
 
     def close(self, *, at_once: bool) -> None:
