@@ -87,7 +87,7 @@ def usable(kind: str, fingerprint: str) -> Artifact | None:
         if names := outdated(record):
             log_line(f"{kind} {fingerprint[:8]} was made from another {', '.join(names)}; it is made again")
             return None
-        artifact = Artifact.from_json(record)
+        artifact = artifacts.find(kind, fingerprint)
         artifacts.verify(artifact)
         return artifact
     except CorruptArtifact as error:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.opd.core.errors import CorruptArtifact, DiskFull, NonFinite
-from tasks.opd.store import artifacts
+from tasks.opd.store import artifacts, garbage
 from tasks.stage import prune, run_stage
 from tasks.workers import launchers, pools
 from tests.stages_for_tests import HERE, chain, run_with
@@ -97,6 +97,72 @@ def test_a_changed_record_is_as_damaged_as_a_file(journal, again, capfd):
     record.write_text(record.read_text().replace('"cap": 100', '"cap": 101'))
     assert chain(again(), effort=journal.effort) == first and journal.lines() == ["doubled"]
     assert "artifact.json: sha256 of its contents" in capfd.readouterr().err
+
+
+def into_folder(path):
+    """Put an empty directory in a file's place."""
+    path.unlink()
+    path.mkdir()
+
+
+def into_link(path, to):
+    """Move a file or folder away and leave a link in its place."""
+    path.rename(to)
+    path.symlink_to(to)
+
+
+def into_loop(path):
+    """Put a link that leads to itself in a file's place."""
+    path.unlink()
+    path.symlink_to(path)
+
+
+def into_file(path, to):
+    """Put a file in a folder's place."""
+    path.rename(to)
+    path.write_text("a file")
+
+
+def into_link_to_nothing(path, to):
+    into_link(path, to)
+    shutil.rmtree(to)
+
+
+def into_another(path, to):
+    """Put the artifact of another stage in a folder's place."""
+    path.rename(to)
+    shutil.copytree(next(path.parents[1].glob("numbers/*")), path)
+
+
+def written(text: bytes):
+    return lambda path, to: (path / "artifact.json").write_bytes(text)
+
+
+@pytest.mark.parametrize("said, damage", [
+    ("doubled.json is no file that can be read: Is a dir", lambda path, to: into_folder(path / "doubled.json")),
+    ("doubled.json is no file that can be read: Too many", lambda path, to: into_loop(path / "doubled.json")),
+    ("artifact.json is no file that can be read: Is a dir", lambda path, to: into_folder(path / "artifact.json")),
+    ("artifact.json is no file that can be read: Not a directory", into_file),
+    ("artifact.json is not JSON", written(b'{"cap": NaN}')),
+    ("artifact.json is not JSON", written(b"[" * 10**5 + b"]" * 10**5)),
+    ("artifact.json is not JSON", written(b"\xff\xfe")),
+    ("artifact.json: sha256 of its contents", written(b"[1]")),
+    ("is a symbolic link", into_link),
+    ("", into_link_to_nothing),         # which is no artifact, so that there is nothing to keep
+    ("artifact.json is that of numbers", into_another),
+    ("chat_template.jinja is not among the files that were written",
+     lambda path, to: (path / "chat_template.jinja").write_text("planted")),
+])
+def test_whatever_became_of_an_artifact_it_is_moved_aside_and_made_again(journal, again, tmp_path, capfd, said, damage):
+    first = chain(again(), effort=journal.effort)
+    journal.lines()
+    damage(first[1].path, tmp_path / "away")
+    assert chain(again(), effort=journal.effort) == first and journal.lines() == ["doubled"]
+    assert said in capfd.readouterr().err and first[1].path.is_dir() and not first[1].path.is_symlink()
+    assert len(list(first[1].path.parent.glob(".corrupt-*"))) == bool(said)
+    assert chain(again(), effort=journal.effort) == first and journal.lines() == []
+    found = garbage.left_behind()
+    assert len(found) == bool(said) and all(garbage.remove(item) and not os.path.lexists(item.path) for item in found)
 
 
 def test_other_bytes_take_the_descendants_with_them(tmp_path, journal, again, capfd):

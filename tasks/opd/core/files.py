@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from tasks.opd.core.errors import DiskFull
+from tasks.opd.core.errors import CorruptArtifact, DiskFull
 
 NOT_PERMITTED = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_ROOM = NOT_PERMITTED | {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+DAMAGE = {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO}  # what the system says of a file that is none any more
 FULL_BYTES = 1 << 20  # with less than this free, a worker that died without a word found the disk full
 
 
@@ -77,6 +78,19 @@ def disk_error(error: BaseException | None, out: Path) -> DiskFull | None:
     if full or silent or "No space left on device" in str(error):
         return disk_full(out, error)
     return disk_error(error.__cause__ or error.__context__, out)
+
+
+@contextlib.contextmanager
+def damage_named(file: Path):
+    """Turn what damage makes of reading a file of JSON inside into CorruptArtifact."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:  # cut off, not UTF-8, a NaN, nested too deep
+        raise CorruptArtifact(f"{file} is not JSON: {error}") from error
+    except OSError as error:
+        if error.errno not in DAMAGE:
+            raise
+        raise CorruptArtifact(f"{file} is no file that can be read: {error.strerror}") from error
 
 
 def hash_file(path: Path) -> str | None:

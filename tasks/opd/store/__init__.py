@@ -1,6 +1,7 @@
 """Artifacts: finished directories named by what made them. No torch.
 
 artifacts      write, verify, retire and lock them
+contents       a directory's files, compared with what was written
 definitions    a module's source, definition by definition
 references     what a piece of code reads
 closures       the code that a function's result can depend on

@@ -5,8 +5,8 @@ again, every number can be compared and traced, and what is damaged can be made 
 each run keep their weights; hidden states stay only where a recipe keeps them, or a run was cut off and needs them.
 What a live process makes, reads or has asked for is left alone.
 """
+import contextlib
 import re
-import shutil
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -153,7 +153,8 @@ def remove(item: Garbage) -> bool:
         if not unmade:
             return False
         if item.what in (UNFINISHED, DAMAGED):
-            shutil.rmtree(item.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                artifacts.remove(item.path)
             return True
         with artifacts.lease(*item.key, shared=False, wait=False) as unread:
             if not unread or refers(run_records.read_all(), item.key):
@@ -177,13 +178,14 @@ def remove_locks() -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of the files below a directory."""
-    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+    """Bytes of the files below a directory; of a file or a link, its own."""
+    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
+    return sum(file.lstat().st_size for file in files if file.is_symlink() or not file.is_dir())
 
 
 def age(path: Path) -> float:
     """Seconds since an artifact was finished, or another directory was last written to."""
-    return time.time() - ((path / RECORD) if (path / RECORD).exists() else path).stat().st_mtime
+    return time.time() - ((path / RECORD) if (path / RECORD).exists() else path).lstat().st_mtime
 
 
 def totals(garbage: list[Garbage]) -> dict[str, tuple[int, int]]:
