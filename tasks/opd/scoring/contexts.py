@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import Prompt, Rollout
-from tasks.opd.models.tokenizers import control_tokens, render, showable
+from tasks.opd.models.tokenizers import control_tokens, render, render_chat, showable
 
 WITH_SOLUTION = """{text}
 
@@ -101,7 +101,7 @@ def experience(rollout: Rollout, group: list[Rollout], prompt: Prompt, tokenizer
     if not tokenizer.chat_template:
         return tokenizer.encode(f"{text}\n\n{prompt.text}")
     messages = [{"role": "system", "content": text}, {"role": "user", "content": prompt.text}]
-    ids = list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+    ids = render_chat(tokenizer, messages)
     if ids == render(tokenizer, prompt.text):
         raise ValueError("the teacher's chat template leaves out the system message of teacher.context experience; "
                          "take a teacher whose template has system messages")
