@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from types import SimpleNamespace
@@ -104,6 +105,17 @@ def test_a_stage_whose_supervisor_is_killed_is_made_in_a_second_attempt(opd_home
     killer.join()
     assert artifacts.read_record(doubled.path)["attempts"] == 2
     assert "That its supervisor died too, without a word, means that the machine's memory" in capfd.readouterr().err
+
+
+def test_a_temporary_folder_may_lie_as_deep_as_a_path_may(tmp_path, monkeypatch):
+    deep = tmp_path / ("a" * 100) / ("b" * 100)
+    deep.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(deep))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
+    with pools.for_run(run_with("process")) as pool:
+        assert chain(pool)[2].counts == {"total": 12}
+    assert list(deep.iterdir()) == [] and os.environ["VLLM_RPC_BASE_PATH"] == "/tmp"
 
 
 def test_an_interrupt_ends_everything(opd_home):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # torch's threads wait awake, but not for long: asleep at once, a decode step takes half as long again; awake as long as
 # they like to be, two processes on the same cores stall each other tenfold.
 SPIN = "3000"
+LONGEST_FOLDER = 107 - len("/") - 36    # bytes: a Unix socket's path may have 107, and vLLM names one by a UUID
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -35,6 +37,8 @@ def quiet_environment() -> None:
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", "/tmp")  # vLLM's sockets, else in $TMPDIR
 
 
 def without_proxy(*hosts: str) -> dict[str, str]:

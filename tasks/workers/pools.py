@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from tasks.opd.core.errors import ERRORS, EngineLost
-from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_write
+from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_write, socket_address
 from tasks.opd.core.progress import print_line
 from tasks.opd.engines.pool import Session
 from tasks.opd.runtime.worker import SMALLER, perform
@@ -116,10 +116,11 @@ class ProcessPool(WorkerPool):
         with room_to_write(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.touch()
-        folder = tempfile.mkdtemp(prefix="opd-")  # short: a Unix socket's path may have 107 bytes
+        folder = tempfile.mkdtemp(prefix="opd-")
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-                listener.bind(f"{folder}/socket")
+                with socket_address(Path(folder, "socket")) as address:
+                    listener.bind(address)
                 listener.listen(1)
                 listener.settimeout(0.2)
                 self.supervisor = launch(f"{folder}/socket", self.log)

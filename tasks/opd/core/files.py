@@ -194,6 +194,16 @@ def is_at(file: IO, path: Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def socket_address(path: Path):
+    """An address of the Unix socket at `path`, while this is open: one may have 107 bytes, a path in $TMPDIR more."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
 def folder_version(folder: Path) -> tuple:
     """Tells a folder from another, and from one that was remade at the same path."""
     stat = os.stat(folder)

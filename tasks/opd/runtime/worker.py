@@ -19,7 +19,7 @@ import traceback
 from pathlib import Path
 
 from tasks.opd.core.errors import ERRORS, EngineLost, OpdError
-from tasks.opd.core.files import disk_error
+from tasks.opd.core.files import disk_error, socket_address
 from tasks.opd.core.streams import keep_printing
 from tasks.opd.engines.pool import Session
 from tasks.opd.runtime import supervisor
@@ -123,7 +123,8 @@ def serve(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, Session() as session:
         def send(line: dict) -> None:
             connection.sendall((json.dumps(line) + "\n").encode())
-        connection.connect(path)
+        with socket_address(Path(path)) as address:
+            connection.connect(address)
         session.report = lambda progress: send({"progress": progress})
         for line in connection.makefile("r", encoding="utf-8"):
             send(answer(json.loads(line), session))
