@@ -30,6 +30,6 @@ def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifa
         inputs["teacher"], spec["folder"] = teacher_of(recipe, recipe.teacher.model, models, student)
     made = run_stage("refined", spec, inputs, pool)
     if any(name.endswith("accepted_share") and share == 1 for name, share in made.counts.items()):
-        log_line(f"round {round_index}: every token that the student proposed was accepted (accepted_share 1.0), so the "
-                 "teacher redrew none, and these rollouts are the student's own; a smaller k accepts fewer")
+        log_line(f"round {round_index}: every token that the student proposed was accepted (accepted_share 1.0), so "
+                 "the teacher redrew none, and these rollouts are the student's own; a smaller k accepts fewer")
     return log_artifact(made, f"{round_index:04d}", step=round_index + 1)

@@ -24,7 +24,7 @@ from tasks.opd.recipe import derivations
 from tasks.opd.recipe.checks import recipes, schedules
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
-from tasks.opd.store import artifacts, fingerprints, hidden_states, run_records
+from tasks.opd.store import artifacts, disk, fingerprints, hidden_states, run_records
 from tasks.opd.store.artifacts import Artifact
 from tasks.workers.pools import WorkerPool
 
@@ -256,6 +256,7 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
     for note in recipes.notes(recipe, recipe.rounds):
         log_line(note)
     came = begun = 0
+    full = bool(disk.warning())         # said as the pool was opened
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
@@ -266,12 +267,20 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
                 begun = student().counts.get("tokens_seen", 0)
                 yield index
                 came = index + 1
+                full = full or log_warning(disk.warning())
                 pool.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:
             pool.bar = None
     for note in schedules.never_held(recipe, came, begun) if recipe.train.trained_tokens else ():
         log_line(note)
+
+
+def log_warning(text: str) -> bool:
+    """A line of what there is to say, if anything; whether there was."""
+    if text:
+        log_line(text)
+    return bool(text)
 
 
 def log_line(text: str, *, to_person: bool = True) -> None:

@@ -22,7 +22,7 @@ from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_writ
 from tasks.opd.core.progress import print_line
 from tasks.opd.engines.pool import Session
 from tasks.opd.runtime.worker import SMALLER, perform
-from tasks.opd.store import artifacts
+from tasks.opd.store import artifacts, disk
 from tasks.workers.launchers import accept, await_end, launch, quiet_environment
 
 
@@ -207,6 +207,8 @@ def for_run(recipe):
     """The pool of a flow run (`recipe.workers`: inline or process); ends with everything it started, on any way out."""
     quiet_environment()
     artifacts.sweep()
+    if warning := disk.warning():
+        print_line(f"opd: {warning}")
     pool = InlinePool() if recipe.workers == "inline" else ProcessPool(patience=recipe.engine.patience_seconds)
     at_once = True
     try:

@@ -9,4 +9,5 @@ fingerprints   the hash of all that can change one
 hidden_states  made again without the rest of their scores
 run_records    what every run refers to
 garbage        what none of them refers to: found and removed
+disk           how much of it artifacts take
 """

@@ -6,7 +6,9 @@ each run keep their weights; hidden states stay only where a recipe keeps them, 
 What a live process makes, reads or has asked for is left alone.
 """
 import contextlib
+import os
 import re
+import stat
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -179,8 +181,13 @@ def remove_locks() -> None:
 
 def size_of(path: Path) -> int:
     """Bytes of the files below a directory; of a file or a link, its own."""
-    files = path.rglob("*") if path.is_dir() and not path.is_symlink() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_symlink() or not file.is_dir())
+    inside = [Path(root, name) for root, folders, names in os.walk(path) for name in (*names, *folders)]
+    total = 0
+    for file in inside if path.is_dir() and not path.is_symlink() else [path]:
+        with contextlib.suppress(FileNotFoundError):  # another run removes what it wrote
+            found = file.lstat()
+            total += 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+    return total
 
 
 def age(path: Path) -> float:
