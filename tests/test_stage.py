@@ -233,6 +233,32 @@ def test_a_retired_input_is_remade_from_its_own_record_when_it_is_read(journal, 
     assert f"weights {first[1].fingerprint[:8]} is retired and needed" in capfd.readouterr().err
 
 
+def test_only_the_last_checkpoint_keeps_its_optimizers_state_and_one_without_is_remade_only_to_be_trained_on(
+        journal, again, capfd):
+    made, effort = [], {"effort": journal.effort}
+    for index in range(4):
+        made.append(run_stage(f"{HERE}:checkpoint", {"round": index, **effort},
+                              {"student": made[-1]} if made else {}, again()))
+        prune(made)
+    assert [(a.path / "model" / "w").exists() for a in made] == [False, False, True, True]
+    assert [(a.path / artifacts.STATE).exists() for a in made] == [False, False, False, True]
+    journal.lines()
+    run_stage(f"{HERE}:read", effort, {"student": made[2]}, again())
+    assert journal.lines() == ["read"]                      # its weights are there, and verified
+    capfd.readouterr()
+    other = run_stage(f"{HERE}:checkpoint", {"round": 9, **effort}, {"student": made[2]}, again())
+    assert journal.lines() == 4 * ["checkpoint"] and other.counts == {"weight": 4}  # rounds 0 to 2, then this one
+    assert f"checkpoint {made[2].fingerprint[:8]} is retired and needed" in capfd.readouterr().err
+    assert (made[2].path / artifacts.STATE).read_text() == "3" and not artifacts.is_retired(made[2], with_state=True)
+    artifacts.retire(made[2], (artifacts.STATE,))
+    artifacts._verified.clear()
+    artifacts.verify(made[2])
+    (made[2].path / "model" / "w").unlink()                 # without its state it is not excused other files
+    artifacts._verified.clear()
+    with pytest.raises(CorruptArtifact, match="model/w: sha256 is that of no file"):
+        artifacts.verify(made[2])
+
+
 def test_an_input_that_is_gone_without_a_record_is_refused(again):
     first = chain(again())
     shutil.rmtree(first[0].path)

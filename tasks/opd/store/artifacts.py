@@ -22,7 +22,8 @@ from tasks.opd.store.fingerprints import canonical
 
 RECORD = "artifact.json"
 LOCATION = "location.json"
-WEIGHTS = ("model/*", "ema/*", "trainer.safetensors")  # what `retire` removes from a checkpoint
+STATE = "trainer.safetensors"                          # the optimizer's, twice as large as the weights
+WEIGHTS = ("model/*", "ema/*", STATE)                  # what `retire` removes from a checkpoint
 HIDDEN = "hidden.safetensors"                          # and from scores
 READ_BY_NAME = ("*.jinja", "*token*.json", "generation_config.json", "*.safetensors")  # of a model folder, if there
 _verified: set[tuple[str, str]] = set()  # (path, hash of the record) of what this process has verified or made
@@ -113,6 +114,8 @@ def verify(artifact: Artifact) -> None:
     if record["retired"]:
         expected = {file: sha for file, sha in expected.items() if file.exists()}
         expected.pop(artifact.path / HIDDEN, None)
+    if record.get("stateless"):
+        expected.pop(artifact.path / STATE, None)
     compare(expected)
     if (artifact.path / LOCATION).exists():
         location = json.loads((artifact.path / LOCATION).read_text())
@@ -205,6 +208,7 @@ def set_aside(path: Path) -> Path:
 def retire(artifact: Artifact, patterns: tuple[str, ...] = WEIGHTS) -> bool:
     """Remove an artifact's large files, keep its record: it can be passed on, and is remade when it has to be read.
 
+    Without its STATE alone a checkpoint is read as before, and remade only where training goes on from it.
     Returns whether they are gone. They stay while somebody reads them, and where `keep` was called.
     """
     with lock(artifact.kind, artifact.fingerprint), \
@@ -215,7 +219,7 @@ def retire(artifact: Artifact, patterns: tuple[str, ...] = WEIGHTS) -> bool:
             return True
         if record.get("kept") or not unread:
             return False
-        write_record(artifact.path, {**record, "retired": True})
+        write_record(artifact.path, {**record, "stateless" if patterns == (STATE,) else "retired": True})
         for file in files:
             file.unlink()
     return True
@@ -229,10 +233,10 @@ def keep(artifact: Artifact) -> None:
             write_record(artifact.path, {**record, "kept": True})
 
 
-def is_retired(artifact: Artifact) -> bool:
-    """Whether its large files were removed."""
+def is_retired(artifact: Artifact, *, with_state: bool = False) -> bool:
+    """Whether its large files were removed; `with_state`: or a checkpoint's optimizer state."""
     record = read_record(artifact.path)
-    return bool(record and record["retired"])
+    return bool(record and (record["retired"] or with_state and record.get("stateless")))
 
 
 def lock(kind: str, fingerprint: str, *, wait: bool = True):

@@ -2,7 +2,8 @@
 
 A run's record keeps all that the run asked for, and whatever that was made from: so the same command makes nothing
 again, every number can be compared and traced, and what is damaged can be made again. Of checkpoints the last two of
-each run keep their weights; hidden states stay only where a recipe keeps them, or a run was cut off and needs them.
+each run keep their weights, and the last one its optimizer's state; hidden states stay only where a recipe keeps them,
+or a run was cut off and needs them.
 What a live process makes, reads or has asked for is left alone.
 """
 import contextlib
@@ -17,7 +18,7 @@ from pathlib import Path
 from tasks.opd.core.errors import CorruptArtifact, DataError
 from tasks.opd.core.files import flock, is_locked
 from tasks.opd.store import artifacts, run_records
-from tasks.opd.store.artifacts import HIDDEN, RECORD, WEIGHTS, Artifact
+from tasks.opd.store.artifacts import HIDDEN, RECORD, STATE, WEIGHTS, Artifact
 from tasks.opd.store.run_records import Key, RunRecord
 
 KEEP_CHECKPOINTS = 2
@@ -117,24 +118,25 @@ def left_behind() -> list[Garbage]:
 
 def spare_files(runs: list[RunRecord], kept: set[Key]) -> list[Garbage]:
     """Large files that their runs would have retired, had they not been read, or their process killed, just then."""
-    needed = {key for record in runs for key in needed_files(record)}
+    needed, resumed = ({key for record in runs for key in needed_files(record, last)} for last in (KEEP_CHECKPOINTS, 1))
     files = {"scores": ("hidden states", (HIDDEN,)), "checkpoint": ("weights", WEIGHTS)}
     found = []
-    for key in sorted(key for key in kept if key[0] in files and key not in needed):
-        (what, patterns), path = files[key[0]], artifacts.place(*key)
+    for key in sorted(key for key in kept if key[0] in files and key not in resumed):
+        what, patterns = files[key[0]] if key not in needed else ("optimizer state", (STATE,))
+        path = artifacts.place(*key)
         num_bytes = sum(file.stat().st_size for pattern in patterns for file in path.glob(pattern))
         if num_bytes and not record_of(*key).get("kept"):
             found.append(Garbage(what=what, key=key, path=path, patterns=patterns, num_bytes=num_bytes))
     return found
 
 
-def needed_files(record: RunRecord) -> set[Key]:
-    """The artifacts whose large files a run needs: its last checkpoints; scores to go on; all while at work."""
+def needed_files(record: RunRecord, last: int) -> set[Key]:
+    """The artifacts whose large files a run needs: its `last` checkpoints; scores to go on; all while at work."""
     if run_records.is_at_work(record):
         return set(record.artifacts)
     checkpoints = [key for key in record.artifacts if key[0] == "checkpoint" and artifacts.place(*key).exists()]
     scores = [] if record.finished else [key for key in record.artifacts if key[0] == "scores"]
-    return {*checkpoints[-KEEP_CHECKPOINTS:], *scores}
+    return {*checkpoints[-last:], *scores}
 
 
 def collect(found: Survey) -> list[Garbage]:
