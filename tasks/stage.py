@@ -275,8 +275,7 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
                 begun = student().counts.get("tokens_seen", 0)
                 yield index
                 came = index + 1
-                if not full and (full := disk.warning()):
-                    log_line(full)
+                full = full or disk.warn(log_line)
                 pool.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:

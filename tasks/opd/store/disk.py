@@ -1,4 +1,6 @@
 """How much of the disk artifacts take, and when that is too much. No torch."""
+from collections.abc import Callable
+
 from tasks.opd.core.files import free_bytes
 from tasks.opd.store.artifacts import home
 from tasks.opd.store.garbage import readable_size, size_of
@@ -23,3 +25,10 @@ def warning() -> str:
         return ""
     return f"artifacts fill the disk: {described(kept)}. opd gc lists what no run needs, opd gc --delete removes it, " \
            "and --forget RUN gives up a run's too"
+
+
+def warn(say: Callable[[str], None]) -> str:
+    """Say the warning, if there is one; it."""
+    if text := warning():
+        say(text)
+    return text
