@@ -22,6 +22,11 @@ def divergence_line(start: Artifact, end: Artifact) -> str:
            f"start {described(start)}."
 
 
+def divergence_of(report: Artifact) -> float | None:
+    """Mean reverse KL to the teacher in nats a token of the answers; None where it was not measured."""
+    return report.counts["reverse_kl_mean_nats"] if report.counts.get("divergence_tokens") else None
+
+
 def markdown_of_run(result: dict) -> str:
     """A run's tables with their divergence to the teacher, a section a benchmark."""
     parts = [(f"### {name}", table.to_markdown(), divergence_line(result["start"][name], result["end"][name]))
@@ -35,11 +40,14 @@ def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Ex
     start = next(iter(done.values()))["start"][benchmark]
     errors = {cell: f"{type(error).__name__}: {' '.join(str(error).split())}"[:300] for cell, error in failed.items()}
     ends = {cell: rewards(result["end"][benchmark]) for cell, result in done.items()}
+    apart = {(comparison.START, 0): divergence_of(start),
+             **{cell: divergence_of(result["end"][benchmark]) for cell, result in done.items()}}
     order = dict.fromkeys((variant, seed) for variant, seed, _ in cells)
     return comparison.compare(
         {(comparison.START, 0): rewards(start), **order, **errors, **ends}, baseline,
         spent={cell: cell_costs.costs_of(result["checkpoint"], result["evaluation"])
                for cell, result in done.items()},
+        divergences={cell: value for cell, value in apart.items() if value is not None},
         placebos={variant: recipe.about.placebo for variant, _, recipe in cells})
 
 

@@ -6,7 +6,7 @@ from tasks.opd.recipe import requirements
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
-from tasks.stage import run_stage
+from tasks.stage import log_line, run_stage
 from tasks.tracking.runs import log_artifact
 from tasks.workers.pools import WorkerPool
 
@@ -28,4 +28,8 @@ def refine_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifa
     inputs = {"prompts": prompts, "rollouts": rollouts, "student": student}
     if refiners_ask_teacher(recipe):
         inputs["teacher"], spec["folder"] = teacher_of(recipe, recipe.teacher.model, models, student)
-    return log_artifact(run_stage("refined", spec, inputs, pool), f"{round_index:04d}", step=round_index + 1)
+    made = run_stage("refined", spec, inputs, pool)
+    if any(name.endswith("accepted_share") and share == 1 for name, share in made.counts.items()):
+        log_line(f"round {round_index}: every token that the student proposed was accepted (accepted_share 1.0), so "
+                 "the teacher redrew none, and these rollouts are the student's own; a smaller k accepts fewer")
+    return log_artifact(made, f"{round_index:04d}", step=round_index + 1)

@@ -24,7 +24,7 @@ from tasks.opd.recipe import derivations
 from tasks.opd.recipe.checks import recipes, schedules
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
-from tasks.opd.store import artifacts, fingerprints, hidden_states, run_records
+from tasks.opd.store import artifacts, disk, fingerprints, hidden_states, run_records
 from tasks.opd.store.artifacts import Artifact
 from tasks.workers.pools import WorkerPool
 
@@ -47,9 +47,14 @@ def run_stage(stage: str, spec: dict, inputs: Inputs, pool: WorkerPool) -> Artif
 
 
 def prune(checkpoints: list[Artifact], keep: int = 2) -> None:
-    """Retire all but the last `keep` of a run's checkpoints, given from old to new: records stay, weights go."""
+    """Retire all but the last `keep` of a run's checkpoints, given from old to new: records stay, weights go.
+
+    Only the last one keeps its optimizer's state: training goes on from no other.
+    """
     for artifact in checkpoints[:max(len(checkpoints) - keep, 0)]:
         artifacts.retire(artifact)
+    for artifact in checkpoints[-keep:-1]:
+        artifacts.retire(artifact, (artifacts.STATE,))
 
 
 def kind_of(stage: str) -> str:
@@ -87,7 +92,7 @@ def usable(kind: str, fingerprint: str) -> Artifact | None:
         if names := outdated(record):
             log_line(f"{kind} {fingerprint[:8]} was made from another {', '.join(names)}; it is made again")
             return None
-        artifact = Artifact.from_json(record)
+        artifact = artifacts.find(kind, fingerprint)
         artifacts.verify(artifact)
         return artifact
     except CorruptArtifact as error:
@@ -101,38 +106,41 @@ def outdated(record: dict) -> list[str]:
             if current(Artifact.from_json(entry)).digest != entry["digest"]]
 
 
-def obtain(kind: str, fingerprint: str, pool: WorkerPool, *, to_read: bool = False) -> tuple[Artifact, bool]:
+def obtain(kind: str, fingerprint: str, pool: WorkerPool, *, to_read: bool = False,
+           with_state: bool = False) -> tuple[Artifact, bool]:
     """An artifact whose derivation the pool knows, and whether it was there; a retired one will do unless read."""
     stage, spec, inputs = pool.derivations[kind, fingerprint]
     run_records.refer(kind, fingerprint)
     with artifacts.lock(kind, fingerprint):
         artifact = usable(kind, fingerprint)
-        if artifact and not (to_read and artifacts.is_retired(artifact)):
+        if artifact and not (to_read and artifacts.is_retired(artifact, with_state=with_state)):
             return artifact, True
-        with leased(inputs, pool) as ready:
+        with leased(inputs, pool, with_state=kind == "checkpoint") as ready:
             return make_files(stage, spec, ready, fingerprint, pool, artifact), False
 
 
 @contextlib.contextmanager
-def leased(inputs: Inputs, pool: WorkerPool) -> Iterator[Inputs]:
+def leased(inputs: Inputs, pool: WorkerPool, with_state: bool = False) -> Iterator[Inputs]:
     """Inputs as a stage may read them, made again where they must be; as long as this is open nobody removes them.
 
+    `with_state`: a checkpoint among them is trained on from, so that its optimizer's state is read too.
     Under leases a run waits for the readers of what it replaces, never for its makers; so two runs do not wait for each
     other.
     """
     while True:
-        ready = {name: readable(artifact, pool) for name, artifact in inputs.items()}
+        ready = {name: readable(artifact, pool, with_state) for name, artifact in inputs.items()}
         with contextlib.ExitStack() as leases:
             for artifact in ready.values():
                 leases.enter_context(artifacts.lease(artifact.kind, artifact.fingerprint))
-            if all(is_readable(artifact) for artifact in ready.values()):
+            if all(is_readable(artifact, with_state) for artifact in ready.values()):
                 yield ready
                 return
 
 
-def is_readable(artifact: Artifact) -> bool:
+def is_readable(artifact: Artifact, with_state: bool) -> bool:
     """Whether an artifact's files are there, and still those of the reference."""
-    return current(artifact).digest == artifact.digest and artifact.path.exists() and not artifacts.is_retired(artifact)
+    there = current(artifact).digest == artifact.digest and artifact.path.exists()
+    return there and not artifacts.is_retired(artifact, with_state=with_state)
 
 
 def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, pool: WorkerPool,
@@ -205,7 +213,7 @@ def halved(spec: dict) -> tuple[dict, str]:
     return smaller, ", ".join(f"{name} {change}" for name, change in changes.items())
 
 
-def readable(artifact: Artifact, pool: WorkerPool) -> Artifact:
+def readable(artifact: Artifact, pool: WorkerPool, with_state: bool) -> Artifact:
     """An input that a stage is about to read: as it is, or remade when it is damaged, outdated, retired or gone."""
     kind, fingerprint = artifact.kind, artifact.fingerprint
     with artifacts.lock(kind, fingerprint):
@@ -214,12 +222,12 @@ def readable(artifact: Artifact, pool: WorkerPool) -> Artifact:
         except CorruptArtifact:
             record = None
         found = usable(kind, fingerprint)
-    if found and not artifacts.is_retired(found):
+    if found and not artifacts.is_retired(found, with_state=with_state):
         return found
     log_line(f"{kind} {fingerprint[:8]} is {'retired' if found else 'not there'} and needed: it is made again")
     if (kind, fingerprint) not in pool.derivations:
         pool.derivations[kind, fingerprint] = recorded_derivation(artifact, record)
-    return obtain(kind, fingerprint, pool, to_read=True)[0]
+    return obtain(kind, fingerprint, pool, to_read=True, with_state=with_state)[0]
 
 
 def recorded_derivation(artifact: Artifact, record: dict | None) -> tuple[str, dict, Inputs]:
@@ -256,6 +264,7 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
     for note in recipes.notes(recipe, recipe.rounds):
         log_line(note)
     came = begun = 0
+    full = disk.warning()               # said as the pool was opened
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
@@ -266,6 +275,7 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
                 begun = student().counts.get("tokens_seen", 0)
                 yield index
                 came = index + 1
+                full = full or disk.warn(log_line)
                 pool.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tasks.opd.core.errors import NonFinite
-from tasks.opd.store.artifacts import HIDDEN, Artifact, promised
+from tasks.opd.store.artifacts import HIDDEN, STATE, Artifact, promised
 from tasks.stage import run_stage
 from tasks.workers import pools
 
@@ -56,6 +56,23 @@ def weights(inputs, spec, out, session):
     (out / "model").mkdir()
     (out / "model" / "w").write_text(str(before + 1))
     return {"weight": before + 1}
+
+
+def checkpoint(inputs, spec, out, session):
+    """As `weights`, with an optimizer's state that training goes on from."""
+    note("checkpoint", spec, out)
+    before = int((inputs["student"] / STATE).read_text()) if inputs else 0
+    (out / "model").mkdir()
+    (out / "model" / "w").write_text(str(before + 1))
+    (out / STATE).write_text(str(before + 1))
+    return {"weight": before + 1}
+
+
+def read(inputs, spec, out, session):
+    """What reads a checkpoint's weights alone."""
+    note("read", spec, out)
+    (out / "read").write_text((inputs["student"] / "model" / "w").read_text())
+    return {}
 
 
 def scored(inputs, spec, out, session):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from tasks.opd.core.errors import CorruptArtifact, DiskFull, NonFinite
-from tasks.opd.store import artifacts
+from tasks.opd.store import artifacts, garbage
 from tasks.stage import prune, run_stage
 from tasks.workers import launchers, pools
 from tests.stages_for_tests import HERE, chain, run_with
@@ -99,6 +99,72 @@ def test_a_changed_record_is_as_damaged_as_a_file(journal, again, capfd):
     assert "artifact.json: sha256 of its contents" in capfd.readouterr().err
 
 
+def into_folder(path):
+    """Put an empty directory in a file's place."""
+    path.unlink()
+    path.mkdir()
+
+
+def into_link(path, to):
+    """Move a file or folder away and leave a link in its place."""
+    path.rename(to)
+    path.symlink_to(to)
+
+
+def into_loop(path):
+    """Put a link that leads to itself in a file's place."""
+    path.unlink()
+    path.symlink_to(path)
+
+
+def into_file(path, to):
+    """Put a file in a folder's place."""
+    path.rename(to)
+    path.write_text("a file")
+
+
+def into_link_to_nothing(path, to):
+    into_link(path, to)
+    shutil.rmtree(to)
+
+
+def into_another(path, to):
+    """Put the artifact of another stage in a folder's place."""
+    path.rename(to)
+    shutil.copytree(next(path.parents[1].glob("numbers/*")), path)
+
+
+def written(text: bytes):
+    return lambda path, to: (path / "artifact.json").write_bytes(text)
+
+
+@pytest.mark.parametrize("said, damage", [
+    ("doubled.json is no file that can be read: Is a dir", lambda path, to: into_folder(path / "doubled.json")),
+    ("doubled.json is no file that can be read: Too many", lambda path, to: into_loop(path / "doubled.json")),
+    ("artifact.json is no file that can be read: Is a dir", lambda path, to: into_folder(path / "artifact.json")),
+    ("artifact.json is no file that can be read: Not a directory", into_file),
+    ("artifact.json is not JSON", written(b'{"cap": NaN}')),
+    ("artifact.json is not JSON", written(b"[" * 10**5 + b"]" * 10**5)),
+    ("artifact.json is not JSON", written(b"\xff\xfe")),
+    ("artifact.json: sha256 of its contents", written(b"[1]")),
+    ("is a symbolic link", into_link),
+    ("", into_link_to_nothing),         # which is no artifact, so that there is nothing to keep
+    ("artifact.json is that of numbers", into_another),
+    ("chat_template.jinja is not among the files that were written",
+     lambda path, to: (path / "chat_template.jinja").write_text("planted")),
+])
+def test_whatever_became_of_an_artifact_it_is_moved_aside_and_made_again(journal, again, tmp_path, capfd, said, damage):
+    first = chain(again(), effort=journal.effort)
+    journal.lines()
+    damage(first[1].path, tmp_path / "away")
+    assert chain(again(), effort=journal.effort) == first and journal.lines() == ["doubled"]
+    assert said in capfd.readouterr().err and first[1].path.is_dir() and not first[1].path.is_symlink()
+    assert len(list(first[1].path.parent.glob(".corrupt-*"))) == bool(said)
+    assert chain(again(), effort=journal.effort) == first and journal.lines() == []
+    found = garbage.left_behind()
+    assert len(found) == bool(said) and all(garbage.remove(item) and not os.path.lexists(item.path) for item in found)
+
+
 def test_other_bytes_take_the_descendants_with_them(tmp_path, journal, again, capfd):
     first = chain(again(), effort=journal.effort)
     flip(first[0], "numbers.json")
@@ -165,6 +231,32 @@ def test_a_retired_input_is_remade_from_its_own_record_when_it_is_read(journal, 
     assert len(journal.lines()) == 3  # rounds 0 and 1, then the probe
     assert (first[1].path / "model" / "w").read_text() == "12" and not artifacts.is_retired(first[1])
     assert f"weights {first[1].fingerprint[:8]} is retired and needed" in capfd.readouterr().err
+
+
+def test_only_the_last_checkpoint_keeps_its_optimizers_state_and_one_without_is_remade_only_to_be_trained_on(
+        journal, again, capfd):
+    made, effort = [], {"effort": journal.effort}
+    for index in range(4):
+        made.append(run_stage(f"{HERE}:checkpoint", {"round": index, **effort},
+                              {"student": made[-1]} if made else {}, again()))
+        prune(made)
+    assert [(a.path / "model" / "w").exists() for a in made] == [False, False, True, True]
+    assert [(a.path / artifacts.STATE).exists() for a in made] == [False, False, False, True]
+    journal.lines()
+    run_stage(f"{HERE}:read", effort, {"student": made[2]}, again())
+    assert journal.lines() == ["read"]                      # its weights are there, and verified
+    capfd.readouterr()
+    other = run_stage(f"{HERE}:checkpoint", {"round": 9, **effort}, {"student": made[2]}, again())
+    assert journal.lines() == 4 * ["checkpoint"] and other.counts == {"weight": 4}  # rounds 0 to 2, then this one
+    assert f"checkpoint {made[2].fingerprint[:8]} is retired and needed" in capfd.readouterr().err
+    assert (made[2].path / artifacts.STATE).read_text() == "3" and not artifacts.is_retired(made[2], with_state=True)
+    artifacts.retire(made[2], (artifacts.STATE,))
+    artifacts._verified.clear()
+    artifacts.verify(made[2])
+    (made[2].path / "model" / "w").unlink()                 # without its state it is not excused other files
+    artifacts._verified.clear()
+    with pytest.raises(CorruptArtifact, match="model/w: sha256 is that of no file"):
+        artifacts.verify(made[2])
 
 
 def test_an_input_that_is_gone_without_a_record_is_refused(again):

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from types import SimpleNamespace
 
@@ -61,21 +63,8 @@ def run_chain(effort):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_a_long_folder_for_temporary_files_does_not_keep_a_worker_from_its_socket(tmp_path, monkeypatch):
-    """A Unix socket's path may have 107 bytes."""
-    long = tmp_path / ("t" * 100)
-    long.mkdir()
-    monkeypatch.setattr(pools.tempfile, "tempdir", str(long))
-    place = pools.socket_place()
-    with pools.socket.socket(pools.socket.AF_UNIX) as listener:
-        folder = pools.tempfile.mkdtemp(prefix="opd-", dir=place)
-        listener.bind(f"{folder}/socket")
-    pools.shutil.rmtree(folder)
-    monkeypatch.setattr(pools.tempfile, "tempdir", "/tmp")
-    assert pools.socket_place() == "/tmp"
-
-
-@pytest.mark.parametrize("victim, trouble", [("flow", "hang"), ("flow", "leave"), ("supervisor", "hang")])
+@pytest.mark.parametrize("victim, trouble", [("flow", "hang"), ("flow", "leave"), ("supervisor", "hang"),
+                                             ("both", "hang"), ("both", "leave")])
 def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_path, victim, trouble):
     effort = {"journal": str(tmp_path / "journal"), "trouble": f"doubled:{trouble}"}
     flow = subprocess.Popen(CHAIN, cwd=ROOT, env={**os.environ, "CHAIN_EFFORT": json.dumps(effort)},
@@ -87,8 +76,9 @@ def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_pa
         return found if sum("sleep 600" in command for command in found.values()) >= many else None
     found = wait_for(all_are_there)
     assert sum("tasks.opd.runtime.worker" in command for command in found.values()) == 2  # the supervisor names it too
-    pid = flow.pid if victim == "flow" else next(p for p, c in found.items() if "tasks.opd.runtime.supervisor" in c)
-    os.kill(pid, signal.SIGKILL)
+    supervisor = next(pid for pid, command in found.items() if "tasks.opd.runtime.supervisor" in command)
+    for pid in {"flow": [flow.pid], "supervisor": [supervisor], "both": [supervisor, flow.pid]}[victim]:
+        os.kill(pid, signal.SIGKILL)
 
     def nothing_survives():
         return not processes_of(opd_home)
@@ -101,6 +91,31 @@ def test_after_kill_9_nothing_survives_and_the_next_run_goes_on(opd_home, tmp_pa
     assert (result["total"], result["made"], result["reused"]) == (12, 2, 1)
     assert (tmp_path / "journal").read_text().split() == ["doubled", "total"]
     assert not list(opd_home.glob("artifacts/*/.tmp-*"))
+
+
+def test_a_stage_whose_supervisor_is_killed_is_made_in_a_second_attempt(opd_home, process_pool, capfd):
+    def kill_it():
+        def hanging():
+            return [pid for pid, command in processes_of(opd_home).items() if "sleep 600" in command]
+        wait_for(hanging)
+        process_pool.supervisor.kill()
+    killer = threading.Thread(target=kill_it)
+    killer.start()
+    doubled = chain(process_pool, effort={"micro_batch_tokens": WHOLE_BATCH, "trouble_once": "doubled:hang"})[1]
+    killer.join()
+    assert artifacts.read_record(doubled.path)["attempts"] == 2
+    assert "That its supervisor died too, without a word, means that the machine's memory" in capfd.readouterr().err
+
+
+def test_a_temporary_folder_may_lie_as_deep_as_a_path_may(tmp_path, monkeypatch):
+    deep = tmp_path / ("a" * 100) / ("b" * 100)
+    deep.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(deep))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("VLLM_RPC_BASE_PATH", raising=False)
+    with pools.for_run(run_with("process")) as pool:
+        assert chain(pool)[2].counts == {"total": 12}
+    assert list(deep.iterdir()) == [] and os.environ["VLLM_RPC_BASE_PATH"] == "/tmp"
 
 
 def test_an_interrupt_ends_everything(opd_home):
@@ -299,8 +314,11 @@ def test_nothing_here_imports_torch_before_a_stage_needs_it():
 
 
 def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_otherwise(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE", "VLLM_NO_USAGE_STATS": "0"})
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": "ACTIVE", "VLLM_NO_USAGE_STATS": "0",
+                                        "NO_PROXY": "a.local, 127.0.0.1", "no_proxy": "b.local"})
     launchers.quiet_environment()
+    spared = "a.local,127.0.0.1,b.local,localhost,::1"
+    assert os.environ.pop("NO_PROXY") == os.environ.pop("no_proxy") == spared
     assert os.environ == {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "MLFLOW_DISABLE_TELEMETRY": "true",
                           "HF_HUB_DISABLE_TELEMETRY": "1", "VLLM_NO_USAGE_STATS": "0", "OMP_WAIT_POLICY": "ACTIVE",
                           "TORCH_CPP_LOG_LEVEL": "ERROR"}

@@ -4,6 +4,7 @@ import os
 
 from flows.platform import state
 from tasks.opd.core.errors import EngineError, RecipeError
+from tasks.server import keep_password_apart
 from tasks.workers import launchers
 
 
@@ -11,6 +12,7 @@ def deploy(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Register what configs holds. Raises RecipeError, after the rest was registered, for files that are wrong."""
     launchers.quiet_environment()
     state.use()
+    keep_password_apart()
     if not os.environ.get("PREFECT_API_URL"):
         raise EngineError("no Prefect server runs: start the platform with opd up, or set PREFECT_API_URL, for example "
                           "to http://127.0.0.1:4200/api")

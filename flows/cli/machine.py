@@ -15,6 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from tasks.opd.core.addresses import masked
 from tasks.opd.store.artifacts import home
 from tasks.workers import launchers
 
@@ -40,8 +41,8 @@ def examine() -> dict:
         "gpus": gpus(),
         "home": home_facts(home()),
         "telemetry": {name: os.environ.get(name, "") for name in launchers.QUIET},
-        "services": {"mlflow": os.environ.get("MLFLOW_TRACKING_URI") or f"SQLite in {home()}",
-                     "prefect": os.environ.get("PREFECT_API_URL") or "a server of the run's own"},
+        "services": {"mlflow": masked(os.environ.get("MLFLOW_TRACKING_URI", "")) or f"SQLite in {home()}",
+                     "prefect": masked(os.environ.get("PREFECT_API_URL", "")) or "a server of the run's own"},
     }
     return {**report, "problems": problems(report, wanted)}
 

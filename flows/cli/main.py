@@ -24,6 +24,7 @@ from flows.cli.refreshes import add_refresh_commands
 from flows.cli.runs import bootstrap, compare, distill, evaluate
 from flows.cli.store import add_options, gc
 from tasks.opd.core.errors import OpdError
+from tasks.opd.core.streams import keep_printing
 from tasks.opd.store.artifacts import Artifact
 
 STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal is gone"}
@@ -31,6 +32,7 @@ STOPPED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SI
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code."""
+    keep_printing()
     try:
         arguments = parsed(argv)
     except SystemExit as done:  # argparse has said why
@@ -42,7 +44,9 @@ def main(argv: list[str] | None = None) -> int:
         if not isinstance(error, Exception | KeyboardInterrupt) and not stopped:
             raise
         return refused(arguments, *explained(error, stopped))
-    print(json.dumps(result, default=plain) if arguments.json else text)
+    lost = tell(json.dumps(result, default=plain) if arguments.json else text, sys.stdout)
+    if lost and not isinstance(lost, BrokenPipeError):  # whoever closes a pipe has seen enough
+        return refused(arguments, 1, f"the result could not be printed: {lost}")
     return 0
 
 
@@ -85,12 +89,14 @@ def refused(arguments: argparse.Namespace, code: int, message: str) -> int:
     return code
 
 
-def tell(text: str, stream: TextIO) -> None:
-    """Print a line; a stream that nobody reads any more, a terminal that is gone, is no error and takes no more."""
+def tell(text: str, stream: TextIO) -> OSError | None:
+    """Print a line; why it could not be, if so: the stream, a terminal that is gone say, takes no more then."""
     try:
         print(text, file=stream, flush=True)
-    except OSError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
 
 
 def plain(value):

@@ -3,7 +3,7 @@ import argparse
 import time
 from collections.abc import Callable
 
-from flows.cli.runs import prepare, ui_command
+from flows.cli.runs import ended, prepare, spent
 from flows.cli.serving import add_serve_options, serve
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.core.files import is_locked
@@ -45,10 +45,10 @@ def refresh(arguments: argparse.Namespace) -> tuple[dict, str]:
     from flows.refresh import refresh as run
     with tags(f"refresh:{ask.name}"):
         line = run(arguments.refresh, arguments.accept_drift)
-    result = {**line, "seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
+    result = line | ended(started)
     table = gate.from_json(registry.version_of(ask.name, line["version"]).tags["table"]) if "version" in line else []
     return result, "\n".join([*([gate.to_text(table), ""] if table else []), journal.described(line),
-                              f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}"])
+                              *spent(result)])
 
 
 def dry_run(ask: refreshes.Refresh, accept_drift: bool) -> tuple[dict, str]:

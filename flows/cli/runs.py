@@ -11,8 +11,9 @@ from pathlib import Path
 
 from flows.platform import reconcile, state
 from tasks import server
-from tasks.opd.core.files import try_writing
+from tasks.opd.core.files import make_private, try_writing
 from tasks.opd.recipe import loading
+from tasks.opd.store import disk
 from tasks.opd.store.artifacts import home
 from tasks.workers import launchers
 
@@ -20,9 +21,11 @@ from tasks.workers import launchers
 def prepare(arguments: argparse.Namespace) -> None:
     """The environment of a command that runs flows, before Prefect is imported."""
     launchers.quiet_environment()
-    os.environ.setdefault("PREFECT_HOME", str(home() / "prefect"))
-    for folder in (home(), Path(os.environ["PREFECT_HOME"])):
+    prefect = Path(os.environ.setdefault("PREFECT_HOME", str(home() / "prefect")))
+    for folder in (home(), prefect):
         try_writing(folder)
+    if prefect.parent == home():
+        make_private(prefect)  # its database holds Prefect's Secrets
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO" if arguments.verbose else "WARNING")
     for name in ("flow_runs", "task_runs"):  # for the runs' pages; the terminal has what we say ourselves
         os.environ.setdefault(f"PREFECT_LOGGING_LOGGERS_PREFECT_{name.upper()}_LEVEL", "INFO")
@@ -54,7 +57,7 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
         apart = divergence_line(result["start"][name], result["end"][name])
         lines += [f"benchmark {name}", table.to_text(), *filter(None, [apart]),
                   f"report      {result['end'][name].path}", ""]
-    result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
+    result |= ended(started)
     return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", *ending(result)])
 
 
@@ -69,15 +72,26 @@ def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
     with tags(f"suite:{plan.name}", terminal()):
         result = run(arguments.suite, arguments.overrides)
     text = result.pop("text")
-    result |= {"seconds": round(time.monotonic() - started, 1), "mlflow": ui_command()}
+    result |= ended(started)
     return result, "\n".join([text, "", f"written to  {result['folder']}", *ending(result)])
 
 
+def ended(started: float) -> dict:
+    """What a command says of itself at its end: seconds since `started`, bytes of all artifacts, how to open MLflow."""
+    return {"seconds": round(time.monotonic() - started, 1), "kept_bytes": disk.kept_bytes(), "mlflow": ui_command()}
+
+
 def ending(result: dict) -> list[str]:
-    """The last lines of a run: how long it took, and how to look at it."""
+    """The last lines of a run: how long it took, what is kept, and how to look at it."""
     reached = "/runs/" in result["mlflow_page"]
     page = [f"page        {result['mlflow_page']}", f"charts      {result['mlflow_charts']}"] if reached else []
-    return [f"seconds     {result['seconds']}", f"mlflow      {result['mlflow']}", *page]
+    return [*spent(result), *page]
+
+
+def spent(result: dict) -> list[str]:
+    """What `ended` says, as lines."""
+    return [f"seconds     {result['seconds']}", f"kept        {disk.described(result['kept_bytes'])}",
+            f"mlflow      {result['mlflow']}"]
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, str]:
@@ -89,8 +103,8 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, str]:
     from flows.evaluate import evaluate as run
     with tags(*(f"benchmark:{benchmark.name}" for benchmark in recipe.benchmarks), terminal()):
         reports = run(recipe, arguments.checkpoint)
-    return {"reports": reports}, "\n".join(f"{name}  {format_counts(report.counts)}\n{report.path}"
-                                           for name, report in reports.items())
+    lines = [f"{name}  {format_counts(report.counts)}\n{report.path}" for name, report in reports.items()]
+    return {"reports": reports}, "\n".join([*lines, f"kept  {disk.described(disk.kept_bytes())}"])
 
 
 def format_counts(counts: dict) -> str:
@@ -107,8 +121,8 @@ def bootstrap(arguments: argparse.Namespace) -> tuple[dict, str]:
     from flows.bootstrap import bootstrap as run
     with tags(terminal()):
         made = run(recipe)
-    return made, "\n".join(f"{kind}  {name}  {artifact.path}" for kind, some in made.items()
-                           for name, artifact in some.items())
+    lines = [f"{kind}  {name}  {artifact.path}" for kind, some in made.items() for name, artifact in some.items()]
+    return made, "\n".join([*lines, f"kept  {disk.described(disk.kept_bytes())}"])
 
 
 def ui_command() -> str:

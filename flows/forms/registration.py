@@ -13,6 +13,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from flows.forms.texts import TAG
+from tasks.opd.core.addresses import masked
 from tasks.opd.core.errors import EngineError
 from tasks.opd.store.fingerprints import canonical
 from tasks.workers.launchers import ROOT
@@ -47,15 +48,16 @@ def register(wanted: Iterable[Deployed], pool: str, keep: frozenset[str] = froze
     (paused, other tags) stays until the file changes. Raises: EngineError without server or pool.
     """
     with get_client(sync_client=True) as client:
+        address = masked(str(client.api_url))
         try:
             client.read_work_pool(pool)
             found = ours(client)
         except ObjectNotFound as error:
-            raise EngineError(f"Prefect at {client.api_url} has no work pool {pool!r}; make one: prefect work-pool "
+            raise EngineError(f"Prefect at {address} has no work pool {pool!r}; make one: prefect work-pool "
                               f"create {pool} --type process, or name another with --pool") from error
         except ConnectError as error:
-            raise EngineError(f"Prefect is not reached at {client.api_url}; set PREFECT_API_URL") from error
-        done = {"server": str(client.api_url), "pool": pool, "added": [], "updated": [], "unchanged": [], "removed": []}
+            raise EngineError(f"Prefect is not reached at {address}; set PREFECT_API_URL") from error
+        done = {"server": address, "pool": pool, "added": [], "updated": [], "unchanged": [], "removed": []}
         for one in wanted:
             label = f"{one.flow}/{one.name}"
             known = found.pop(label, None)

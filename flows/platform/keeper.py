@@ -12,6 +12,7 @@ from flows.platform import settings as settings_of
 from flows.platform.reconcile import Slots, end_orphans, tidy
 from flows.platform.settings import Settings
 from tasks.opd.core.files import flock
+from tasks.opd.core.streams import keep_printing
 
 PERIOD_SECONDS = 3
 RECONCILE_SECONDS = 12
@@ -70,11 +71,12 @@ def launch(name: str, settings: Settings) -> children.Child:
 def say(*lines: str) -> None:
     """Lines of the keeper's log."""
     for line in lines:
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, flush=True)
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Keep the platform until a SIGTERM, or until its settings are gone."""
+    """Keep the platform until a SIGTERM, or until its settings are gone; with a log that can be written or without."""
+    keep_printing()
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -11,7 +11,8 @@ from flows.platform.keeper import launch
 from flows.platform.processes import end
 from flows.platform.reconcile import end_in_mlflow, end_orphans, reconcile
 from flows.platform.settings import LOCK, PlatformError, Settings
-from tasks.opd.core.files import flock, try_writing
+from tasks.opd.core.files import flock, make_private, try_writing
+from tasks.opd.store.artifacts import home
 
 START_SECONDS = 180                     # a server on a busy machine
 RUNS_SECONDS, SERVERS_SECONDS = 4.0, 1.5  # that runs and servers have to end by themselves
@@ -28,7 +29,9 @@ def up(wanted: Settings) -> tuple[Settings, list[str]]:
 
     Raises: PlatformError when it runs with other settings, a port is taken, or a server does not start.
     """
-    try_writing(settings_of.folder())
+    for folder in (home(), settings_of.folder()):
+        try_writing(folder)
+    make_private(home() / "prefect")  # its database holds Prefect's Secrets
     with lock():
         settings, alive = settle(wanted), {name for name in children.NAMES if children.living(name)}
         for name in ("prefect", "mlflow"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from flows.platform import api
 from flows.platform.settings import Settings, is_loopback
 from tasks.opd.store.artifacts import home
-from tasks.workers.launchers import ROOT, quiet_environment
+from tasks.workers.launchers import ROOT, quiet_environment, without_proxy
 
 POOL = "opd"                            # the work pool
 HEARTBEAT_SECONDS = 60                  # of a flow run; a run that misses three is dead
@@ -35,16 +35,9 @@ def mlflow_client(settings: Settings) -> dict[str, str]:
     return found | ({"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password} if password else {})
 
 
-def without_proxy(settings: Settings) -> dict[str, str]:
-    """A cluster's proxy catches requests to loopback too, unless it is told not to."""
-    known = [name for name in os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")).split(",") if name]
-    spared = ",".join(dict.fromkeys([*known, "127.0.0.1", "localhost", settings.address]))
-    return {"NO_PROXY": spared, "no_proxy": spared}
-
-
 def become_client(settings: Settings, *, of_prefect: bool = True, of_mlflow: bool = True) -> None:
     """Make this process, and those that it starts, a client of both servers, or of one."""
-    os.environ.update(without_proxy(settings))
+    os.environ.update(without_proxy(settings.address))
     if of_prefect:
         os.environ.pop("PREFECT_API_KEY", None)  # it would be sent in place of the password
         os.environ.update(prefect_client(settings))
@@ -57,7 +50,7 @@ def environment(settings: Settings) -> dict[str, str]:
     quiet_environment()
     mine = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return mine | prefect_client(settings) | mlflow_client(settings) | without_proxy(settings) | {
+    return mine | prefect_client(settings) | mlflow_client(settings) | without_proxy(settings.address) | {
         "OPD_HOME": settings.home, "PREFECT_HOME": str(home() / "prefect"), "PYTHONPATH": path,
         "PYTHONUNBUFFERED": "1", "OPD_PROGRESS": "0"}
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tasks.opd.core.addresses import masked, without_user
 from tasks.opd.core.errors import EngineError
 from tasks.opd.store.artifacts import home
 
@@ -21,20 +22,27 @@ QUICK = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL",
 
 
 def tracking_uri() -> str:
-    """$MLFLOW_TRACKING_URI, else a SQLite file under home()."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    """$MLFLOW_TRACKING_URI, else a SQLite file under home(); of a database it may hold a password: show it `masked`.
+
+    A server's user and password are moved to the variables that MLflow has for them: an address is shown in its errors.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home() / 'mlflow.db'}"
+    address, user, password = without_user(uri) if uri.startswith("http") else (uri, "", "")
+    if user:
+        os.environ.update(MLFLOW_TRACKING_URI=address, MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
+    return address
 
 
 def ui_command() -> str:
     """The one command, or the address, that opens what was tracked."""
-    uri = tracking_uri()
+    uri = tracking_uri() if masked(tracking_uri()) == tracking_uri() else '"$MLFLOW_TRACKING_URI"'
     serve = f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --workers 1 --backend-store-uri {uri}"
     return uri if uri.startswith("http") else f"{serve} --artifacts-destination {home() / 'mlartifacts'}"
 
 
 def under_home(uri: str) -> str:
-    """A store's address, the same wherever home() is moved to."""
-    return uri.replace(str(home()), "$OPD_HOME")
+    """A store's address without its password, the same wherever home() is moved to."""
+    return masked(uri).replace(str(home()), "$OPD_HOME")
 
 
 @contextlib.contextmanager
@@ -128,9 +136,10 @@ def reached():
         from mlflow.exceptions import MlflowException  # after its environment was set, by whoever made the client
         if not isinstance(error, MlflowException):
             raise
-        raise EngineError(f"MLflow at {tracking_uri()} did not do what it was asked, and it holds the registry: "
-                          f"{str(error).splitlines()[0][:300]}. Start it, or set MLFLOW_TRACKING_URI, and run the same "
-                          "command again: it goes on from there") from error
+        address, reason = masked(tracking_uri()), masked(str(error).splitlines()[0])[:300]
+        raise EngineError(f"MLflow at {address} did not do what it was asked, and it holds the registry: {reason}. "
+                          "Start it, or set MLFLOW_TRACKING_URI, and run the same command again: it goes on from "
+                          "there") from error
 
 
 def entities():

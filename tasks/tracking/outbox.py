@@ -17,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.opd.core.addresses import masked
 from tasks.opd.core.errors import OpdError
 from tasks.opd.core.progress import print_line
 from tasks.opd.store import artifacts
@@ -121,8 +122,8 @@ class Run:
     def _warn(self, message: str) -> None:
         if not self.warned:
             self.warned = True
-            print_line(f"opd: MLflow at {self.uri} {message}; the run goes on, and what is missing there is sent "
-                       "when the recipe is run again")
+            print_line(masked(f"opd: MLflow at {self.uri} {message}; the run goes on, and what is missing there is "
+                              "sent when the recipe is run again"))
 
     def _client(self):
         client = client_at(self.uri)
@@ -264,7 +265,7 @@ def trouble(error: Exception) -> str:
         return f"lacks a stage: {' '.join(str(error).split())}"
     reason = getattr(error.__cause__, "orig", None) or error  # what the database itself said
     lines = f"{type(reason).__name__}: {reason}".splitlines()
-    return f"is not reached ({lines[0][:300]})"
+    return f"is not reached ({masked(lines[0])[:300]})"
 
 
 def chunks(items: list, size: int) -> list[list]:

@@ -4,6 +4,7 @@ import hashlib
 from contextvars import ContextVar
 
 from tasks import server
+from tasks.opd.core.addresses import masked
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.fingerprints import canonical
@@ -113,7 +114,7 @@ def prefect_page() -> str:
     """The page of the flow run at work; empty outside of any, and where the command's own server, without pages, is."""
     from prefect.runtime import flow_run
     from prefect.utilities.urls import url_for
-    return url_for("flow-run", flow_run.id) or "" if flow_run.id and not server.is_own() else ""
+    return masked(url_for("flow-run", flow_run.id) or "") if flow_run.id and not server.is_own() else ""
 
 
 def prefect_link() -> str:

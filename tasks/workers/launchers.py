@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # torch's threads wait awake, but not for long: asleep at once, a decode step takes half as long again; awake as long as
 # they like to be, two processes on the same cores stall each other tenfold.
 SPIN = "3000"
+LONGEST_FOLDER = 107 - len("/") - 36    # bytes: a Unix socket's path may have 107, and vLLM names one by a UUID
 QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -26,11 +28,24 @@ QUIET = {
 
 
 def quiet_environment() -> None:
-    """Say how threads wait, turn telemetry off, where the user has not decided; call it before importing any tool."""
+    """Say how threads wait, turn telemetry off, where the user has not decided; call it before importing any tool.
+
+    Servers of this machine are reached without a proxy, whatever the user decided for others.
+    """
+    os.environ.update(without_proxy())
     for name, value in {**QUIET, "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():  # vLLM's kernels tell where memory lies
         os.environ.setdefault(name, value)
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        os.environ.setdefault("VLLM_RPC_BASE_PATH", "/tmp")  # vLLM's sockets, else in $TMPDIR
+
+
+def without_proxy(*hosts: str) -> dict[str, str]:
+    """Variables for no proxy to this machine and `hosts`: a cluster's proxy catches requests to loopback too."""
+    listed = f"{os.environ.get('NO_PROXY', '')},{os.environ.get('no_proxy', '')}".split(",")
+    spared = ",".join(dict.fromkeys(filter(None, [*map(str.strip, listed), "127.0.0.1", "localhost", "::1", *hosts])))
+    return {"NO_PROXY": spared, "no_proxy": spared}
 
 
 def launch(path: str, log: Path) -> subprocess.Popen:

@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 
 from tasks.opd.core.errors import ERRORS, EngineLost
-from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_write
+from tasks.opd.core.files import FULL_BYTES, disk_full, free_bytes, room_to_write, socket_address
 from tasks.opd.core.progress import print_line
 from tasks.opd.engines.pool import Session
 from tasks.opd.runtime.worker import SMALLER, perform
-from tasks.opd.store import artifacts
+from tasks.opd.store import artifacts, disk
 from tasks.workers.launchers import accept, await_end, launch, quiet_environment
 
 
@@ -116,10 +116,11 @@ class ProcessPool(WorkerPool):
         with room_to_write(self.log):
             self.log.parent.mkdir(parents=True, exist_ok=True)
             self.log.touch()
-        folder = tempfile.mkdtemp(prefix="opd-", dir=socket_place())
+        folder = tempfile.mkdtemp(prefix="opd-")
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-                listener.bind(f"{folder}/socket")
+                with socket_address(Path(folder, "socket")) as address:
+                    listener.bind(address)
                 listener.listen(1)
                 listener.settimeout(0.2)
                 self.supervisor = launch(f"{folder}/socket", self.log)
@@ -179,7 +180,8 @@ class ProcessPool(WorkerPool):
         last = self.last_words()
         if free_bytes(out) < FULL_BYTES:
             return disk_full(out, OSError(f"the worker died in stage {stage}; its last lines:\n{last}\n"))
-        return EngineLost(f"the worker died in stage {stage}. SIGKILL below means that the machine's memory was short: "
+        killed = "SIGKILL below" if "worker ended with" in last else "That its supervisor died too, without a word,"
+        return EngineLost(f"the worker died in stage {stage}. {killed} means that the machine's memory was short: "
                           f"{SMALLER}\n{self.log} ends:\n{last}")
 
     def close(self, *, at_once: bool) -> None:
@@ -205,6 +207,8 @@ def for_run(recipe):
     """The pool of a flow run (`recipe.workers`: inline or process); ends with everything it started, on any way out."""
     quiet_environment()
     artifacts.sweep()
+    if warning := disk.warning():
+        print_line(f"opd: {warning}")
     pool = InlinePool() if recipe.workers == "inline" else ProcessPool(patience=recipe.engine.patience_seconds)
     at_once = True
     try:
@@ -213,12 +217,3 @@ def for_run(recipe):
     finally:
         pool.close(at_once=at_once)
         print_line(f"opd: made {pool.made} artifacts, reused {pool.reused}")
-
-
-def socket_place() -> str:
-    """A folder for a worker's socket: the system's for temporary files, unless its name is too long for that.
-
-    A Unix socket's path may have 107 bytes, of which a folder of its own and its name take 20.
-    """
-    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm"]
-    return next((place for place in places if len(os.fsencode(place)) <= 87 and os.access(place, os.W_OK)), places[0])

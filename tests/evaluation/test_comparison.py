@@ -227,6 +227,19 @@ def test_a_small_suites_text_fits_120_columns_note_and_costs_included():
     assert " ".join(found.note()) in " ".join(lines)                       # wrapped, and nothing lost
 
 
+def test_the_divergence_to_the_teacher_stands_beside_the_reward_where_a_trained_student_has_one():
+    cells = {("start", 0): cell(0, 0, 0, 1), ("gkd", 0): cell(0, 0, 0, 1), ("gkd", 1): cell(0, 0, 0, 1),
+             ("sft", 0): cell(0, 0, 0, 1)}
+    found = compare(cells, "start", divergences={("start", 0): 0.74, ("gkd", 0): 0.46, ("gkd", 1): 0.50})
+    # gkd: (0.46 + 0.50) / 2 = 0.48
+    assert [r.reverse_kl for r in found.rows] == [0.74, pytest.approx(0.48), None]
+    assert [line.split()[:4] for line in found.to_text().splitlines()[:5] if "-" not in line[:5]] == [
+        ["variant", "mean", "reverse", "KL"], ["start", "25.0", "0.740", "baseline"],
+        ["gkd", "25.0", "0.480", "25.0"], ["sft", "25.0", "25.0", "+0.0"]]
+    assert any(sentence.startswith("Reverse KL is that to the teacher") for sentence in found.note())
+    assert "everse" not in compare(cells, "start", divergences={("start", 0): 0.74}).to_text()
+
+
 def test_a_kept_table_opens_with_date_command_benchmark_versions_and_seeds():
     facts = provenance("zoo", ["benchmarks.0.sampling={top_p: 1}"], "tiny",
                     {"device": "cpu", "versions": {"torch": "2.13.0", "vllm": None, "numpy": "2.4.1"}})
@@ -307,7 +320,8 @@ def test_a_runs_divergence_is_shown_with_the_tokens_it_was_computed_over(tmp_pat
     assert divergence_line(start, end) == told
     result = {"recipe": "gkd", "seed": 0, "start": {"tiny": start}, "end": {"tiny": end}, "evaluation": [],
               "checkpoint": Artifact(kind="checkpoint", fingerprint="c", digest="", counts={})}
-    assert markdown_of_run(result).startswith("### tiny\n\n| variant |") and markdown_of_run(result).endswith(told)
+    assert markdown_of_run(result).startswith("### tiny\n\n| variant | mean | reverse KL | seed 0 |")
+    assert "| gkd | 25.0 | 0.500 | 25.0 |" in markdown_of_run(result) and markdown_of_run(result).endswith(told)
     without = result | {"end": {"tiny": report("c", avg=0.25)}}
     assert divergence_line(start, report("c", avg=0.25)) == "" and "KL" not in markdown_of_run(without)
     assert divergence_line(report("d", divergence_tokens=0), end) == ""  # of no token there is no mean

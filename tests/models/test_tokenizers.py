@@ -21,13 +21,21 @@ def test_a_plain_question_keeps_what_begins_a_text_and_loses_what_ends_it(tmp_pa
     assert encode(tokenizer, "w5 w6") == render(tokenizer, "w5 w6") == wanted
 
 
-def test_a_template_that_does_what_none_may_is_an_error_about_the_models_folder(tmp_path):
+@pytest.mark.parametrize("template, told", [
+    ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+    ("{{ messages.__class__.__base__.__subclasses__() }}", "SecurityError"),
+    ("{% for message in messages %}", "TemplateSyntaxError"),
+    ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
+    ("{{ nobody.said }}", "UndefinedError"),
+    ("{{ 1 // 0 }}", "ZeroDivisionError"),
+    ("{{ messages + 1 }}", "TypeError"),
+    ("{{ range(999999999) | list }}", "OverflowError")])
+def test_a_template_that_fails_or_breaks_out_is_an_error_of_the_models_folder(tmp_path, template, told):
     write_tokenizer(tmp_path)
-    for template, kind in (("{{ messages.__class__.__mro__ }}{{ ''.__class__.mro() }}", "SecurityError"),
-                           ("{{ raise_exception('no user turns') }}", "TemplateError: no user turns")):
-        (tmp_path / "chat_template.jinja").write_text(template)
-        with pytest.raises(DataError, match=f"the chat template of {tmp_path} cannot be used: {kind}"):
-            render(AutoTokenizer.from_pretrained(tmp_path), "w5")
+    (tmp_path / "chat_template.jinja").write_text(template)
+    with pytest.raises(DataError, match=f"(?s)chat template of {tmp_path} cannot be used: .*{told}") as caught:
+        render(AutoTokenizer.from_pretrained(tmp_path), "w5")
+    assert caught.value.exit_code == 11
 
 
 def test_ids_without_a_row_in_the_embedding_are_no_vocabulary(tmp_path):

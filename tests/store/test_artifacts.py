@@ -94,6 +94,32 @@ def test_a_model_outside_is_verified_where_it_lies(tmp_path):
     (tmp_path / "hub" / "w").write_text("2")
     with pytest.raises(CorruptArtifact, match="hub/w: sha256 is"):
         verify(artifact)
+    (tmp_path / "hub" / "w").write_text("1")
+    (tmp_path / "hub" / "preprocessor_config.json").write_text("{}")  # another program's, of the same snapshot
+    verify(artifact)
+    for name in ("chat_template.jinja", "tokenizer_config.json", "model-00002.safetensors"):
+        artifacts._verified.clear()
+        (tmp_path / "hub" / name).write_text("planted")
+        with pytest.raises(CorruptArtifact, match=f"hub/{name} is not among the files that were written"):
+            verify(artifact)
+        (tmp_path / "hub" / name).unlink()
+
+
+@pytest.mark.parametrize("planted", ["chat_template.jinja", "model/chat_template.jinja", "additional/a.jinja"])
+def test_a_file_that_nobody_wrote_is_named_in_a_retired_artifact_too(planted):
+    artifact = made({"model/w": "123", "metrics.jsonl": "5"})
+    (artifact.path / ".nfs0001").touch()        # hidden, of the file system: nobody reads it
+    verify(artifact)
+    retire(artifact)
+    for there in (False, True):
+        artifacts._verified.clear()
+        if not there:
+            verify(artifact)
+            (artifact.path / planted).parent.mkdir(exist_ok=True)
+            (artifact.path / planted).write_text("planted")
+            continue
+        with pytest.raises(CorruptArtifact, match=f"{planted} is not among the files that were written"):
+            verify(artifact)
 
 
 def test_a_retired_checkpoint_keeps_its_record_and_loses_its_weights():

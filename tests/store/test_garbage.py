@@ -87,11 +87,12 @@ def test_a_runs_last_two_checkpoints_keep_their_weights_and_no_finished_run_its_
     checkpoints = run("one", rounds=4)
     artifacts.keep(find("scores", "b" * 32))
     spare = survey().garbage
-    assert found() == {"checkpoint a weights", "checkpoint b weights", "scores a hidden states",
-                       "scores c hidden states", "scores d hidden states"}
+    assert found() == {"checkpoint a weights", "checkpoint b weights", "checkpoint c optimizer state",
+                       "scores a hidden states", "scores c hidden states", "scores d hidden states"}
     assert {item.num_bytes for item in spare} == {200, 100}
     assert collect(survey()) == [] and found() == set()
     assert [artifacts.is_retired(checkpoint) for checkpoint in checkpoints] == [True, True, False, False]
+    assert [artifacts.is_retired(each, with_state=True) for each in checkpoints] == [True, True, True, False]
     assert sorted(path.parent.name[0] for path in artifacts.home().glob(f"artifacts/scores/*/{HIDDEN}")) == ["b"]
 
 
@@ -101,7 +102,8 @@ def test_a_run_that_was_cut_off_keeps_what_it_needs_to_go_on():
             made("checkpoint", letter, scores=made("scores", letter))
         refer("checkpoint", "d" * 32)  # asked for, but not made
         raise KeyError("trouble")
-    assert found() == {"checkpoint a weights"}  # b and c stay, and the hidden states that the next round may read
+    # b and c stay, and what the next round may read: c's optimizer state, the hidden states
+    assert found() == {"checkpoint a weights", "checkpoint b optimizer state"}
 
 
 def test_a_run_at_work_keeps_all_that_it_asked_for_and_cannot_be_forgotten():
@@ -116,7 +118,8 @@ def test_a_run_at_work_keeps_all_that_it_asked_for_and_cannot_be_forgotten():
         assert found() == set() and survey().num_at_work == 1
         with pytest.raises(DataError, match="one is at work and cannot be forgotten"):
             survey(forget=["one"])
-    assert found() == {"checkpoint a weights", "scores a hidden states"} and survey().num_at_work == 0
+    assert found() == {"checkpoint a weights", "checkpoint b optimizer state", "scores a hidden states"}
+    assert survey().num_at_work == 0
 
 
 def test_a_run_that_came_and_ended_since_the_survey_keeps_its_artifacts():

@@ -1,5 +1,6 @@
 """What everything stands on: errors, records, files, seeds, metrics, costs. No torch.
 
+addresses addresses without their passwords
 batches   rows that go through a model together
 costs     tokens written, read and trained on: names and sums
 entries   an entry of a slot's table: a function and what is known of it
@@ -9,4 +10,5 @@ metrics   a stage's metrics.jsonl
 progress  how far a stage is
 records   Prompt, Rollout, Sample and their Parquet files
 seeds     seeds derived by hashing
+streams   standard error that nobody reads any more
 """

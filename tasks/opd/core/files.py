@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from tasks.opd.core.errors import DiskFull
+from tasks.opd.core.errors import CorruptArtifact, DiskFull
 
 NOT_PERMITTED = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_ROOM = NOT_PERMITTED | {errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR}
+DAMAGE = {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EIO}  # what the system says of a file that is none any more
 FULL_BYTES = 1 << 20  # with less than this free, a worker that died without a word found the disk full
 
 
@@ -27,11 +28,22 @@ def room_to_write(path: Path):
         raise
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that only its owner enters; one that is there and ours becomes so. Raises DiskFull."""
+    with room_to_write(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid == os.getuid():
+            folder.chmod(0o700)
+
+
 def try_writing(folder: Path) -> None:
-    """Make a folder, where there is none, and write into it. Raises DiskFull for whatever the system says to that."""
+    """Write into a folder, which is made, for its owner only, where there is none; one that is there stays as it is.
+
+    Raises: DiskFull for whatever the system says to that.
+    """
     probe = folder / f".probe-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe.write_bytes(bytes(4096))
         probe.unlink()
     except OSError as error:
@@ -66,6 +78,19 @@ def disk_error(error: BaseException | None, out: Path) -> DiskFull | None:
     if full or silent or "No space left on device" in str(error):
         return disk_full(out, error)
     return disk_error(error.__cause__ or error.__context__, out)
+
+
+@contextlib.contextmanager
+def damage_named(file: Path):
+    """Turn what damage makes of reading a file of JSON inside into CorruptArtifact."""
+    try:
+        yield
+    except (ValueError, RecursionError) as error:  # cut off, not UTF-8, a NaN, nested too deep
+        raise CorruptArtifact(f"{file} is not JSON: {error}") from error
+    except OSError as error:
+        if error.errno not in DAMAGE:
+            raise
+        raise CorruptArtifact(f"{file} is no file that can be read: {error.strerror}") from error
 
 
 def hash_file(path: Path) -> str | None:
@@ -168,6 +193,16 @@ def is_at(file: IO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def socket_address(path: Path):
+    """An address of the Unix socket at `path`, while this is open: one may have 107 bytes, a path in $TMPDIR more."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def folder_version(folder: Path) -> tuple:

@@ -40,6 +40,7 @@ class Row:
     variant: str
     mean: float | None                          # mean reward over prompts and the seeds that finished
     by_seed: dict[int, float | None]            # mean reward of each seed; None: failed
+    reverse_kl: float | None                    # to the teacher, nats a token of the answers, mean over seeds
     difference: float | None                    # mean paired difference to the baseline
     interval: Interval | None                   # of the difference, over prompts
     difference_by_seed: dict[int, float]        # of the seeds that both sides finished
@@ -93,19 +94,20 @@ class Comparison:
 
     def cells(self) -> list[list[str]]:
         """Header and rows as text, in percent and points; columns nobody fills are left out."""
-        placebos = self.has_placebos()
-        header = ["variant", "mean", *(f"seed {s}" for s in self.seeds), f"vs {self.baseline}",
-                  *(["vs placebo"] if placebos else ()), "verdict"]
-        return [header, *(self.line(row, placebos) for row in self.rows)]
+        placebos, known = self.has_placebos(), self.has_divergences()
+        header = ["variant", "mean", *(["reverse KL"] if known else ()), *(f"seed {s}" for s in self.seeds),
+                  f"vs {self.baseline}", *(["vs placebo"] if placebos else ()), "verdict"]
+        return [header, *(self.line(row, placebos, known) for row in self.rows)]
 
-    def line(self, row: Row, placebos: bool) -> list[str]:
+    def line(self, row: Row, placebos: bool, divergences: bool) -> list[str]:
         """One variant's cells."""
         shown = {} if row.variant == START else row.by_seed
         seeds = ["failed" if s in row.errors else percent(shown.get(s)) for s in self.seeds]
         mark = f", {row.placebo_verdict}" if row.placebo_verdict == BEATEN[0] else ""
         missing = "-" if row.placebo else ""
         placebo = [points(row.placebo_difference, row.placebo_interval) or missing] if placebos else []
-        return [row.variant, percent(row.mean), *seeds, points(row.difference, row.interval), *placebo,
+        apart = ["" if row.reverse_kl is None else f"{row.reverse_kl:.3f}"] if divergences else []
+        return [row.variant, percent(row.mean), *apart, *seeds, points(row.difference, row.interval), *placebo,
                 row.verdict + mark]
 
     def note(self) -> list[str]:
@@ -115,6 +117,9 @@ class Comparison:
                 f"{self.num_prompts} prompts and {count} seed{'s' if count != 1 else ''}.",
                 f"An interval is a bootstrap over prompts ({self.resamples:,} resamples): it covers the choice of "
                 "prompts, not of seeds, so also see the seeds' own columns."]
+        if self.has_divergences():
+            said.append("Reverse KL is that to the teacher in nats a token, the mean over the tokens of the student's "
+                        "answers: 0 where both are the same.")
         if len(self.tables()) > 1:
             said += [NOTE, *self.trained_note()]
         if self.has_placebos():
@@ -136,6 +141,10 @@ class Comparison:
             return [f"Trained tokens are equal{within} in {len(known)} cells ({by}).{missing}"]
         (low, least), (high, most) = known[0], known[-1]
         return [f"Trained tokens are NOT equal ({by}): from {low:,} ({least}) to {high:,} ({most}).{missing}"]
+
+    def has_divergences(self) -> bool:
+        """Whether a trained student's divergence to its teacher was measured."""
+        return any(row.reverse_kl is not None for row in self.rows if row.variant != START)
 
     def has_placebos(self) -> bool:
         """Whether a variant's placebo is among what is compared; a suite without any says nothing of them."""
@@ -190,11 +199,13 @@ def provenance(suite: str, overrides: list[str], benchmark: str, environment: di
 
 
 def compare(cells: dict[tuple[str, int], Rewards | str], baseline: str, *,
-            spent: dict[tuple[str, int], Costs] | None = None, placebos: dict[str, str] | None = None,
+            spent: dict[tuple[str, int], Costs] | None = None,
+            divergences: dict[tuple[str, int], float] | None = None, placebos: dict[str, str] | None = None,
             seed: int = 0, resamples: int = RESAMPLES) -> Comparison:
     """Compare every variant with `baseline`. A cell is {prompt_id: mean reward}, or the text of its error.
 
-    `spent` has the costs of cells, `placebos` the variant that a variant must beat; both may be incomplete.
+    `spent` has the costs of cells, `divergences` their mean reverse KL to the teacher in nats a token, `placebos` the
+    variant that a variant must beat; all may be incomplete.
     `start` has one cell of any seed, which stands for every seed. A difference uses the seeds that both sides finished.
     Raises: ValueError when the baseline has no cell, or when cells were asked different prompts.
     """
@@ -211,7 +222,7 @@ def compare(cells: dict[tuple[str, int], Rewards | str], baseline: str, *,
     errors = {key: cell for key, cell in cells.items() if isinstance(cell, str)}
     grouped = {variant: seeds_of(variant, rewards) for variant in variants}
     rows = [row_of(variant, baseline, (placebos or {}).get(variant, ""), grouped, seeds_of(variant, errors),
-                   seeds_of(variant, spent or {}),
+                   seeds_of(variant, spent or {}), [*seeds_of(variant, divergences or {}).values()],
                    partial(bootstrap, seed=derive_seed(seed, variant), resamples=resamples)) for variant in variants]
     trained = [tokens for row in rows for tokens in row.trained_by_seed.values()]
     apart = (max(trained) - min(trained)) / max(*trained, 1) if len(trained) > 1 else None
@@ -226,7 +237,7 @@ def seeds_of(variant: str, values: dict[tuple[str, int], Any]) -> dict[int, Any]
 
 
 def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells], errors: dict[int, str],
-           spent: dict[int, Costs], interval_of: Callable[[np.ndarray], Interval]) -> Row:
+           spent: dict[int, Costs], divergences: list[float], interval_of: Callable[[np.ndarray], Interval]) -> Row:
     """One variant against the baseline and its placebo; `rewards` are all variants', the rest is its own."""
     own = rewards[variant]
     difference, interval, by_seed = paired(variant, baseline, rewards, interval_of)
@@ -236,6 +247,7 @@ def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells],
     control, control_interval, control_by_seed = paired(variant, placebo, rewards, interval_of)
     return Row(variant=variant, mean=float(np.mean(list(own.values()))) if own else None,
                by_seed={s: float(v.mean()) for s, v in sorted(own.items())} | dict.fromkeys(errors),
+               reverse_kl=float(np.mean(divergences)) if divergences else None,
                difference=difference, interval=interval, difference_by_seed=by_seed, verdict=verdict, errors=errors,
                placebo=placebo, placebo_difference=control, placebo_interval=control_interval,
                placebo_difference_by_seed=control_by_seed,

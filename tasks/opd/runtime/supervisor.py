@@ -5,7 +5,8 @@
 It leads a process group of its own and starts the command in it. Standard input is a pipe from the flow: at its end,
 however the flow died, all that descends from this process is killed. Orphans come to it instead of init (a subreaper),
 so that whatever left the group, or lost its parent, is found. What the command prints goes to standard error and to the
-file $OPD_WORKER_LOG. Left out: parent-death signals; they follow the creating thread and miss grandchildren.
+file $OPD_WORKER_LOG. Where this process itself is killed, the kernel kills the command; a command that has descendants
+of its own does better to `watch` its standard input, a pipe that ends with this process.
 """
 import contextlib
 import ctypes
@@ -17,15 +18,22 @@ import threading
 import time
 from pathlib import Path
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 KILL_SECONDS = 5  # a process in the middle of I/O may take a while to die
 
 
 def main(command: list[str]) -> None:
     """Run `command` until it ends or standard input does; then kill all its descendants, and this process."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    prctl, this = ctypes.CDLL(None).prctl, os.getpid()
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     log = open(os.environ["OPD_WORKER_LOG"], "ab", buffering=0)
-    child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def die_with_this_process() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # of the thread that starts it, which waits for it below
+        if os.getppid() != this:
+            os.kill(os.getpid(), signal.SIGKILL)
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             preexec_fn=die_with_this_process)
     copier = threading.Thread(target=copy, args=(child.stdout.fileno(), log), daemon=True)
     copier.start()
     threading.Thread(target=watch, args=(sys.stdin.fileno(),), daemon=True).start()

@@ -7,17 +7,22 @@ torch is imported before a stage needs it.
 """
 import argparse
 import contextlib
+import ctypes
 import importlib
 import json
+import os
 import resource
 import socket
 import sys
+import threading
 import traceback
 from pathlib import Path
 
 from tasks.opd.core.errors import ERRORS, EngineLost, OpdError
-from tasks.opd.core.files import disk_error
+from tasks.opd.core.files import disk_error, socket_address
+from tasks.opd.core.streams import keep_printing
 from tasks.opd.engines.pool import Session
+from tasks.opd.runtime import supervisor
 from tasks.opd.runtime.stages import entry_of
 from tasks.opd.store.fingerprints import canonical
 
@@ -118,21 +123,38 @@ def serve(path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection, Session() as session:
         def send(line: dict) -> None:
             connection.sendall((json.dumps(line) + "\n").encode())
-        connection.connect(path)
+        with socket_address(Path(path)) as address:
+            connection.connect(address)
         session.report = lambda progress: send({"progress": progress})
         for line in connection.makefile("r", encoding="utf-8"):
             send(answer(json.loads(line), session))
 
 
+def end_with_supervisor() -> None:
+    """Kill what descends from this process, then this process, when its supervisor dies: the pipe from it ends.
+
+    The kernel would kill this process alone. From now on standard input is empty.
+    """
+    line = os.dup(0)
+    nowhere = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nowhere, 0)
+    os.close(nowhere)
+    threading.Thread(target=supervisor.watch, args=(line,), daemon=True, name="supervisor").start()
+    ctypes.CDLL(None).prctl(supervisor.PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def main() -> int:
     """The command line; `--once` prints the reply and exits with the error's code."""
+    keep_printing()
     parser = argparse.ArgumentParser(prog="python -m tasks.opd.runtime.worker", description="Makes stages' files.")
     way = parser.add_mutually_exclusive_group(required=True)
     way.add_argument("--socket", metavar="PATH", help="Unix socket to take commands from")
     way.add_argument("--once", metavar="FILE", help="JSON file with one command")
     arguments = parser.parse_args()
     if arguments.socket:
-        serve(arguments.socket)
+        end_with_supervisor()
+        with contextlib.redirect_stdout(sys.stderr):  # of the same pipe, which may end before this process does
+            serve(arguments.socket)
         return 0
     with Session() as session:
         reply = answer(json.loads(Path(arguments.once).read_text(encoding="utf-8")), session)

@@ -4,25 +4,28 @@ No `artifact.json`, no artifact. Whoever makes one holds an flock on its fingerp
 dies) and works in `.tmp-<fingerprint>-<uuid>` beside the place it will have. Whoever reads one holds a shared flock on
 its lease until it has read; large files are removed, and the whole is replaced, only while nobody does.
 """
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.opd.core.errors import CorruptArtifact, DataError
-from tasks.opd.core.files import flock, hash_file, room_to_write, sync
+from tasks.opd.core.files import damage_named, flock, hash_file, room_to_write, sync
 from tasks.opd.core.metrics import FILE as METRICS
+from tasks.opd.store.contents import compare, files_below, refuse_foreign
 from tasks.opd.store.fingerprints import canonical
 
 RECORD = "artifact.json"
 LOCATION = "location.json"
-WEIGHTS = ("model/*", "ema/*", "trainer.safetensors")  # what `retire` removes from a checkpoint
+STATE = "trainer.safetensors"                          # the optimizer's, twice as large as the weights
+WEIGHTS = ("model/*", "ema/*", STATE)                  # what `retire` removes from a checkpoint
 HIDDEN = "hidden.safetensors"                          # and from scores
+READ_BY_NAME = ("*.jinja", "*token*.json", "generation_config.json", "*.safetensors")  # of a model folder, if there
 _verified: set[tuple[str, str]] = set()  # (path, hash of the record) of what this process has verified or made
 
 
@@ -63,14 +66,15 @@ def place(kind: str, fingerprint: str) -> Path:
 def read_record(path: Path) -> dict | None:
     """The `artifact.json` of a directory; None when there is none. Raises CorruptArtifact when it was changed."""
     file = path / RECORD
-    try:
+    with damage_named(file), contextlib.suppress(FileNotFoundError):
         record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CorruptArtifact(f"{file} is not JSON: {error}") from error
-    expected = record.pop("sha256", None) if isinstance(record, dict) else None
-    actual = hash_record(record)
+        expected = record.pop("sha256", None) if isinstance(record, dict) else None
+        return agreed(file, record, expected, hash_record(record))
+    return None
+
+
+def agreed(file: Path, record: dict, expected: str | None, actual: str) -> dict:
+    """The record whose contents have the hash that it carries. Raises CorruptArtifact where they have not."""
     if actual != expected:
         raise CorruptArtifact(f"{file}: sha256 of its contents is {actual}, expected {expected}")
     return record
@@ -82,17 +86,23 @@ def hash_record(record: dict) -> str:
 
 
 def find(kind: str, fingerprint: str) -> Artifact | None:
-    """The artifact of that name; None when it was not made. Raises CorruptArtifact when its record was changed."""
-    record = read_record(place(kind, fingerprint))
+    """The artifact of that name; None when it was not made. Raises CorruptArtifact: changed, or another's."""
+    path = place(kind, fingerprint)
+    record = read_record(path)
+    if record and (record["kind"], record["fingerprint"]) != (kind, fingerprint):
+        raise CorruptArtifact(f"{path / RECORD} is that of {record['kind']} {record['fingerprint']}")
     return Artifact.from_json(record) if record else None
 
 
 def verify(artifact: Artifact) -> None:
     """Compare every file with its recorded SHA-256, once a process; of a retired artifact, the files that stay.
 
-    Files of a model that lies outside (`location.json`) are compared too.
+    No other file may be there, hidden ones apart, which nobody reads: a chat template would be found by its name. Files
+    of a model that lies outside (`location.json`) are compared too, and of those READ_BY_NAME there may be no other.
     Raises: CorruptArtifact naming the file, the expected and the actual hash.
     """
+    if artifact.path.is_symlink():
+        raise CorruptArtifact(f"{artifact.path} is a symbolic link, and what it leads to is nobody's to replace")
     record = read_record(artifact.path)
     if record is None:
         raise CorruptArtifact(f"{artifact.path / RECORD} is missing")
@@ -100,22 +110,20 @@ def verify(artifact: Artifact) -> None:
     if key in _verified:
         return
     expected = {artifact.path / name: entry["sha256"] for name, entry in record["files"].items()}
+    refuse_foreign(files_below(artifact.path), {artifact.path / RECORD, *expected})
     if record["retired"]:
         expected = {file: sha for file, sha in expected.items() if file.exists()}
         expected.pop(artifact.path / HIDDEN, None)
+    if record.get("stateless"):
+        expected.pop(artifact.path / STATE, None)
     compare(expected)
     if (artifact.path / LOCATION).exists():
         location = json.loads((artifact.path / LOCATION).read_text())
-        compare({Path(location["path"]) / name: sha for name, sha in location.get("files", {}).items()})
+        outside = Path(location["path"])
+        known = {outside / name: sha for name, sha in location.get("files", {}).items()}
+        compare(known)
+        refuse_foreign({file for pattern in READ_BY_NAME for file in outside.glob(pattern) if known}, {*known})
     _verified.add(key)
-
-
-def compare(expected: dict[Path, str]) -> None:
-    """Raise CorruptArtifact for the first file whose SHA-256 is not the expected one."""
-    with ThreadPoolExecutor() as pool:
-        for (file, sha), actual in zip(expected.items(), pool.map(hash_file, expected), strict=True):
-            if actual != sha:
-                raise CorruptArtifact(f"{file}: sha256 is {actual or 'that of no file: it is missing'}, expected {sha}")
 
 
 def digest_of(files: dict[str, dict]) -> str:
@@ -153,7 +161,7 @@ def seal(folder: Path, record: dict) -> Artifact:
         for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
             sync(path)
         final = place(record["kind"], record["fingerprint"])
-        if final.exists():
+        if os.path.lexists(final):
             with lease(record["kind"], record["fingerprint"], shared=False):
                 discard(final)
         os.rename(folder, final)
@@ -179,10 +187,15 @@ def write_record(folder: Path, record: dict) -> None:
 
 def discard(path: Path) -> None:
     """Remove a directory so that nobody ever sees half of it."""
-    if path.exists():
+    if os.path.lexists(path):
         trash = path.with_name(f".tmp-{path.name}-{uuid.uuid4().hex[:8]}")
         os.rename(path, trash)
-        shutil.rmtree(trash)
+        remove(trash)
+
+
+def remove(path: Path) -> None:
+    """Remove a directory with what is in it, a file, or a link, but not what that leads to."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def set_aside(path: Path) -> Path:
@@ -195,6 +208,7 @@ def set_aside(path: Path) -> Path:
 def retire(artifact: Artifact, patterns: tuple[str, ...] = WEIGHTS) -> bool:
     """Remove an artifact's large files, keep its record: it can be passed on, and is remade when it has to be read.
 
+    Without its STATE alone a checkpoint is read as before, and remade only where training goes on from it.
     Returns whether they are gone. They stay while somebody reads them, and where `keep` was called.
     """
     with lock(artifact.kind, artifact.fingerprint), \
@@ -205,7 +219,7 @@ def retire(artifact: Artifact, patterns: tuple[str, ...] = WEIGHTS) -> bool:
             return True
         if record.get("kept") or not unread:
             return False
-        write_record(artifact.path, {**record, "retired": True})
+        write_record(artifact.path, {**record, "stateless" if patterns == (STATE,) else "retired": True})
         for file in files:
             file.unlink()
     return True
@@ -219,10 +233,10 @@ def keep(artifact: Artifact) -> None:
             write_record(artifact.path, {**record, "kept": True})
 
 
-def is_retired(artifact: Artifact) -> bool:
-    """Whether its large files were removed."""
+def is_retired(artifact: Artifact, *, with_state: bool = False) -> bool:
+    """Whether its large files were removed; `with_state`: or a checkpoint's optimizer state."""
     record = read_record(artifact.path)
-    return bool(record and record["retired"])
+    return bool(record and (record["retired"] or with_state and record.get("stateless")))
 
 
 def lock(kind: str, fingerprint: str, *, wait: bool = True):

@@ -2,11 +2,14 @@
 
 A run's record keeps all that the run asked for, and whatever that was made from: so the same command makes nothing
 again, every number can be compared and traced, and what is damaged can be made again. Of checkpoints the last two of
-each run keep their weights; hidden states stay only where a recipe keeps them, or a run was cut off and needs them.
+each run keep their weights, and the last one its optimizer's state; hidden states stay only where a recipe keeps them,
+or a run was cut off and needs them.
 What a live process makes, reads or has asked for is left alone.
 """
+import contextlib
+import os
 import re
-import shutil
+import stat
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from pathlib import Path
 from tasks.opd.core.errors import CorruptArtifact, DataError
 from tasks.opd.core.files import flock, is_locked
 from tasks.opd.store import artifacts, run_records
-from tasks.opd.store.artifacts import HIDDEN, RECORD, WEIGHTS, Artifact
+from tasks.opd.store.artifacts import HIDDEN, RECORD, STATE, WEIGHTS, Artifact
 from tasks.opd.store.run_records import Key, RunRecord
 
 KEEP_CHECKPOINTS = 2
@@ -115,24 +118,25 @@ def left_behind() -> list[Garbage]:
 
 def spare_files(runs: list[RunRecord], kept: set[Key]) -> list[Garbage]:
     """Large files that their runs would have retired, had they not been read, or their process killed, just then."""
-    needed = {key for record in runs for key in needed_files(record)}
+    needed, resumed = ({key for record in runs for key in needed_files(record, last)} for last in (KEEP_CHECKPOINTS, 1))
     files = {"scores": ("hidden states", (HIDDEN,)), "checkpoint": ("weights", WEIGHTS)}
     found = []
-    for key in sorted(key for key in kept if key[0] in files and key not in needed):
-        (what, patterns), path = files[key[0]], artifacts.place(*key)
+    for key in sorted(key for key in kept if key[0] in files and key not in resumed):
+        what, patterns = files[key[0]] if key not in needed else ("optimizer state", (STATE,))
+        path = artifacts.place(*key)
         num_bytes = sum(file.stat().st_size for pattern in patterns for file in path.glob(pattern))
         if num_bytes and not record_of(*key).get("kept"):
             found.append(Garbage(what=what, key=key, path=path, patterns=patterns, num_bytes=num_bytes))
     return found
 
 
-def needed_files(record: RunRecord) -> set[Key]:
-    """The artifacts whose large files a run needs: its last checkpoints; scores to go on; all while at work."""
+def needed_files(record: RunRecord, last: int) -> set[Key]:
+    """The artifacts whose large files a run needs: its `last` checkpoints; scores to go on; all while at work."""
     if run_records.is_at_work(record):
         return set(record.artifacts)
     checkpoints = [key for key in record.artifacts if key[0] == "checkpoint" and artifacts.place(*key).exists()]
     scores = [] if record.finished else [key for key in record.artifacts if key[0] == "scores"]
-    return {*checkpoints[-KEEP_CHECKPOINTS:], *scores}
+    return {*checkpoints[-last:], *scores}
 
 
 def collect(found: Survey) -> list[Garbage]:
@@ -153,7 +157,8 @@ def remove(item: Garbage) -> bool:
         if not unmade:
             return False
         if item.what in (UNFINISHED, DAMAGED):
-            shutil.rmtree(item.path, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                artifacts.remove(item.path)
             return True
         with artifacts.lease(*item.key, shared=False, wait=False) as unread:
             if not unread or refers(run_records.read_all(), item.key):
@@ -177,13 +182,19 @@ def remove_locks() -> None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of the files below a directory."""
-    return sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+    """Bytes of the files below a directory; of a file or a link, its own."""
+    inside = [Path(root, name) for root, folders, names in os.walk(path) for name in (*names, *folders)]
+    total = 0
+    for file in inside if path.is_dir() and not path.is_symlink() else [path]:
+        with contextlib.suppress(FileNotFoundError):  # another run removes what it wrote
+            found = file.lstat()
+            total += 0 if stat.S_ISDIR(found.st_mode) else found.st_size
+    return total
 
 
 def age(path: Path) -> float:
     """Seconds since an artifact was finished, or another directory was last written to."""
-    return time.time() - ((path / RECORD) if (path / RECORD).exists() else path).stat().st_mtime
+    return time.time() - ((path / RECORD) if (path / RECORD).exists() else path).lstat().st_mtime
 
 
 def totals(garbage: list[Garbage]) -> dict[str, tuple[int, int]]:
