@@ -146,6 +146,22 @@ def test_a_stage_that_cannot_be_read_is_not_blamed_on_the_store(pool, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert len(said) == 1 and "lacks a stage:" in said[0] and f"{record}: sha256 of its contents" in said[0]
     assert "not reached" not in said[0] and "the run goes on" in said[0]
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+
+
+def test_points_whose_file_is_gone_are_missed_aloud_and_sent_once_the_stage_is_made_again(pool, capsys):
+    with run_for(recipe()):
+        made = run_stage(NUMBERS, {"count": 3}, {}, pool)
+        (made.path / "metrics.jsonl").unlink()
+        log_artifact(made, "0002", step=2)
+    [run] = runs()
+    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(said) == 1 and "lacks a stage:" in said[0] and f"{made.path}/metrics.jsonl is not there" in said[0]
+    assert run.info.status == "FINISHED" and run.data.metrics.keys() <= {"system"}
+    artifacts._verified.clear()                             # another process
+    track(pool)
+    [run] = runs()
+    assert len(history(run, "numbers/seconds")) == len(history(run, "numbers/count")) == 1
 
 
 def test_the_artifacts_of_a_sqlite_store_named_by_the_person_lie_under_home_not_in_the_current_directory(

@@ -5,6 +5,7 @@ dies) and works in `.tmp-<fingerprint>-<uuid>` beside the place it will have. Wh
 its lease until it has read; large files are removed, and the whole is replaced, only while nobody does.
 """
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import os
@@ -88,7 +89,7 @@ def find(kind: str, fingerprint: str) -> Artifact | None:
 
 
 def verify(artifact: Artifact) -> None:
-    """Compare every file with its recorded SHA-256, once a process; of a retired artifact, the files that stay.
+    """Compare every file with its recorded SHA-256, once a process; of a retired artifact those may lack that go.
 
     Files of a model that lies outside (`location.json`) are compared too.
     Raises: CorruptArtifact naming the file, the expected and the actual hash.
@@ -101,13 +102,19 @@ def verify(artifact: Artifact) -> None:
         return
     expected = {artifact.path / name: entry["sha256"] for name, entry in record["files"].items()}
     if record["retired"]:
-        expected = {file: sha for file, sha in expected.items() if file.exists()}
+        gone = [artifact.path / name for name in record["files"] if is_removable(name)]
+        expected = {file: sha for file, sha in expected.items() if file not in gone or file.exists()}
         expected.pop(artifact.path / HIDDEN, None)
     compare(expected)
     if (artifact.path / LOCATION).exists():
         location = json.loads((artifact.path / LOCATION).read_text())
         compare({Path(location["path"]) / name: sha for name, sha in location.get("files", {}).items()})
     _verified.add(key)
+
+
+def is_removable(name: str) -> bool:
+    """Whether `retire` may remove a file of an artifact; all others stay with the record."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*WEIGHTS, HIDDEN))
 
 
 def compare(expected: dict[Path, str]) -> None:
