@@ -145,6 +145,11 @@ def run_at(client, run: str | None):
     return found if found and found.info.lifecycle_stage == "active" else None
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether the store answered that a run, or an experiment, is not there or takes nothing because it was deleted."""
+    return getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+
+
 @contextlib.contextmanager
 def reached():
     """What is asked of MLflow inside has to be answered. Raises EngineError where it is not."""
@@ -152,7 +157,7 @@ def reached():
         yield
     except Exception as error:
         from mlflow.exceptions import MlflowException  # after its environment was set, by whoever made the client
-        if not isinstance(error, MlflowException):
+        if not isinstance(error, MlflowException | sqlite3.DatabaseError):
             raise
         raise EngineError(f"MLflow at {tracking_uri()} did not do what it was asked, and it holds the registry: "
                           f"{str(error).splitlines()[0][:300]}. Start it, or set MLFLOW_TRACKING_URI, and run the same "

@@ -23,6 +23,7 @@ from tasks.tracking.client import (
     client_at,
     entities,
     experiment_id,
+    is_refusal,
     run_of,
     tracking_uri,
     under_home,
@@ -97,15 +98,25 @@ class Run:
             with contextlib.suppress(queue.Empty):
                 status = self.wake.get(timeout=pause)
             try:
-                client = client_at(self.uri)
-                self.ensure(client)
-                if status == KILLED and not self.resting:   # first of all, there may be no time for the rest
-                    client.set_terminated(self.state["run"], status)
-                self._ship(client, status)
+                self._tend(client_at(self.uri), status)
                 pause = TICK_SECONDS
             except Exception as error:              # whatever the store does, the run goes on
                 self._warn(trouble(error))
-                self.ensured, pause = False, RETRY_SECONDS  # it may have been deleted, or hold half of what was sent
+                self.ensured, pause = False, RETRY_SECONDS  # who knows what of it has arrived
+
+    def _tend(self, client, status: str | None) -> None:
+        """Have the run there, and ship; once more where it was deleted since, in MLflow's pages."""
+        try:
+            self.ensure(client)
+            if status == KILLED and not self.resting:   # first of all, there may be no time for the rest
+                client.set_terminated(self.state["run"], status)
+            self._ship(client, status)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            self.ensured = False
+            self.ensure(client)
+            self._ship(client, status)
 
     def _warn(self, message: str) -> None:
         if message.partition("(")[0] not in self.warned:
