@@ -1,4 +1,5 @@
 """A run is found again, and holds every point once, whatever became of the notes about it or of the store."""
+import contextlib
 import shutil
 import time
 
@@ -143,3 +144,49 @@ def test_a_run_that_another_took_the_place_of_has_ended(pool):
     assert (old.info.run_id, old.info.status, old.info.end_time) == (
         killed.info.run_id, "KILLED", killed.info.end_time)
     assert new.info.status == "FINISHED" and old.data.tags["superseded"] == "true"
+
+
+def end_of(run) -> tuple:
+    """How and when a run ended, and what its page says of who made it."""
+    return run.info.status, run.info.end_time, run.data.tags
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, ValueError])
+def test_a_replay_that_adds_nothing_leaves_a_finished_run_as_it_was_however_it_ends(pool, monkeypatch, error):
+    monkeypatch.setattr("tasks.tracking.machine.FIRST_SECONDS", 0)
+    monkeypatch.setattr("tasks.tracking.runs.prefect_tags", lambda: {"prefect.flow_run_id": "of the work"})
+    track(pool)
+    [before] = runs()
+    monkeypatch.setattr("tasks.tracking.runs.prefect_tags", lambda: {"prefect.flow_run_id": "of the replay"})
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        with run_for(recipe()) as run:
+            await_first_look(run)
+            assert end_of(runs()[0]) == end_of(before)      # nor does it seem to be at work meanwhile
+            log_artifact(run_stage(NUMBERS, {"count": 3}, {}, pool), "0002", step=2)
+            if error:
+                raise error
+    [after] = runs()
+    assert end_of(after) == end_of(before) and after.data.tags["prefect.flow_run_id"] == "of the work"
+    assert [step for step, _, _ in history(after, "system/cpu_utilization_percentage")] == [1]
+
+
+def test_a_replay_of_a_suite_leaves_its_run_as_it_was_until_a_number_changes(pool):
+    ends = []
+    for mean in (0.5, 0.5, 0.75):
+        with suite_for("small") as study:
+            track(pool, suite="small")
+            study.show({"comparison.md": "| a |"}, f"| {mean} |", {"suite/mean/gkd": mean})
+        ends.append({run.info.run_name: end_of(run)[:2] for run in runs("small")})
+    assert ends[0] == ends[1] and ends[2]["opd_reverse_kl-seed0"] == ends[0]["opd_reverse_kl-seed0"]
+    assert ends[2]["small"][0] == "FINISHED" and ends[2]["small"][1] > ends[0]["small"][1]
+
+
+def test_a_run_that_failed_and_is_repeated_without_new_points_keeps_its_end_time(pool):
+    with pytest.raises(ValueError), run_for(recipe()):
+        log_artifact(run_stage(NUMBERS, {"count": 3}, {}, pool), "0002", step=2)
+        raise ValueError
+    [before] = runs()
+    track(pool)
+    [after] = runs()
+    assert (before.info.status, after.info.status) == ("FAILED", "FINISHED")
+    assert after.info.end_time == before.info.end_time
