@@ -14,7 +14,7 @@ import time
 
 from tasks.opd.core.progress import print_line
 from tasks.opd.store.artifacts import Artifact, home
-from tasks.tracking import states, view
+from tasks.tracking import outages, states, view
 from tasks.tracking.about import RUNS_PAGE, About, author_tags, pages
 from tasks.tracking.client import (
     KEY,
@@ -29,7 +29,6 @@ from tasks.tracking.client import (
     under_home,
 )
 from tasks.tracking.machine import Machine
-from tasks.tracking.outages import trouble, trouble_with_files
 from tasks.tracking.params import free_name
 from tasks.tracking.points import Note, Stages, keys_of, last_files, new_points, readable
 from tasks.tracking.shipping import last_sample, missing, send_files, send_inputs, send_params, send_points
@@ -72,10 +71,11 @@ class Run:
 
     def close(self, status: str) -> None:
         """End the run; what could not be shipped in time is shipped when the recipe is run again."""
-        seconds = KILLED_SECONDS if status == KILLED else END_SECONDS
+        seconds = outages.patience(self.uri, KILLED_SECONDS if status == KILLED else END_SECONDS)
         self.wake.put(status)
         self.thread.join(seconds)
         if self.thread.is_alive():
+            outages.note_hang(self.uri)
             self._warn(f"is not reached (it did not answer in {seconds} s)")
 
     def url(self) -> str:
@@ -99,9 +99,10 @@ class Run:
                 status = self.wake.get(timeout=pause)
             try:
                 self._tend(client_at(self.uri), status)
+                outages.note_answer(self.uri)
                 pause = TICK_SECONDS
             except Exception as error:              # whatever the store does, the run goes on
-                self._warn(trouble(error))
+                self._warn(outages.trouble(error))
                 self.ensured, pause = False, RETRY_SECONDS  # who knows what of it has arrived
 
     def _tend(self, client, status: str | None) -> None:
@@ -240,7 +241,7 @@ class Run:
                               self.state.get("files", {}))
             self.state = self.state | {"files": sent}
         except Exception as error:                  # a folder, a server's disk, another machine: anything but the store
-            self._warn(trouble_with_files(error))
+            self._warn(outages.trouble_with_files(error))
             self.files_due = time.monotonic() + RETRY_SECONDS
 
     def _new_numbers(self, client, shown: dict) -> dict[str, float]:
