@@ -31,11 +31,11 @@ from tasks.tracking.client import (
 from tasks.tracking.machine import Machine
 from tasks.tracking.params import free_name
 from tasks.tracking.points import Note, Stages, keys_of, last_files, new_points, readable
-from tasks.tracking.shipping import last_sample, missing, send_files, send_inputs, send_params, send_points
+from tasks.tracking.shipping import last_sample, missing, new_numbers, send_files, send_inputs, send_params, send_points
 
 TICK_SECONDS, RETRY_SECONDS = 2, 15
 END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; who stops a run wants it gone
-NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
+NOTE_CHARACTERS = 8000
 FINISHED, KILLED = "FINISHED", "KILLED"
 
 
@@ -56,7 +56,7 @@ class Run:
         self.resting = False            # it had finished, and there is nothing new
         self.unsure_until = 0.0         # milliseconds: points of before may be there without being written down
         self.ended: tuple[str, int] | None = None   # how and when it had ended before
-        self.worked = False             # whether this process has sent points
+        self.worked = False             # whether this process has sent points, of a suite's run its cells too
         self.lock = threading.RLock()   # a suite's cells see to its run in their own threads
         self.wake, self.thread = queue.SimpleQueue(), threading.Thread(target=self._work, daemon=True, name="tracking")
 
@@ -76,7 +76,7 @@ class Run:
         self.thread.join(seconds)
         if self.thread.is_alive():
             outages.note_hang(self.uri)
-            self._warn(f"is not reached (it did not answer in {seconds} s)")
+            self._warn(f"is not reached (it did not answer in {seconds} s); {outages.LATER}")
 
     def url(self) -> str:
         """Where the run stands in MLflow's pages; of a local store, once `mlflow server` runs."""
@@ -145,15 +145,17 @@ class Run:
         self.state = {"uri": self.state["uri"], "run": run.info.run_id, "experiment": experiment, "sent": {}}
         self.resting, self.unsure_until, self.ended = False, 0.0, None
         states.write(self.file, self.state)
+        self._resume_parent(client)
 
     def _continue(self, client, run, known: dict, key: str) -> None:
         """Go on with a run that is there; without its state, all that it holds is `unknown` until it has finished."""
         if known.get("run") != run.info.run_id:
             known = {"sent": {}, "samples": last_sample(client, run.info.run_id), "unknown": True}
+        if run.info.status != "RUNNING" or run.info.run_id != self.state["run"]:
+            self.ended = (run.info.status, run.info.end_time) if run.info.status != "RUNNING" else None
         self.state = {**known, "uri": self.state["uri"], "run": run.info.run_id, "experiment": run.info.experiment_id}
         self.resting = run.info.status == FINISHED
         self.unsure_until = math.inf if "unknown" in known else time.time() * 1000
-        self.ended = (run.info.status, run.info.end_time) if run.info.end_time else None
         if run.data.tags.get(KEY) != key:
             client.set_tag(run.info.run_id, KEY, key)
         if not self.resting:
@@ -162,12 +164,15 @@ class Run:
     def _resume(self, client) -> None:
         """The run is at work again, for this process; so is its suite's, where that is open."""
         with self.lock:
-            if self.parent and self.parent.thread.is_alive() and self.parent.resting:
-                self.parent._resume(client)
+            self._resume_parent(client)
             tags = [entities().RunTag(*item) for item in (self.about.tags | author_tags()).items()]
             client.log_batch(self.state["run"], tags=tags)
             client.update_run(self.state["run"], status="RUNNING")
             self.resting = False
+
+    def _resume_parent(self, client) -> None:
+        if self.parent and self.parent.thread.is_alive() and self.parent.resting:
+            self.parent._resume(client)
 
     def _begin_anew(self, client) -> None:
         """Begin another MLflow run: a stage of this one was made anew, so its points would stand there twice."""
@@ -216,7 +221,7 @@ class Run:
         points = new_points([*stages.values()], [name not in sent for name in stages])
         old = [point for point in points if point["timestamp"] <= self.unsure_until]
         lacking = missing(client, self.state["run"], old) if old else []
-        return None if lacking is None else lacking + [point for point in points if point not in old]
+        return None if lacking is None else lacking + [p for p in points if p["timestamp"] > self.unsure_until]
 
     def _send(self, client, stages: Stages, points: list[dict]) -> None:
         """All but files: parameters, points, inputs, what `show` was given, the view."""
@@ -225,7 +230,8 @@ class Run:
             send_params(client, run, self.about.params)
         if not self.resting:
             send_points(client, run, points + self._sampled())
-            self.worked = self.worked or bool(points)
+            for run_at_work in filter(None, (self, self.parent) if points else ()):
+                run_at_work.worked = True
             send_inputs(client, run, [note for name, (note, _) in stages.items() if name not in sent])
             sent = sent | self._send_shown(client)
         self._share_view(client)
@@ -245,11 +251,7 @@ class Run:
             self.files_due = time.monotonic() + RETRY_SECONDS
 
     def _new_numbers(self, client, shown: dict) -> dict[str, float]:
-        """Those numbers that `show` was given which do not stand on the run's page, whoever sent them."""
-        known = self.state["sent"].get("shown", {}).get("numbers", {})
-        new = {key: value for key, value in shown.get("numbers", {}).items() if known.get(key) != value}
-        held = client.get_run(self.state["run"]).data.metrics if new else {}
-        return {key: value for key, value in new.items() if held.get(key) != value}
+        return new_numbers(client, self.state["run"], shown, self.state["sent"].get("shown", {}))
 
     def _shows_more(self, client) -> bool:
         """Whether `show` was given anything that the run's page does not show."""
@@ -265,7 +267,7 @@ class Run:
                     [{"key": key, "value": value, "step": 0, "timestamp": now} for key, value in new.items()])
         self.worked = self.worked or bool(new)
         if (note := self._description(shown)) != sent.get("note"):
-            client.set_tag(self.state["run"], NOTE, note)
+            client.set_tag(self.state["run"], view.NOTE, note)
         return {"shown": shown, "note": note}
 
     def _description(self, shown: dict) -> str:
@@ -291,8 +293,5 @@ class Run:
         names = list(dict.fromkeys(name for run in shown for name in run.about.benchmarks))
         state = view.encoded(view.state_of(names, [run.state["run"] for run in shown] if self.cells else None))
         if state != self.shared:
-            experiment, link = self.state["experiment"], self.charts(base="")
-            client.set_experiment_tag(experiment, f"{view.TAG}{self._view_key()}", state)
-            text = f"Choose `Model training` at the top left, or [charts of the latest runs, side by side]({link})"
-            client.set_experiment_tag(experiment, NOTE, text)
+            view.share(client, self.state["experiment"], self._view_key(), state)
             self.shared = state

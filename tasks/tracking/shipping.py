@@ -22,8 +22,9 @@ def send_points(client, run: str, points: list[dict]) -> None:
 
 
 def send_params(client, run: str, params: dict[str, str]) -> None:
-    """Log parameters."""
-    for some in chunks(list(params.items()), FEW):
+    """Log the parameters that a run does not have; those that it has cannot be changed."""
+    there = client.get_run(run).data.params
+    for some in chunks([item for item in params.items() if item[0] not in there], FEW):
         client.log_batch(run, params=[entities().Param(*item) for item in some])
 
 
@@ -49,6 +50,14 @@ def missing(client, run: str, points: list[dict]) -> list[dict] | None:
             if (point["step"], point["timestamp"], point["value"]) not in there.get(point["key"], ())]
     taken = {(key, step) for key, held in there.items() for step, _, _ in held}
     return None if any((point["key"], point["step"]) in taken for point in left) else left
+
+
+def new_numbers(client, run: str, shown: dict, known: dict) -> dict[str, float]:
+    """Those of the `shown` numbers which do not stand on a run's page: neither `known` to, nor sent by anybody else."""
+    before = known.get("numbers", {})
+    new = {key: value for key, value in shown.get("numbers", {}).items() if before.get(key) != value}
+    held = client.get_run(run).data.metrics if new else {}
+    return {key: value for key, value in new.items() if held.get(key) != value}
 
 
 def last_sample(client, run: str) -> int:

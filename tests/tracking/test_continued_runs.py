@@ -9,7 +9,7 @@ from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import home
 from tasks.stage import run_stage
 from tasks.tracking import states
-from tasks.tracking.client import client_at
+from tasks.tracking.client import client_at, tracking_uri
 from tasks.tracking.points import Note
 from tasks.tracking.runs import log_artifact, run_for, suite_for
 from tests.tracked_runs import NUMBERS, history, recipe, runs, track
@@ -190,3 +190,25 @@ def test_a_run_that_failed_and_is_repeated_without_new_points_keeps_its_end_time
     [after] = runs()
     assert (before.info.status, after.info.status) == ("FAILED", "FINISHED")
     assert after.info.end_time == before.info.end_time
+
+
+def test_a_run_that_was_resumed_and_killed_without_a_word_ends_where_another_takes_its_place(pool):
+    with pytest.raises(ValueError), run_for(recipe()):
+        made = log_artifact(run_stage(NUMBERS, {"count": 3}, {}, pool), "0002", step=2)
+        raise ValueError
+    client_at(tracking_uri()).update_run(runs()[0].info.run_id, status="RUNNING")   # resumed; its process is gone
+    artifacts.discard(made.path)
+    track(pool)
+    assert [run.info.status for run in runs()] == ["FINISHED", "KILLED"]
+
+
+def test_a_new_cell_has_its_finished_suite_at_work_again_and_moves_its_end(pool):
+    with suite_for("small"):
+        track(pool, suite="small")
+    before = {run.info.run_name: run for run in runs("small")}["small"]
+    with suite_for("small"), run_for(recipe("seed=1"), "small") as cell:
+        await_first_look(cell)
+        assert {run.info.run_name: run.info.status for run in runs("small")}["small"] == "RUNNING"
+        log_artifact(run_stage(NUMBERS, {"count": 4}, {}, pool), "0002", step=2)
+    after = {run.info.run_name: run for run in runs("small")}["small"]
+    assert after.info.status == "FINISHED" and after.info.end_time > before.info.end_time
