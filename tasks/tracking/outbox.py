@@ -127,16 +127,17 @@ class Run:
     def ensure(self, client) -> str:
         """The id of the run in MLflow: the one written down, else the one with this run's tag, else a new one."""
         with self.lock:
-            if not self.ensured:
-                parent = {"mlflow.parentRunId": self.parent.ensure(client)} if self.parent else {}
-                with alone():
-                    experiment, known = experiment_id(client, self.experiment), states.read(self.file) or {}
-                    key = f"{self.key}@{states.home_name()}"
-                    if run := run_of(client, known.get("run"), experiment, key):
-                        self._continue(client, run, known, key)
-                    else:
-                        self._create(client, experiment, {**parent, KEY: key})
-                self.ensured = True
+            if self.ensured:
+                return self.state["run"]
+            parent = {"mlflow.parentRunId": self.parent.ensure(client)} if self.parent else {}
+            with alone():
+                experiment, known = experiment_id(client, self.experiment), states.read(self.file) or {}
+                key = f"{self.key}@{states.home_name()}"
+                if run := run_of(client, known.get("run"), experiment, key):
+                    self._continue(client, run, known, key)
+                else:
+                    self._create(client, experiment, {**parent, KEY: key})
+            self.ensured = True
             return self.state["run"]
 
     def _create(self, client, experiment: str, tags: dict[str, str]) -> None:
