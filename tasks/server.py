@@ -96,7 +96,7 @@ class Server:
                           f"{PATIENCE}, or set PREFECT_API_URL to one that runs")
 
     def keep(self) -> None:
-        """Start it again whenever it dies, until `end`; the pause before doubles from time to time."""
+        """Start it again whenever it dies, until `end`; each pause is twice the one before."""
         pause = RESTART_SECONDS
         while True:
             self.process.wait()
