@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that `tests.stages_for_tests` can be named as a stage
 
-from tasks.workers import launchers, pools  # noqa: E402  the path comes first
+from tasks.tracking.client import client_at, tracking_uri  # noqa: E402  the path comes first
+from tasks.workers import launchers, pools  # noqa: E402
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # tests run side by side
 launchers.quiet_environment()
@@ -31,3 +32,13 @@ def pool():
     """A pool that makes stages in this process."""
     with pools.for_run(SimpleNamespace(workers="inline")) as pool:
         yield pool
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """MLflow's database with its tables, which take seconds to make, and nothing in them."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPD_HOME", str(folder))
+        client_at(tracking_uri())
+    return folder / "mlflow.db"

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -221,6 +222,22 @@ def test_the_last_two_checkpoints_are_kept_and_retired_ones_are_passed_through(j
     assert len(journal.lines()) == 4
     assert rounds(again(), journal.effort) == first and journal.lines() == []
     assert rounds(again(), journal.effort, count=5)[-1].counts == {"weight": 15} and len(journal.lines()) == 1
+
+
+def test_weights_that_a_death_left_in_a_retired_checkpoint_go_when_the_run_goes_on(journal, again, monkeypatch):
+    unlink = Path.unlink
+
+    def killed(path, *_, **__):
+        if path.name == "w":                                # after the record, before the file
+            raise KeyboardInterrupt
+        unlink(path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        rounds(again(), journal.effort)
+    left = list(artifacts.home().glob("artifacts/weights/*/model/w"))
+    assert [artifacts.read_record(file.parent.parent)["retired"] for file in left].count(True) == 1
+    ended = rounds(again(), journal.effort)
+    assert [(a.path / "model" / "w").exists() for a in ended] == [False, False, True, True]
 
 
 def test_a_retired_input_is_remade_from_its_own_record_when_it_is_read(journal, again, capfd):

@@ -16,52 +16,14 @@ from tasks.opd.store.artifacts import home
 from tasks.stage import run_stage
 from tasks.tracking.client import client_at, tracking_uri
 from tasks.tracking.runs import log_artifact, run_for, suite_for
-
-NUMBERS = "tests.stages_for_tests:numbers"
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """An empty store with its tables, which take seconds to make."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OPD_HOME", str(folder))
-        client_at(tracking_uri())
-    return folder / "mlflow.db"
+from tests.tracked_runs import NUMBERS, history, recipe, runs, text_of, track
 
 
 @pytest.fixture(autouse=True)
-def with_store(store, opd_home):
+def with_store(empty_store, opd_home):
     """This test's own copy of the empty store."""
     opd_home.mkdir()
-    shutil.copy(store, opd_home / "mlflow.db")
-
-
-def recipe(*overrides):
-    return loading.load("opd_reverse_kl", overrides)
-
-
-def runs(experiment: str = "opd") -> list:
-    client = client_at(tracking_uri())
-    found = client.get_experiment_by_name(experiment)
-    return client.search_runs([found.experiment_id]) if found else []
-
-
-def history(run, key: str) -> list[tuple]:
-    """Every point of a metric that the store holds."""
-    client = client_at(tracking_uri())
-    return [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run.info.run_id, key)]
-
-
-def text_of(run, path: str) -> str:
-    """A file among a run's artifacts."""
-    return open(client_at(tracking_uri()).download_artifacts(run.info.run_id, path)).read()
-
-
-def track(pool, *overrides, suite=None, count=3):
-    """A run of one stage, which logs one point and counts `count` numbers."""
-    with run_for(recipe(*overrides), suite):
-        return log_artifact(run_stage(NUMBERS, {"count": count}, {}, pool), "0002", step=2)
+    shutil.copy(empty_store, opd_home / "mlflow.db")
 
 
 def test_a_run_holds_recipe_params_points_counts_and_records(pool):
@@ -141,10 +103,10 @@ def test_a_run_goes_on_when_its_store_is_reached_by_another_address(pool, monkey
     assert after.info.run_id == before.info.run_id
 
 
-def test_a_run_begins_anew_in_a_store_that_does_not_have_it(pool, store, tmp_path, monkeypatch):
+def test_a_run_begins_anew_in_a_store_that_does_not_have_it(pool, empty_store, tmp_path, monkeypatch):
     track(pool)
     [before] = runs()
-    shutil.copy(store, tmp_path / "another.db")
+    shutil.copy(empty_store, tmp_path / "another.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'another.db'}")
     track(pool)
     [after] = runs()
@@ -184,13 +146,29 @@ def test_a_stage_that_cannot_be_read_is_not_blamed_on_the_store(pool, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert len(said) == 1 and "lacks a stage:" in said[0] and f"{record}: sha256 of its contents" in said[0]
     assert "not reached" not in said[0] and "the run goes on" in said[0]
+    assert [run.info.status for run in runs()] == ["FINISHED"]
+
+
+def test_points_whose_file_is_gone_are_missed_aloud_and_sent_once_the_stage_is_made_again(pool, capsys):
+    with run_for(recipe()):
+        made = run_stage(NUMBERS, {"count": 3}, {}, pool)
+        (made.path / "metrics.jsonl").unlink()
+        log_artifact(made, "0002", step=2)
+    [run] = runs()
+    said = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
+    assert len(said) == 1 and "lacks a stage:" in said[0] and f"{made.path}/metrics.jsonl is not there" in said[0]
+    assert run.info.status == "FINISHED" and run.data.metrics.keys() <= {"system"}
+    artifacts._verified.clear()                             # another process
+    track(pool)
+    [run] = runs()
+    assert len(history(run, "numbers/seconds")) == len(history(run, "numbers/count")) == 1
 
 
 def test_the_artifacts_of_a_sqlite_store_named_by_the_person_lie_under_home_not_in_the_current_directory(
-        pool, store, tmp_path, monkeypatch):
+        pool, empty_store, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    shutil.copy(store, tmp_path / "own.db")
+    shutil.copy(empty_store, tmp_path / "own.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'own.db'}")
     track(pool)
     [run] = runs()

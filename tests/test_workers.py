@@ -330,7 +330,7 @@ def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_ot
 def test_a_stage_is_a_name_of_the_table_or_given_in_full(pool):
     assert entry_of("scores") == ("tasks.opd.scoring.score", "score_rollouts")
     assert entry_of("some.where:make") == ("some.where", "make")
-    with pytest.raises(ValueError, match="stage is 'score'; allowed: model, prompts,"):
+    with pytest.raises(ValueError, match="stage is 'score'; allowed: model, context, prompts,"):
         run_stage("score", {}, {}, pool)
     assert all(len(entry.split(":")) == 2 for entry in STAGES.values())
 

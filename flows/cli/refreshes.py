@@ -13,7 +13,7 @@ from tasks.opd.refresh import gate, journal, planning
 from tasks.opd.refresh.decision import decide
 from tasks.opd.refresh.drift import prompt_measures
 from tasks.tracking import registry
-from tasks.tracking.outbox import author_tags
+from tasks.tracking.about import author_tags
 
 COLUMNS = ("at", "tick", "what", "new", "version", "reason")
 

@@ -1,5 +1,7 @@
 """Up and down: one at a time, each of them a repetition without harm."""
+import contextlib
 import dataclasses
+import sqlite3
 import sys
 import time
 
@@ -11,8 +13,10 @@ from flows.platform.keeper import launch
 from flows.platform.processes import end
 from flows.platform.reconcile import end_in_mlflow, end_orphans, reconcile
 from flows.platform.settings import LOCK, PlatformError, Settings
+from tasks import server
 from tasks.opd.core.files import flock, make_private, try_writing
 from tasks.opd.store.artifacts import home
+from tasks.tracking import client
 
 START_SECONDS = 180                     # a server on a busy machine
 RUNS_SECONDS, SERVERS_SECONDS = 4.0, 1.5  # that runs and servers have to end by themselves
@@ -32,7 +36,7 @@ def up(wanted: Settings) -> tuple[Settings, list[str]]:
     for folder in (home(), settings_of.folder()):
         try_writing(folder)
     make_private(home() / "prefect")  # its database holds Prefect's Secrets
-    with lock():
+    with lock(), server.starting(), client.alone():     # commands of this home make the same tables
         settings, alive = settle(wanted), {name for name in children.NAMES if children.living(name)}
         for name in ("prefect", "mlflow"):
             if name not in alive:
@@ -41,6 +45,9 @@ def up(wanted: Settings) -> tuple[Settings, list[str]]:
         settings_of.write(settings)
         if settings.database_url and not alive:
             databases.ensure_schemas(settings.database_url)
+        if "mlflow" not in alive:
+            with contextlib.suppress(sqlite3.DatabaseError):    # its server says what is wrong with it
+                client.follow_home(home() / "mlflow.db")
         for name in (name for name in ("prefect", "mlflow") if name not in alive):
             launch(name, settings)
         prefect = api.prefect(settings)
@@ -79,11 +86,11 @@ def settle(wanted: Settings) -> Settings:
 
 def await_answer(name: str, settings: Settings) -> None:
     """Wait until a server answers. Raises PlatformError with the end of its log when it ends, or takes too long."""
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + (seconds := server.start_seconds(START_SECONDS))
     while not servers.is_well(name, settings):
         alive = children.living(name)
         if not alive or time.monotonic() > until:
-            reason = f"did not answer within {START_SECONDS} s" if alive else "ended"
+            reason = f"did not answer within {seconds:g} s ({server.PATIENCE} gives it more)" if alive else "ended"
             raise PlatformError(f"{name} {reason}; {children.log_of(name)} ends:\n{children.last_lines(name)}")
         time.sleep(0.5)
     address = getattr(settings, f"{name}_url")
@@ -92,7 +99,7 @@ def await_answer(name: str, settings: Settings) -> None:
 
 def await_worker(prefect: api.Api) -> None:
     """Wait until the worker has reported. Raises PlatformError with the end of its log when it does not."""
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + server.start_seconds(START_SECONDS)
     while not pools.is_served(prefect):
         if not children.living("worker") or time.monotonic() > until:
             raise PlatformError(f"the worker did not report; {children.log_of('worker')} ends:\n"

@@ -12,13 +12,16 @@ import sqlite3
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from tasks.opd.core.addresses import masked, without_user
 from tasks.opd.core.errors import EngineError
+from tasks.opd.core.progress import print_line
 from tasks.opd.store.artifacts import home
 
 QUICK = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
          "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+KEY, SUPERSEDED = "opd.key", "superseded"   # tags: which recipe, suite and home it is of; another took its place
 
 
 def tracking_uri() -> str:
@@ -64,8 +67,8 @@ def client_at(uri: str):
     for name in ("mlflow", "sqlalchemy", "alembic"):  # what they have to say is said in one warning
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with alone():
-        if uri == f"sqlite:///{home() / 'mlflow.db'}":
-            follow_home(home() / "mlflow.db")
+        if uri.startswith("sqlite:///"):
+            follow_home(Path(uri.removeprefix("sqlite:///")))
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
@@ -81,8 +84,15 @@ def skip_last_collection() -> None:
 
 
 def experiment_id(client, name: str) -> str:
-    """The experiment of that name, created when there is none; artifacts of a SQLite store lie under home()."""
+    """The experiment of that name, created when there is none; artifacts of a SQLite store lie under home().
+
+    One that was deleted in MLflow's pages keeps its name, and takes no runs: it is restored, with those that it had.
+    """
     found = client.get_experiment_by_name(name)
+    if found and found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+        print_line(f"opd: MLflow's experiment {name} was deleted, and a run of it is at work again: it is restored, "
+                   "with the runs that it had")
     if found:
         return found.experiment_id
     local = (home() / "mlartifacts").as_uri() if tracking_uri().startswith("sqlite") else None  # else ./mlruns
@@ -90,15 +100,20 @@ def experiment_id(client, name: str) -> str:
 
 
 def follow_home(database: Path) -> None:
-    """Where home() was moved, its runs' artifacts were too; MLflow keeps their addresses in full."""
+    """Where home() was moved, its runs' artifacts were too; MLflow keeps their addresses in full.
+
+    A database elsewhere may serve several homes: of its experiments only those follow whose folder is gone.
+    """
     if not database.exists():
         return
-    now = (home() / "mlartifacts").as_uri()
+    own, now = database.resolve() == (home() / "mlflow.db").resolve(), (home() / "mlartifacts").as_uri()
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as store, store:
         if not store.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
             return
         for (before,) in store.execute("SELECT DISTINCT artifact_location FROM experiments WHERE artifact_location "
                                        "LIKE 'file:///%/mlartifacts' AND artifact_location != ?", [now]).fetchall():
+            if not own and Path(url2pathname(urlsplit(before).path)).exists():
+                continue
             store.execute("UPDATE experiments SET artifact_location = ? WHERE artifact_location = ?", [now, before])
             store.execute("UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) WHERE artifact_uri LIKE ?",
                           [now, len(before) + 1, f"{before}/%"])
@@ -116,15 +131,31 @@ def save_files(client, run: str, folder: str) -> None:
         client.log_artifacts(run, folder)
 
 
-def is_there(client, run: str | None) -> bool:
-    """Whether a run is in the store and was not deleted. Raises when the store cannot be asked."""
+def run_of(client, run: str | None, experiment: str, key: str):
+    """The run of that id or, where it is not in the store, the newest with that tag KEY; None without one.
+
+    Neither is one that was deleted or superseded. Raises when the store cannot be asked.
+    """
+    found = [there] if (there := run_at(client, run)) else client.search_runs(
+        [experiment], f"tags.`{KEY}` = '{key}'", order_by=["attributes.start_time DESC"])
+    return next((one for one in found if SUPERSEDED not in one.data.tags), None)
+
+
+def run_at(client, run: str | None):
+    """The run of that id; None when it is not in the store, or was deleted. Raises when the store cannot be asked."""
     from mlflow.exceptions import MlflowException
     try:
-        return bool(run) and client.get_run(run).info.lifecycle_stage == "active"
+        found = client.get_run(run) if run else None
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
+            return None
         raise
+    return found if found and found.info.lifecycle_stage == "active" else None
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether the store answered that a run, or an experiment, is not there or takes nothing because it was deleted."""
+    return getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
 
 
 @contextlib.contextmanager
@@ -134,7 +165,7 @@ def reached():
         yield
     except Exception as error:
         from mlflow.exceptions import MlflowException  # after its environment was set, by whoever made the client
-        if not isinstance(error, MlflowException):
+        if not isinstance(error, MlflowException | sqlite3.DatabaseError):
             raise
         address, reason = masked(tracking_uri()), masked(str(error).splitlines()[0])[:300]
         raise EngineError(f"MLflow at {address} did not do what it was asked, and it holds the registry: {reason}. "

@@ -1,68 +1,50 @@
 """One MLflow run and the thread that ships to it what a flow has finished.
 
 Timestamps are those of the files, and what was shipped is written down under `tracking/`, so that a resumed run
-continues its MLflow run and a replay sends identical points, which the store drops. Whatever fails there gives one
-warning, and what was not sent is sent next time. Left out: points of unfinished stages, which a stage made again would
-send twice.
+continues its MLflow run and a replay sends nothing. Where that is lost, the run is found by its tag and asked what it
+holds. A replay of a finished run that has nothing to add leaves it as it is: its end, and its links to Prefect, are
+those of the work. Whatever fails there gives one warning, and what was not sent is sent next time. Left out: points of
+unfinished stages, which a stage made again would send twice.
 """
 import contextlib
-import getpass
-import json
-import os
+import math
 import queue
-import sys
-import tempfile
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 from tasks.opd.core.addresses import masked
-from tasks.opd.core.errors import OpdError
 from tasks.opd.core.progress import print_line
-from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, home
-from tasks.tracking import view
+from tasks.tracking import outages, states, view
+from tasks.tracking.about import RUNS_PAGE, About, author_tags, pages
 from tasks.tracking.client import (
+    KEY,
+    SUPERSEDED,
     alone,
     client_at,
-    datasets,
     entities,
     experiment_id,
-    is_there,
-    save_files,
+    is_refusal,
+    run_of,
     tracking_uri,
     under_home,
 )
 from tasks.tracking.machine import Machine
 from tasks.tracking.params import free_name
-from tasks.tracking.points import Note, dataset_of, log_key, new_points, sampled_rows
+from tasks.tracking.points import Note, Stages, keys_of, last_files, new_points, readable
+from tasks.tracking.shipping import last_sample, missing, new_numbers, send_files, send_inputs, send_params, send_points
 
-BATCH = 1000                            # metrics a request may carry; parameters and tags: 100
 TICK_SECONDS, RETRY_SECONDS = 2, 15
 END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; who stops a run wants it gone
-TABLE = "rollouts.json"
-RUNS_PAGE = "?workflowType=machine_learning"  # without it MLflow shows an empty page for traces of language models
-NOTE, NOTE_CHARACTERS = "mlflow.note.content", 8000
-KILLED = "KILLED"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class About:
-    """How a run is presented."""
-    name: str
-    tags: dict[str, str]
-    params: dict[str, str]              # empty for a suite's own run
-    files: dict[str, str]               # path -> text
-    note: str = ""                      # Markdown, the first of its description
-    benchmarks: tuple[str, ...] = ()    # by name
+NOTE_CHARACTERS = 8000
+FINISHED, KILLED = "FINISHED", "KILLED"
 
 
 class Run:
     """One MLflow run and the thread that fills it. No method waits for MLflow but `close`, and that not for long."""
 
     def __init__(self, key: str, experiment: str, about: About, parent: "Run | None" = None):
-        self.experiment, self.about, self.parent = experiment, about, parent
+        self.key, self.experiment, self.about, self.parent = key, experiment, about, parent
         self.file = home() / "tracking" / f"{key}.json"
         self.uri = tracking_uri()
         self.state = {"uri": under_home(self.uri), "run": None, "experiment": None, "sent": {}}
@@ -70,7 +52,13 @@ class Run:
         self.notes: list[Note] = []
         self.files, self.shown = {}, {}
         self.table: tuple[Artifact, Artifact] | None = None
-        self.warned, self.ensured, self.shared, self.machine = False, False, "", Machine()
+        self.warned, self.ensured, self.shared, self.machine = set(), False, "", Machine()
+        self.files_due = 0.0            # when files that could not be put are tried again
+        self.resting = False            # it had finished, and there is nothing new
+        self.unsure_until = 0.0         # milliseconds: points of before may be there without being written down
+        self.ended: tuple[str, int] | None = None   # how and when it had ended before
+        self.worked = False             # whether this process has sent points, of a suite's run its cells too
+        self.lock = threading.RLock()   # a suite's cells see to its run in their own threads
         self.wake, self.thread = queue.SimpleQueue(), threading.Thread(target=self._work, daemon=True, name="tracking")
 
     def show(self, texts: dict[str, str], note: str, numbers: dict[str, float]) -> None:
@@ -84,11 +72,12 @@ class Run:
 
     def close(self, status: str) -> None:
         """End the run; what could not be shipped in time is shipped when the recipe is run again."""
-        seconds = KILLED_SECONDS if status == KILLED else END_SECONDS
+        seconds = outages.patience(self.uri, KILLED_SECONDS if status == KILLED else END_SECONDS)
         self.wake.put(status)
         self.thread.join(seconds)
         if self.thread.is_alive():
-            self._warn(f"is not reached (it did not answer in {seconds} s)")
+            outages.note_hang(self.uri)
+            self._warn(f"is not reached (it did not answer in {seconds} s); {outages.LATER}")
 
     def url(self) -> str:
         """Where the run stands in MLflow's pages; of a local store, once `mlflow server` runs."""
@@ -110,124 +99,183 @@ class Run:
             with contextlib.suppress(queue.Empty):
                 status = self.wake.get(timeout=pause)
             try:
-                client = self._client()
-                if status == KILLED:                # first of all, there may be no time for the rest
-                    client.set_terminated(self.state["run"], status)
-                self._ship(client, status)
+                self._tend(client_at(self.uri), status)
+                outages.note_answer(self.uri)
                 pause = TICK_SECONDS
             except Exception as error:              # whatever the store does, the run goes on
-                self._warn(trouble(error))
-                pause = RETRY_SECONDS
+                self._warn(outages.trouble(error))
+                self.ensured, pause = False, RETRY_SECONDS  # who knows what of it has arrived
+
+    def _tend(self, client, status: str | None) -> None:
+        """Have the run there, and ship; once more where it was deleted since, in MLflow's pages."""
+        try:
+            self.ensure(client)
+            if status == KILLED and not self.resting:   # first of all, there may be no time for the rest
+                client.set_terminated(self.state["run"], status)
+            self._ship(client, status)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            self.ensured = False
+            self.ensure(client)
+            self._ship(client, status)
 
     def _warn(self, message: str) -> None:
-        if not self.warned:
-            self.warned = True
-            print_line(masked(f"opd: MLflow at {self.uri} {message}; the run goes on, and what is missing there is "
-                              "sent when the recipe is run again"))
-
-    def _client(self):
-        client = client_at(self.uri)
-        self.ensure(client)
-        return client
+        if message.partition("(")[0] not in self.warned:
+            self.warned.add(message.partition("(")[0])
+            print_line(masked(f"opd: MLflow at {self.uri} {message}"))
 
     def ensure(self, client) -> str:
-        """The id of the run in MLflow, which is created unless the one written down is still there."""
-        if self.ensured:
+        """The id of the run in MLflow: the one written down, else the one with this run's tag, else a new one."""
+        with self.lock:
+            if self.ensured:
+                return self.state["run"]
+            parent = {"mlflow.parentRunId": self.parent.ensure(client)} if self.parent else {}
+            with alone():
+                experiment, known = experiment_id(client, self.experiment), states.read(self.file) or {}
+                key = f"{self.key}@{states.home_name()}"
+                if run := run_of(client, known.get("run"), experiment, key):
+                    self._continue(client, run, known, key)
+                else:
+                    self._create(client, experiment, {**parent, KEY: key})
+            self.ensured = True
             return self.state["run"]
-        parent = {"mlflow.parentRunId": self.parent.ensure(client)} if self.parent else {}
-        with alone():
-            known = read_state(self.file)
-            if known and is_there(client, known["run"]):  # one store may have two addresses: its file, a server
-                self.state = known | {"uri": self.state["uri"]}
-            else:
-                experiment = experiment_id(client, self.experiment)
-                name = free_name(client, experiment, self.about.name, self.about.tags, self.about.params)
-                run = client.create_run(experiment, tags={**self.about.tags, **parent}, run_name=name)
-                self.state.update(run=run.info.run_id, experiment=experiment, sent={})
-                write_state(self.file, self.state)
-        tags = [entities().RunTag(*item) for item in (self.about.tags | author_tags()).items()]
-        client.log_batch(self.state["run"], tags=tags)
-        client.update_run(self.state["run"], status="RUNNING")
-        self.ensured = True
-        return self.state["run"]
 
-    def _begin_anew(self, client) -> dict:
+    def _create(self, client, experiment: str, tags: dict[str, str]) -> None:
+        name = free_name(client, experiment, self.about.name, self.about.tags, self.about.params)
+        run = client.create_run(experiment, tags={**self.about.tags, **author_tags(), **tags}, run_name=name)
+        self.state = {"uri": self.state["uri"], "run": run.info.run_id, "experiment": experiment, "sent": {}}
+        self.resting, self.unsure_until, self.ended = False, 0.0, None
+        states.write(self.file, self.state)
+        self._resume_parent(client)
+
+    def _continue(self, client, run, known: dict, key: str) -> None:
+        """Go on with a run that is there; without its state, all that it holds is `unknown` until it has finished."""
+        if known.get("run") != run.info.run_id:
+            known = {"sent": {}, "samples": last_sample(client, run.info.run_id), "unknown": True}
+        if run.info.status != "RUNNING" or run.info.run_id != self.state["run"]:
+            self.ended = (run.info.status, run.info.end_time) if run.info.status != "RUNNING" else None
+        self.state = {**known, "uri": self.state["uri"], "run": run.info.run_id, "experiment": run.info.experiment_id}
+        self.resting = run.info.status == FINISHED
+        self.unsure_until = math.inf if "unknown" in known else time.time() * 1000
+        if run.data.tags.get(KEY) != key:
+            client.set_tag(run.info.run_id, KEY, key)
+        if not self.resting:
+            self._resume(client)
+
+    def _resume(self, client) -> None:
+        """The run is at work again, for this process; so is its suite's, where that is open."""
+        with self.lock:
+            self._resume_parent(client)
+            tags = [entities().RunTag(*item) for item in (self.about.tags | author_tags()).items()]
+            client.log_batch(self.state["run"], tags=tags)
+            client.update_run(self.state["run"], status="RUNNING")
+            self.resting = False
+
+    def _resume_parent(self, client) -> None:
+        if self.parent and self.parent.thread.is_alive() and self.parent.resting:
+            self.parent._resume(client)
+
+    def _begin_anew(self, client) -> None:
         """Begin another MLflow run: a stage of this one was made anew, so its points would stand there twice."""
-        client.set_tag(self.state["run"], "superseded", "true")
+        client.set_tag(self.state["run"], SUPERSEDED, "true")
+        if not self.resting:
+            client.set_terminated(self.state["run"], *(self.ended or (KILLED, None)))
         self.file.unlink(missing_ok=True)
-        self.state, self.ensured = {**self.state, "run": None, "experiment": None, "sent": {}}, False
+        self.ensured = False
         self.ensure(client)
-        return self.state["sent"]
+
+    def _follow(self, client) -> None:
+        """What other processes of this home have sent to the run, or to the one that took its place."""
+        known = states.read(self.file)
+        if known and known["run"] == self.state["run"]:
+            self.state = known | {"uri": self.state["uri"]}
+        elif known:
+            self.ensured = False
+            self.ensure(client)
 
     def _ship(self, client, status: str | None) -> None:
-        notes, sent = list(self.notes), self.state["sent"]
-        records = [artifacts.read_record(note.artifact.path) or {} for note in notes]
-        made = [(f"{note.artifact.kind}/{note.name}", log_key(note, record)) for note, record in zip(notes, records)]
-        if any(sent.get(name, known) != known for name, known in made):
-            sent = self._begin_anew(client)
-        files, new = dict(self.files), [name not in sent for name, _ in made]
+        """Send what is new, and how the run ended. Raises, at the run's end, the error of a stage that is damaged."""
+        with self.lock, states.locked(self.file):
+            self._follow(client)
+            before, (stages, damage) = dict(self.state), readable(self.notes)
+            while (points := self._unsent(client, stages)) is None:
+                self._begin_anew(client)
+            if self.resting and (points or self._shows_more(client)):
+                self._resume(client)
+            self._send(client, stages, points)
+            self._send_files(client, status, stages)
+            if status and not self.resting:
+                at = self.ended[1] if self.ended and not self.worked else None  # None: now
+                client.set_terminated(self.state["run"], status, at)
+            if status == FINISHED and not damage:
+                self.state.pop("unknown", None)
+            if self.state != before:
+                states.write(self.file, self.state)
+        if damage and status:
+            raise damage
+
+    def _unsent(self, client, stages: Stages) -> list[dict] | None:
+        """The points that the run lacks; None when it has others of the same stages, which were made anew since."""
+        sent = self.state["sent"]
+        if any(sent.get(name, key) != key for name, key in keys_of(stages).items()):
+            return None
+        points = new_points([*stages.values()], [name not in sent for name in stages])
+        old = [point for point in points if point["timestamp"] <= self.unsure_until]
+        lacking = missing(client, self.state["run"], old) if old else []
+        return None if lacking is None else lacking + [p for p in points if p["timestamp"] > self.unsure_until]
+
+    def _send(self, client, stages: Stages, points: list[dict]) -> None:
+        """All but files: parameters, points, inputs, what `show` was given, the view."""
+        run, sent = self.state["run"], self.state["sent"]
         if "about" not in sent:
-            files |= self.about.files
-            for some in chunks(list(self.about.params.items()), 100):
-                client.log_batch(self.state["run"], params=[entities().Param(*item) for item in some])
-        if status:
-            files |= self._last_files(dict(zip([name for name, _ in made], records)))
-        self._send(client, new_points(notes, records, new) + self._sampled(), files)
-        self._send_inputs(client, [note for note, is_new in zip(notes, new) if is_new])
-        self._send_shown(client, sent)
+            send_params(client, run, self.about.params)
+        if not self.resting:
+            send_points(client, run, points + self._sampled())
+            for run_at_work in filter(None, (self, self.parent) if points else ()):
+                run_at_work.worked = True
+            send_inputs(client, run, [note for name, (note, _) in stages.items() if name not in sent])
+            sent = sent | self._send_shown(client)
         self._share_view(client)
-        self.state["sent"] = {**sent, **dict(made), "about": True, "shown": self.shown or sent.get("shown", {}),
-                              "note": self._description(sent)}
-        if status:
-            client.set_terminated(self.state["run"], status)
-        write_state(self.file, self.state)
+        self.state = self.state | {"sent": {**sent, **keys_of(stages), "about": True}}
 
-    def _last_files(self, records: dict[str, dict]) -> dict[str, str]:
-        """What is written as the run ends: the record of every stage, and the table of rollouts."""
-        for name, known in self.state["sent"].items():  # of runs before this one, too
-            kind, slash, _ = name.partition("/")
-            if slash and name not in records:
-                records[name] = artifacts.read_record(artifacts.place(kind, known[0])) or {}
-        lines = [json.dumps({"as": name, **record}) for name, record in records.items() if record]
-        files = {"stages.json": "[\n" + ",\n".join(lines) + "\n]\n"} if lines else {}
-        if self.table:
-            columns = sampled_rows(*self.table)
-            rows = [list(row) for row in zip(*columns.values())]
-            files[TABLE] = json.dumps({"columns": list(columns), "data": rows})
-        return files
+    def _send_files(self, client, status: str | None, stages: Stages) -> None:
+        """The run's files; where they cannot be put, that holds up nothing else."""
+        if not status and time.monotonic() < self.files_due:
+            return
+        try:
+            last = last_files(stages, self.state["sent"], self.table) if status else {}
+            sent = send_files(client, self.state["run"], self.about.files | self.files | last,
+                              self.state.get("files", {}))
+            self.state = self.state | {"files": sent}
+        except Exception as error:                  # a folder, a server's disk, another machine: anything but the store
+            self._warn(outages.trouble_with_files(error))
+            self.files_due = time.monotonic() + RETRY_SECONDS
 
-    def _send(self, client, points: list[dict], files: dict[str, str]) -> None:
-        for some in chunks(points, BATCH):
-            client.log_batch(self.state["run"], metrics=[entities().Metric(**point) for point in some])
-        if files:
-            with tempfile.TemporaryDirectory() as folder:
-                for name, text in files.items():
-                    Path(folder, name).write_text(text, encoding="utf-8")
-                save_files(client, self.state["run"], folder)
-        if TABLE in files:                          # by this tag its page shows a table
-            client.set_tag(self.state["run"], "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
+    def _new_numbers(self, client, shown: dict) -> dict[str, float]:
+        return new_numbers(client, self.state["run"], shown, self.state["sent"].get("shown", {}))
 
-    def _send_inputs(self, client, new: list[Note]) -> None:
-        """The prompts read, as MLflow's datasets, and which checkpoint is the latest, as tags."""
-        if read := [note for note in new if note.artifact.kind == "prompts"]:
-            client.log_inputs(self.state["run"], datasets=datasets([dataset_of(note) for note in read]))
-        if trained := [note.artifact for note in new if note.artifact.kind == "checkpoint"]:
-            last = {"path": str(trained[-1].path), "fingerprint": trained[-1].fingerprint, "digest": trained[-1].digest}
-            client.log_batch(self.state["run"], tags=[entities().RunTag(f"checkpoint.{k}", v) for k, v in last.items()])
+    def _shows_more(self, client) -> bool:
+        """Whether `show` was given anything that the run's page does not show."""
+        shown, known = self.shown, self.state["sent"].get("shown") or self.shown
+        return bool(shown) and (known["note"] != shown["note"] or bool(self._new_numbers(client, shown)))
 
-    def _send_shown(self, client, sent: dict) -> None:
-        """The description, and what `show` was given; a number that stands there already is not sent again."""
-        known, now = sent.get("shown", {}).get("numbers", {}), int(time.time() * 1000)
-        new = {key: value for key, value in self.shown.get("numbers", {}).items() if known.get(key) != value}
-        self._send(client, [{"key": key, "value": new[key], "step": 0, "timestamp": now} for key in new], {})
-        if (note := self._description(sent)) != sent.get("note"):
-            client.set_tag(self.state["run"], NOTE, note)
+    def _send_shown(self, client) -> dict:
+        """Send the description, and what `show` was given; what stands there now, as a state has it."""
+        now, sent = int(time.time() * 1000), self.state["sent"]
+        shown = self.shown or sent.get("shown", {})
+        new = self._new_numbers(client, shown)
+        send_points(client, self.state["run"],
+                    [{"key": key, "value": value, "step": 0, "timestamp": now} for key, value in new.items()])
+        self.worked = self.worked or bool(new)
+        if (note := self._description(shown)) != sent.get("note"):
+            client.set_tag(self.state["run"], view.NOTE, note)
+        return {"shown": shown, "note": note}
 
-    def _description(self, sent: dict) -> str:
+    def _description(self, shown: dict) -> str:
         """Markdown: the way to the charts, what is known from the start, and what `show` was given."""
         charts = "" if self.parent else f"[Charts of all runs, side by side]({self.charts(base='')})"
-        parts = (charts, self.about.note, (self.shown or sent.get("shown", {})).get("note", ""))
-        return "\n\n".join(filter(None, parts))[:NOTE_CHARACTERS]
+        return "\n\n".join(filter(None, (charts, self.about.note, shown.get("note", ""))))[:NOTE_CHARACTERS]
 
     def _view_key(self) -> str:
         """Which of the experiment's views shows this run beside others."""
@@ -236,7 +284,7 @@ class Run:
     def _sampled(self) -> list[dict]:
         """What the machine does now and then; a suite's cells have it, not its own run."""
         points = self.machine.points(self.state.get("samples", 0)) if self.about.params else []
-        self.state["samples"] = max([point["step"] for point in points], default=self.state.get("samples", 0))
+        self.state = self.state | {"samples": points[0]["step"]} if points else self.state
         return points
 
     def _share_view(self, client) -> None:
@@ -247,50 +295,5 @@ class Run:
         names = list(dict.fromkeys(name for run in shown for name in run.about.benchmarks))
         state = view.encoded(view.state_of(names, [run.state["run"] for run in shown] if self.cells else None))
         if state != self.shared:
-            experiment, link = self.state["experiment"], self.charts(base="")
-            client.set_experiment_tag(experiment, f"{view.TAG}{self._view_key()}", state)
-            text = f"Choose `Model training` at the top left, or [charts of the latest runs, side by side]({link})"
-            client.set_experiment_tag(experiment, NOTE, text)
+            view.share(client, self.state["experiment"], self._view_key(), state)
             self.shared = state
-
-
-def pages() -> str:
-    """The address of MLflow's pages; of a local store, the one that `mlflow server` has by itself."""
-    return tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
-
-
-def trouble(error: Exception) -> str:
-    """What is wrong with MLflow, on a line: a file of the run that cannot be read is not the store's fault."""
-    if isinstance(error, OpdError):
-        return f"lacks a stage: {' '.join(str(error).split())}"
-    reason = getattr(error.__cause__, "orig", None) or error  # what the database itself said
-    lines = f"{type(reason).__name__}: {reason}".splitlines()
-    return f"is not reached ({masked(lines[0])[:300]})"
-
-
-def chunks(items: list, size: int) -> list[list]:
-    return [items[i:i + size] for i in range(0, len(items), size)]
-
-
-def read_state(file: Path) -> dict | None:
-    """What was shipped; None when nothing was, or the file is damaged: a replay sends identical points."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def write_state(file: Path, state: dict) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}")
-    draft.write_text(json.dumps(state))
-    os.replace(draft, file)
-
-
-def author_tags() -> dict[str, str]:
-    """Who made a run, by which command, as MLflow's own columns show it."""
-    user = str(os.getuid())
-    with contextlib.suppress(OSError, KeyError):    # a container's user may have no name
-        user = getpass.getuser()
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:2]])  # opd compare; of more, what follows a slash is shown
-    return {"mlflow.user": user, "mlflow.source.name": command, "mlflow.source.type": "LOCAL"}

@@ -4,6 +4,7 @@ Step 0 is the start. Step k is the k-th round: what its rollouts, grades, scores
 evaluation after it measured. So `round/trained_tokens` and `round/seconds`, which are there at every step, can be the
 x-axis of any other metric.
 """
+import json
 import math
 import re
 import statistics
@@ -13,15 +14,18 @@ from datetime import datetime
 
 from tasks.opd.core import metrics
 from tasks.opd.core.costs import NAMES, TRAINED, summed
+from tasks.opd.core.errors import CorruptArtifact, OpdError
 from tasks.opd.core.records import Rollout, read_rows
 from tasks.opd.evaluation.cell_costs import ROUND
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
+from tasks.tracking.client import under_home
 
 PREFIXES = {"rollouts": "rollout", "grades": "grade", "refined": "refine", "scores": "score"}  # as stages log theirs
 SETTLED = ("model", "prompts", "preflight")  # stages before the first round: their records say all, no curve does
 SIZES = {"prompts", "samples", "rollouts", "tokens", "kept", "scored", "divergence_tokens", "tokens_seen", *NAMES}
 BY_STEP = {"train/loss_nats", "train/grad_norm", "train/learning_rate"}  # shown by optimizer step, too
+TABLE = "rollouts.json"
 DIGEST_CHARACTERS = 36                  # of a dataset, at most
 
 
@@ -32,6 +36,14 @@ class Note:
     name: str                           # unique within its kind; in stages.json it is `as`: <kind>/<name>
     step: int                           # rounds finished: 0 at the start, k for all of the k-th round
     prefix: str                         # its counts become <prefix>/<count>, its own points <prefix>/<quantity>
+
+
+Stages = dict[str, tuple[Note, dict]]   # by <kind>/<name>: a finished stage and its record
+
+
+def keys_of(stages: Stages) -> dict[str, list]:
+    """The key of every stage."""
+    return {name: log_key(note, record) for name, (note, record) in stages.items()}
 
 
 def log_key(note: Note, record: dict) -> list:
@@ -45,9 +57,11 @@ def points_of(note: Note, record: dict, spent: dict[str, float]) -> list[dict]:
 
     For a checkpoint, what the run has `spent` up to it (tokens, seconds of making) stands under `round/` instead of its
     counts; they, and all of a report's own points, would be there twice.
+    Raises: CorruptArtifact when the file of its points is gone.
     """
     kind, counts, prefix, stage = note.artifact.kind, record["counts"], note.prefix, note.prefix.partition("/")[0]
-    own = [] if kind == "report" else metrics.read(note.artifact.path / metrics.FILE)
+    file = artifacts.promised(note.artifact.path, metrics.FILE)
+    own = [] if kind == "report" or file is None else metrics.read(file)
     own = [{**point, "key": re.sub(f"^{stage}/", f"{prefix}/", point["key"])} for point in own]  # two teachers: two
     if kind == "checkpoint":
         prefix, counts = "round", spent
@@ -59,17 +73,37 @@ def points_of(note: Note, record: dict, spent: dict[str, float]) -> list[dict]:
     return [{**point, "key": re.sub(r"[^\w.\- :/]", "_at_", point["key"])} for point in points]
 
 
-def new_points(notes: list[Note], records: list[dict], new: list[bool]) -> list[dict]:
-    """The points of those stages that are new; what the rounds have spent up to a checkpoint is summed over all."""
-    points, seconds, stages, first = [], 0.0, [], True
-    for note, record, is_new in zip(notes, records, new):
-        if note.artifact.kind in ROUND:
+def readable(notes: list[Note]) -> tuple[Stages, OpdError | None]:
+    """The stages up to the first whose record or points cannot be read, and why not: later sums have to count it."""
+    stages = {}
+    for note in notes:
+        try:
+            record = artifacts.read_record(note.artifact.path)
+            if record is None:
+                raise CorruptArtifact(f"{note.artifact.path} is gone")
+            artifacts.promised(note.artifact.path, metrics.FILE)
+        except OpdError as error:
+            return stages, error
+        stages[f"{note.artifact.kind}/{note.name}"] = note, record
+    return stages, None
+
+
+def new_points(stages: list[tuple[Note, dict]], new: list[bool]) -> list[dict]:
+    """The points of those stages that are new; what the rounds have spent up to a checkpoint is summed over all.
+
+    A report that stands for two evaluations, on the way and at the end, has its points once.
+    """
+    points, seconds, spent, logged, first = [], 0.0, [], set(), True
+    for (note, record), is_new in zip(stages, new):
+        artifact, place = note.artifact, (note.artifact.fingerprint, note.prefix, note.step)
+        if artifact.kind in ROUND:
             seconds += record.get("seconds") or 0.0
-            stages.append((note.artifact.kind, note.artifact.counts))
-        if is_new and record:
-            points += shipped_points(note, record, {**summed(stages), "seconds": seconds})
-            points += start_points(record) if first and note.artifact.kind == "report" and note.step == 0 else []
-        first = first and note.artifact.kind != "report"
+            spent.append((artifact.kind, artifact.counts))
+        if is_new and place not in logged:
+            points += shipped_points(note, record, {**summed(spent), "seconds": seconds})
+            points += start_points(record) if first and artifact.kind == "report" and note.step == 0 else []
+        logged.add(place)
+        first = first and artifact.kind != "report"
     return points
 
 
@@ -129,8 +163,26 @@ def sampled_rows(rollouts: Artifact, student: Artifact, count: int = 50) -> dict
             "reward": [r.reward for r in rows], "feedback": [r.feedback for r in rows]}
 
 
+def last_files(stages: Stages, sent: dict, table: tuple[Artifact, Artifact] | None) -> dict[str, str]:
+    """What is written as a run ends: the record of every stage, those `sent` before included, and rollouts as a table.
+
+    `table` is the rollouts and the student whose tokenizer decodes them.
+    """
+    records = {name: record for name, (_, record) in stages.items()}
+    for name, known in sent.items():
+        kind, slash, _ = name.partition("/")
+        if slash and name not in records:
+            records[name] = artifacts.read_record(artifacts.place(kind, known[0])) or {}
+    lines = [json.dumps({"as": name, **record}) for name, record in records.items() if record]
+    files = {"stages.json": "[\n" + ",\n".join(lines) + "\n]\n"} if lines else {}
+    if table:
+        columns = sampled_rows(*table)
+        files[TABLE] = json.dumps({"columns": list(columns), "data": [list(row) for row in zip(*columns.values())]})
+    return files
+
+
 def dataset_of(note: Note) -> dict[str, str]:
     """Prompts as a dataset of MLflow: their folder is the source, `train` or `test` the context."""
     use, _, name = note.name.partition("-")
     return {"name": name, "digest": note.artifact.digest[:DIGEST_CHARACTERS], "context": use,
-            "source": str(note.artifact.path)}
+            "source": under_home(str(note.artifact.path))}

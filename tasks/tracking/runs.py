@@ -8,7 +8,8 @@ from tasks.opd.core.addresses import masked
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.fingerprints import canonical
-from tasks.tracking.outbox import KILLED, About, Run
+from tasks.tracking.about import About
+from tasks.tracking.outbox import KILLED, Run
 from tasks.tracking.params import params_of
 from tasks.tracking.points import PREFIXES, Note
 

@@ -9,6 +9,7 @@ import base64
 import json
 import zlib
 
+NOTE = "mlflow.note.content"            # a tag: the description of a run or an experiment, in Markdown
 TAG = "mlflow.sharedViewState."         # then the key; a tag of the experiment
 MOST_RUNS = 500                         # that a chart draws
 TOKENS, SECONDS = "round/trained_tokens", "round/seconds"   # beside the round, what a curve may be drawn over
@@ -22,6 +23,13 @@ def link(base: str, experiment: str, key: str) -> str:
     """The address of an experiment's charts in the view of that key."""
     return f"{base}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART" \
            f"&viewStateShareKey={key}"
+
+
+def share(client, experiment: str, key: str, text: str) -> None:
+    """Keep a view, `encoded`, under a key, and have the experiment's description lead to it."""
+    client.set_experiment_tag(experiment, f"{TAG}{key}", text)
+    charts = f"[charts of the latest runs, side by side]({link('', experiment, key)})"
+    client.set_experiment_tag(experiment, NOTE, f"Choose `Model training` at the top left, or {charts}")
 
 
 def encoded(state: dict) -> str:

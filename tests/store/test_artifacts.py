@@ -134,6 +134,9 @@ def test_a_retired_checkpoint_keeps_its_record_and_loses_its_weights():
     (artifact.path / "metrics.jsonl").write_text("6")
     with pytest.raises(CorruptArtifact, match=r"metrics\.jsonl"):
         verify(artifact)
+    (artifact.path / "metrics.jsonl").unlink()
+    with pytest.raises(CorruptArtifact, match=r"metrics\.jsonl: sha256 is that of no file"):
+        verify(artifact)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -96,6 +96,13 @@ def test_a_runs_last_two_checkpoints_keep_their_weights_and_no_finished_run_its_
     assert sorted(path.parent.name[0] for path in artifacts.home().glob(f"artifacts/scores/*/{HIDDEN}")) == ["b"]
 
 
+def test_weights_that_a_death_left_in_a_retired_checkpoint_are_found():
+    first, *_ = run("one", rounds=3, retire=True)
+    artifacts.write_record(first.path, artifacts.read_record(first.path) | {"retired": True})   # its files stayed
+    assert found() == {"checkpoint a weights"}
+    assert collect(survey()) == [] and found() == set() and not [*first.path.glob("model/*")]
+
+
 def test_a_run_that_was_cut_off_keeps_what_it_needs_to_go_on():
     with pytest.raises(KeyError), recorded("one"):
         for letter in "abc":

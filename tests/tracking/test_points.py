@@ -79,12 +79,12 @@ def test_the_axes_begin_at_the_first_evaluation_and_count_the_rounds_alone():
              note_of("checkpoint", "checkpoint", {"trained_tokens": 4}, name="0001"),
              note_of("report", "eval/a", {"avg": 0.75}, name="c")]
     records = [record_of(note, seconds) for note, seconds in zip(notes, (100.0, 20.0, 20.0, 1.0, 2.0, 20.0))]
-    points = new_points(notes, records, [True] * 6)
+    points = new_points([*zip(notes, records)], [True] * 6)
     curve = {key: sorted((p["step"], p["value"]) for p in points if p["key"] == key)
              for key in ("round/trained_tokens", "round/seconds", "eval/a/avg")}
     assert curve == {"round/trained_tokens": [(0, 0.0), (1, 4)], "round/seconds": [(0, 0.0), (1, 3.0)],
                      "eval/a/avg": [(0, 0.5), (1, 0.75)]}
     assert {p["timestamp"] for p in points} == {AT}
-    again = new_points(notes, records, [False, True, True, False, False, False])  # what went before is sent already
+    again = new_points([*zip(notes, records)], [False, True, True, *3 * [False]])     # what went before is sent already
     assert {(p["key"], p["step"]) for p in again} == {
         ("eval/a/avg", 0), ("eval/b/avg", 0), ("round/trained_tokens", 0), ("round/seconds", 0)}

@@ -6,6 +6,7 @@ its lease until it has read; large files are removed, and the whole is replaced,
 """
 import contextlib
 import dataclasses
+import fnmatch
 import hashlib
 import json
 import os
@@ -95,7 +96,7 @@ def find(kind: str, fingerprint: str) -> Artifact | None:
 
 
 def verify(artifact: Artifact) -> None:
-    """Compare every file with its recorded SHA-256, once a process; of a retired artifact, the files that stay.
+    """Compare every file with its recorded SHA-256, once a process; of a retired artifact those may lack that go.
 
     No other file may be there, hidden ones apart, which nobody reads: a chat template would be found by its name. Files
     of a model that lies outside (`location.json`) are compared too, and of those READ_BY_NAME there may be no other.
@@ -112,7 +113,8 @@ def verify(artifact: Artifact) -> None:
     expected = {artifact.path / name: entry["sha256"] for name, entry in record["files"].items()}
     refuse_foreign(files_below(artifact.path), {artifact.path / RECORD, *expected})
     if record["retired"]:
-        expected = {file: sha for file, sha in expected.items() if file.exists()}
+        gone = [artifact.path / name for name in record["files"] if is_removable(name)]
+        expected = {file: sha for file, sha in expected.items() if file not in gone or file.exists()}
         expected.pop(artifact.path / HIDDEN, None)
     if record.get("stateless"):
         expected.pop(artifact.path / STATE, None)
@@ -124,6 +126,11 @@ def verify(artifact: Artifact) -> None:
         compare(known)
         refuse_foreign({file for pattern in READ_BY_NAME for file in outside.glob(pattern) if known}, {*known})
     _verified.add(key)
+
+
+def is_removable(name: str) -> bool:
+    """Whether `retire` may remove a file of an artifact; all others stay with the record."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*WEIGHTS, HIDDEN))
 
 
 def digest_of(files: dict[str, dict]) -> str:
