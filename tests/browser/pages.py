@@ -1,9 +1,11 @@
 """A headless Chromium on the platform's pages: forms filled in and read as a person does."""
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable
 
+import pytest
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
@@ -17,6 +19,11 @@ BROWSERS, DRIVERS = ("chromium", "chromium-browser", "google-chrome"), ("chromed
 def installed(names: tuple[str, ...]) -> str:
     """The path of the first program of these that there is; empty where there is none."""
     return next((path for name in names if (path := shutil.which(name))), "")
+
+
+NEEDS_BROWSER = pytest.mark.skipif(
+    not (installed(BROWSERS) and installed(DRIVERS)) and "OPD_CI" not in os.environ,
+    reason="needs chromium and chromedriver (Debian: apt install chromium chromium-driver)")
 
 
 @contextlib.contextmanager

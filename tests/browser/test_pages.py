@@ -3,10 +3,9 @@ import pytest
 
 pytest.importorskip("selenium", reason="pip install -e .[e2e]; make test-e2e does it")
 
-from tests.browser.pages import BROWSERS, DRIVERS, browser, installed  # noqa: E402  after the skip
+from tests.browser.pages import NEEDS_BROWSER, browser  # noqa: E402  after the skip
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(
-    not (installed(BROWSERS) and installed(DRIVERS)), reason="needs chromium and chromedriver")]
+pytestmark = [pytest.mark.browser, NEEDS_BROWSER]
 SLOW_FORM = """<div class="p-label schema-form-property"><label><span>Overrides (Optional)</span></label>
 <div id="items"></div><button onclick="setTimeout(() => items.append(document.createElement('textarea')), 700)">Add item
 </button></div><label><input type="checkbox" checked>Validate parameters</label>"""
