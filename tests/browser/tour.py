@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from PIL import Image
+from selenium.webdriver.common.by import By
 
 from flows.platform import api, settings
 from tasks.tracking import view
@@ -18,7 +19,8 @@ from tests.browser import pages
 from tests.browser.pages import Page, browser, until
 
 FOLDER = Path(__file__).resolve().parents[2] / "infra" / "tour"
-WIDTH, COLOURS = 1300, 96               # pixels of the page; of a picture's palette: below 150 KB
+WIDTH, WIDE, COLOURS = 1300, 1700, 96   # pixels of a page, and of one with charts; of a picture's palette: below 150 KB
+ASSISTANT = "//*[normalize-space(text())='MLflow Assistant']/following::button"
 STILL_SECONDS = 10                      # that a page is waited for to stand still
 VARIANTS, REFRESH = ("opd_reverse_kl", "opd_reverse_kl_full"), "tiny_nightly"
 pages.PATIENCE_SECONDS = 1800.0         # a refresh makes its models first
@@ -62,9 +64,9 @@ class Tour:
             return state["type"] == "COMPLETED"
         until(f"the end of {run}", ended)
 
-    def save(self, name: str, height: int) -> None:
+    def save(self, name: str, height: int, width: int = WIDTH) -> None:
         """Keep what the window shows, once it has stood still for a second; a run at work never does."""
-        self.page.driver.set_window_size(WIDTH, height)
+        self.page.driver.set_window_size(width, height)
         self.page.driver.execute_script("document.activeElement.blur()")  # no caret
         before, end = b"", time.monotonic() + STILL_SECONDS
         while (now := self.page.driver.get_screenshot_as_png()) != before and time.monotonic() < end:
@@ -109,10 +111,18 @@ def comparison(tour: Tour) -> None:
         tour.form_of(name)
         fill(tour, tour.overrides)
         tour.complete(tour.submit())
+    charts(tour)
+
+
+def charts(tour: Tour) -> None:
+    """MLflow's page of all runs, without its assistant, which takes a third of the window."""
     experiment = api.mlflow(tour.runs).get("/api/2.0/mlflow/experiments/get-by-name", experiment_name="opd")
+    tour.page.driver.set_window_size(WIDE, 1000)
     tour.page.open(view.link(tour.runs.mlflow_url, experiment["experiment"]["experiment_id"], "all"))
-    tour.page.shows(*VARIANTS, "eval/tiny/avg")
-    tour.save("comparison", 1000)
+    tour.page.shows(*VARIANTS, "Benchmarks")
+    for button in tour.page.driver.find_elements(By.XPATH, ASSISTANT)[2:3]:  # refresh, settings, close
+        button.click()
+    tour.save("comparison", 1000, WIDE)
 
 
 def gate(tour: Tour) -> None:
