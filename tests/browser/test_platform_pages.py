@@ -9,11 +9,9 @@ import pytest
 pytest.importorskip("selenium", reason="pip install -e .[e2e]; make test-e2e does it")
 
 from flows.platform import api, settings  # noqa: E402  after the skip
-from tests.browser.pages import BROWSERS, DRIVERS, browser, installed, until  # noqa: E402
+from tests.browser.pages import NEEDS_BROWSER, browser, until  # noqa: E402
 
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(
-    not (installed(BROWSERS) and installed(DRIVERS)), reason="needs chromium and chromedriver (Debian: apt install "
-    "chromium chromium-driver)")]
+pytestmark = [pytest.mark.browser, NEEDS_BROWSER]
 ROOT, NAMED = Path(__file__).resolve().parents[2], ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 ENDED, AT_WORK = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}, {"PENDING", "RUNNING", "CANCELLING"}
 

@@ -1,11 +1,12 @@
-"""What is mended in Prefect's server: transactions on SQLite, and what follows the change of an automation."""
+"""What is mended in Prefect's server: transactions, what follows the change of an automation, checks of schemas."""
 import asyncio
 
 import pytest
 import sqlalchemy as sa
+from jsonschema import Draft202012Validator, SchemaError
 from prefect.server.database.configurations import AioSqliteConfiguration
 
-from flows.platform.prefect_server import immediate, run_later
+from flows.platform.prefect_server import immediate, once, run_later
 
 
 def count_twice_at_once(file) -> int:
@@ -53,3 +54,22 @@ def test_what_needs_a_lock_of_the_loop_is_run_when_the_loop_has_let_go_of_it():
         await asyncio.sleep(0.01)
         return order
     assert asyncio.run(work()) == ["holder", "later"]
+
+
+def test_a_schema_that_passed_is_not_checked_again_and_one_that_is_wrong_is():
+    checked = []
+
+    def check(schema: dict, *args, **options) -> None:
+        checked.append(schema)
+        Draft202012Validator.check_schema(schema, *args, **options)
+    check_schema = once(check)
+    form = {"type": "object", "properties": {"rounds": {"type": "integer"}}}
+    for _ in range(3):
+        check_schema(form, format_checker=None)
+        check_schema({**form, "title": "another"})
+    assert checked == [form, {**form, "title": "another"}]
+    form["type"] = "no type at all"  # the same object, changed
+    for _ in range(2):
+        with pytest.raises(SchemaError, match="no type at all"):
+            check_schema(form)
+    assert len(checked) == 4

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -255,10 +256,17 @@ def definition(file: Path, name: str) -> tuple[Path, ast.FunctionDef]:
 
 def evaluated(file: Path, node: ast.expr) -> Any:
     """An annotation, default or fact, evaluated over a few types and the module's own constants, and nothing else."""
+    code, used = compiled(node, str(file))
+    own = {name: evaluated(file, assignments(file)[name]) for name in used}
+    return eval(code, {**NAMESPACE, **own})  # noqa: S307  our own source
+
+
+@functools.lru_cache(maxsize=4096)
+def compiled(node: ast.expr, file: str) -> tuple[CodeType, frozenset[str]]:
+    """An expression's code, and the module's own constants that it reads."""
     given = {arg.arg for n in ast.walk(node) if isinstance(n, ast.Lambda) for arg in n.args.args}
     used = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - set(NAMESPACE) - given
-    own = {name: evaluated(file, assignments(file)[name]) for name in used}
-    return eval(compile(ast.Expression(node), str(file), "eval"), {**NAMESPACE, **own})  # noqa: S307  our own source
+    return compile(ast.Expression(node), file, "eval"), frozenset(used)
 
 
 def assignments(file: Path) -> dict[str, ast.expr]:
