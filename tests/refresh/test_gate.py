@@ -6,7 +6,7 @@ import pytest
 from tasks.opd.recipe.refreshes import CHECKS, Gate
 from tasks.opd.refresh import gate
 from tasks.opd.refresh.evidence import Answers, Evidence, contaminated, grams, tokenizer_of
-from tasks.opd.refresh.gate import checks_of, failures, from_json, passed, to_json, to_markdown, to_text
+from tasks.opd.refresh.gate import checks_of, failures, from_json, passed, place_shown, to_json, to_markdown, to_text
 from tasks.opd.refresh.rows import Row
 
 NUM = 40
@@ -121,6 +121,12 @@ def test_the_table_is_read_by_people_and_read_back():
     assert from_json(to_json(checks)) == checks
     assert "| target/target | error |" in to_markdown(checks) and "somewhere" in to_markdown(checks)
     assert "target/target" in to_text(checks) and "NO" in to_text(checks).splitlines()[2]
+
+
+def test_evidence_is_shown_from_the_home_on(opd_home):
+    assert place_shown(str(opd_home / "artifacts" / "report" / ("0123abcd" * 4))) == "artifacts/report/0123abcd"
+    assert place_shown(str(opd_home / "refreshes" / "nightly" / "0001")) == "refreshes/nightly/0001"
+    assert place_shown("/elsewhere/report") == "/elsewhere/report"
 
 
 def test_a_shared_run_of_words_is_contamination_whatever_its_case_and_punctuation():

@@ -5,18 +5,22 @@ number fails its check: what was not measured was not shown.
 """
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
 from tasks.opd.evaluation.comparison import Interval, aligned, bootstrap, in_markdown
 from tasks.opd.recipe.refreshes import Gate
 from tasks.opd.refresh.evidence import Answers, Evidence
+from tasks.opd.store.artifacts import home
 
 ERROR, WARNING = "error", "warning"
 PASSED, REFUSED = "passed", "refused"
 WARNINGS = ("length", "divergence")     # checks that are warnings unless the gate says otherwise
+FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 HEADER = ("check", "severity", "value", "limit", "passed", "evidence")
 
 
@@ -153,7 +157,14 @@ def to_text(checks: Sequence[Check]) -> str:
 
 def to_markdown(checks: Sequence[Check]) -> str:
     """The table with its evidence."""
-    return "\n".join(in_markdown(rows_of(checks)))
+    header, *rows = rows_of(checks)
+    return "\n".join(in_markdown([header, *([*row[:-1], place_shown(row[-1])] for row in rows)]))
+
+
+def place_shown(folder: str) -> str:
+    """A folder as seen from home(), an artifact's fingerprint by its first digits: artifacts/report/62981bca."""
+    place = Path(folder).relative_to(home()) if Path(folder).is_relative_to(home()) else Path(folder)
+    return str(place.with_name(place.name[:8]) if FINGERPRINT.fullmatch(place.name) else place)
 
 
 def to_json(checks: Sequence[Check]) -> str:
