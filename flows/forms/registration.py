@@ -63,11 +63,11 @@ def register(wanted: Iterable[Deployed], pool: str, keep: frozenset[str] = froze
         for one in wanted:
             label = f"{one.flow}/{one.name}"
             known = found.pop(label, None)
-            done["added" if known is None else "unchanged" if known.version == one.version(pool) else "updated"].append(
-                label)
-            if known is None or known.version != one.version(pool):
-                if one.flow not in flows:
-                    flows[one.flow] = client.create_flow_from_name(one.flow)
+            change = "added" if known is None else "unchanged" if known.version == one.version(pool) else "updated"
+            done[change].append(label)
+            if change != "unchanged" and one.flow not in flows:
+                flows[one.flow] = client.create_flow_from_name(one.flow)
+            if change != "unchanged":
                 put(client, one, flows[one.flow], pool)
         for label in (label for label in found if label not in keep):
             client.delete_deployment(found[label].id)

@@ -20,7 +20,8 @@ from tasks.opd.core.progress import print_line
 from tasks.opd.store.artifacts import home
 
 QUICK = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "CRITICAL", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
+         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}  # standard output is the command's result
 KEY, SUPERSEDED = "opd.key", "superseded"   # tags: which recipe, suite and home it is of; another took its place
 
 

@@ -1,4 +1,4 @@
-"""The main job as a person runs it, on the tiny pair made from nothing: it learns, and survives any kill."""
+"""The main job as a person runs it, on the demo's pair made from nothing: it learns, and survives any kill."""
 import json
 import os
 import shutil
@@ -45,9 +45,9 @@ def finished(home: Path, *words: str) -> tuple[dict, str]:
 
 @pytest.fixture(scope="module")
 def learnt(tmp_path_factory) -> tuple[Path, dict]:
-    """A home with the tiny pair in it, and the comparison of the sampled reverse KL with the start."""
+    """A home with the demo's pair in it, and the comparison of the start with more rounds of opd_reverse_kl."""
     home = tmp_path_factory.mktemp("main") / "opd"
-    return home, finished(home, "variants=[opd_reverse_kl]", "seeds=[0]")[0]["comparison"]
+    return home, finished(home, "variants=[opd_reverse_kl]", "seeds=[0]", "rounds=40")[0]["comparison"]
 
 
 def without_seconds(comparison: dict) -> dict:

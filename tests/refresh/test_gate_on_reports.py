@@ -25,7 +25,7 @@ from tasks.prompts import make_prompts
 from tasks.workers import pools
 
 PROBLEMS = [tiny.problem(index, seed=5).text for index in range(40)]
-PAIR = ["workers=inline", "pair.student=random", "pair.teacher={name: random, draw: 1}"]
+PAIR = ["workers=inline", "pair.student={name: random, draw: 7}", "pair.teacher={name: random, draw: 3}"]
 
 
 def benchmark(folder, name: str, truths: list[str]) -> Benchmark:

