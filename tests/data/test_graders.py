@@ -29,6 +29,11 @@ def test_exact():
     assert reward("exact", "Paris.", "It is\n**Paris.**") == 1 and reward("exact", "", "") == 0
 
 
+def test_exact_keeps_marks_that_are_the_truths_own():
+    assert reward("exact", "> 5", "answer: > 5") == reward("exact", "*", "answer: *") == 1.0
+    assert reward("exact", "> 5", "answer: 5") == 0.0
+
+
 def test_exact_compares_as_many_lines_as_the_truth_has():
     assert reward("exact", "1 2\n3 4", "Row by row.\nAnswer:\n```\n1 2\n3 4\n```\nDone.") == 1
     assert reward("exact", "1 2\n3 4", "Row by row:\n1 2\n3 4") == 1
@@ -58,7 +63,7 @@ def test_numeric_refuses_a_truth_that_is_not_one_number():
     ("-5", "-$5", 1), ("5", "\u20135", 0), ("-5", "\u20135", 1), ("1200", r"\boxed{1{,}200}", 1),
     ("7", "7 (2 more than 5)", 1), ("12", r"\boxed{12}. This took 3 steps", 1),
     ("12", "The answer is 12. This took 3 steps.", 1),
-    ("1000000", r"1 \times 10^6", 1), ("1200", "1 200", 1), ("7", "**Answer**: 7", 1),
+    ("1000000", r"1 \times 10^6", 1), ("1200", "1 200", 1), ("1234", r"\boxed{1\,234}", 1), ("7", "**Answer**: 7", 1),
     ("3.4641016", r"\boxed{2\sqrt{3}}", 1),
     ("7", r"\boxed{3 + 4}", 1), ("7", r"\boxed{x = 7}", 1), ("24", r"\boxed{24\,\text{m}^2}", 1),
     ("40", "Answer: 50% of 80 is 40", 1),
@@ -99,6 +104,15 @@ def test_reasoning_gym_scores_the_final_number_and_not_the_working():
 
 
 THOUGHT = "<think>\nSo the answer is {wrong}.\nWait, it is {right}.\n</think>\n\n"
+
+
+@pytest.mark.parametrize("dataset", [
+    "basic_arithmetic", "number_format",                        # more digits than ten
+    "n_queens", "ab", "emoji_mystery", "sentence_reordering"])  # what looks like a mark is the answer's own
+def test_reasoning_gym_gives_the_datasets_own_answers_their_reward(dataset):
+    for item in SOURCES["reasoning_gym"](range(4), dataset=dataset):
+        prompt = asked(item["answer"], item["entry"])
+        assert GRADERS["reasoning_gym"](prompt, f"answer: {item['answer']}")[0] == 1.0
 
 
 def thought_over() -> list:

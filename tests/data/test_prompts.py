@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.data import tiny
+from tasks.opd.data.prompts import prompt_of, ungradable
+from tasks.opd.data.sources import SOURCES
 from tasks.opd.models.tokenizers import render, tokenizer_of
 from tests.data.test_sources import make, student, write_lines  # noqa: F401  a fixture among them
 
@@ -16,7 +18,7 @@ from tests.data.test_sources import make, student, write_lines  # noqa: F401  a 
     ("numeric", ["4", 4, "1,200", "$5", "1/2", "24 m^2", "-7", "7 (2 more than 5)"], ["Paris", "", "3,5,7", "1/0"]),
     ("math", ["\\frac{1}{2}", "$x+1$", "3, 5", "\\$5", "\\boxed{4}", "\\text{(C)}", "(-\\infty, 3]"],
      ["\\frac{1}{", ""]),
-    ("exact", ["Paris", "It is 5.", "a\nb", "}", "C#", "answer: 4", "**bold**"], ["", " ", "**"]),
+    ("exact", ["Paris", "It is 5.", "a\nb", "}", "C#", "answer: 4", "**bold**", "**"], ["", " "]),
     ("tiny", [], ["4"]), ("reasoning_gym", [], ["4"])])
 def test_a_truth_that_its_grader_does_not_give_1_is_quarantined(grader, good, bad, student, tmp_path):  # noqa: F811
     rows = [{"question": f"How many figs, {index}?", "answer": truth} for index, truth in enumerate([*good, *bad])]
@@ -37,6 +39,12 @@ def test_the_truths_of_every_source_made_here_stand_before_their_graders(student
         made = make(student, tmp_path / dataset, "reasoning_gym", grader="reasoning_gym", count=5, limit=127,
                     dataset=dataset, max_quarantined=1.0)[0]
         assert "quarantined_truth" not in made, dataset
+
+
+def test_a_dataset_that_judges_answers_and_has_none_is_not_asked_for_one():
+    item = next(iter(SOURCES["reasoning_gym"](range(1), dataset="graph_color")))
+    prompt = prompt_of(item, "train:0", 0, [1], "")
+    assert item["entry"]["answer"] is None and ungradable(prompt, {"name": "reasoning_gym", "params": {}}) is None
 
 
 def test_more_than_the_share_quarantined_is_an_error_that_says_why(student, tmp_path):  # noqa: F811

@@ -66,18 +66,23 @@ def balanced(text: str, start: int) -> str | None:
 
 
 def final_answer(completion: str, num_lines: int = 1) -> str:
+    """What `final_text` finds, without the marks around it."""
+    return trimmed(final_text(completion, num_lines))
+
+
+def final_text(completion: str, num_lines: int = 1) -> str:
     """The last box's content, else what stands after the last "answer:" or "answer is", else the last line.
 
-    After those words, and at the end, `num_lines` lines count, for truths that have several; thinking, code fences and
-    the marks around the answer go.
+    After those words, and at the end, `num_lines` lines count, for truths that have several; thinking and code fences
+    go.
     """
     text = without_thinking(completion)
     if boxed := boxes(text):
-        return trimmed(boxed[-1])
+        return boxed[-1]
     text = FENCE.sub("", text)
     after = marked(text)
     lines = (after or text).strip().splitlines()
-    return trimmed("\n".join(lines[:num_lines] if after else lines[-num_lines:]))
+    return "\n".join(lines[:num_lines] if after else lines[-num_lines:]).strip()
 
 
 def marked(text: str) -> str | None:

@@ -16,12 +16,13 @@ from pydantic import Field
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import Prompt, source_of
 from tasks.opd.data import tiny as tiny_task
-from tasks.opd.data.answers import boxes, final_answer, marked, trimmed, without_thinking
+from tasks.opd.data.answers import boxes, final_text, marked, trimmed, without_thinking
 from tasks.opd.data.numerals import bold_number, last_number, numbers_of
 from tasks.opd.data.sources import gym_dataset
 
 LONGEST = 2000                    # characters of an expression that is looked at
 UNESCAPED = re.compile(r"(?<!\\)\$|\\boxed")  # LaTeX that says itself where mathematics begins
+THIN_SPACE = re.compile(r"(?<=\d)\\[,;: ](?=\d{3})")  # between thousands, in LaTeX
 CLAUSE = re.compile(r"(?<=\d)[.;!?](?=\s)|(?<=\D)[.;!?](?=\s|$)|,?\s(?:because|since|which)\b")
 
 
@@ -31,10 +32,12 @@ def exact(prompt: Prompt, completion: str, *, ignore_case: bool = False) -> tupl
     That is the last box's content, else the text after the last "answer:", else the last line that is not empty; of
     a truth with several lines as many.
     """
-    truth = trimmed(prompt.answer)
-    given = final_answer(completion, len(truth.splitlines()))
-    right = given.lower() == truth.lower() if ignore_case else given == truth
-    return verdict(right and bool(truth), given, prompt.answer)
+    truth = prompt.answer.strip()
+    text = final_text(completion, len(truth.splitlines()))
+    wanted = {truth} if truth.startswith((">", "#")) else {truth, trimmed(truth)}   # which are no marks there
+    cased = str.lower if ignore_case else str
+    right = {cased(form) for form in wanted if form} & {cased(text), cased(trimmed(text))}
+    return verdict(bool(right), trimmed(text), prompt.answer)
 
 
 def numeric(prompt: Prompt, completion: str, *,
@@ -73,6 +76,7 @@ def final_number(completion: str) -> float | None:
 
 def number_in(expression: str) -> float | None:
     """The value of an expression in a box: the only number there, else what it comes to, else the last number."""
+    expression = THIN_SPACE.sub("", expression)
     found = numbers_of(expression)
     value = evaluated(expression) if len(found) != 1 or "\\" in expression else None
     return value if value is not None else found[-1] if found else None
@@ -137,18 +141,24 @@ def math_equal(truth: str, completion: str) -> tuple[bool, str | None]:
 
 
 def reasoning_gym(prompt: Prompt, completion: str, *, partial: bool = False) -> tuple[float, str | None]:
-    """The dataset's own `score_answer` of the final answer: its last number where the truth is one, else its text.
+    """The dataset's own `score_answer` of the final answer: its last number where the truth is one, and its text.
 
     Many datasets give 0.01 for any attempt; below 1 counts as 0 unless `partial`.
     """
-    entry = json.loads(prompt.entry)
-    given = final_answer(completion, len(prompt.answer.strip().splitlines()))
+    entry, text = json.loads(prompt.entry), final_text(completion, len(prompt.answer.strip().splitlines()))
+    given = [text, trimmed(text)]       # "#B", "_ Q _", a sentence with its full stop: marks may be the answer's own
     if is_number(prompt.answer):
         number = final_number(completion)
-        given = "" if number is None else f"{number:.10g}"
-    score = float(gym(entry["dataset"], entry["seed"]).score_answer(given or None, entry))
-    right = score >= 1
-    return (score if partial or right else 0.0), verdict(right, given or None, prompt.answer)[1]
+        given = [written(number), text] if number is not None else [""]
+    scores = {form: float(gym(entry["dataset"], entry["seed"]).score_answer(form or None, entry)) for form in given}
+    best = max(scores, key=scores.get)
+    right = scores[best] >= 1
+    return (scores[best] if partial or right else 0.0), verdict(right, best or None, prompt.answer)[1]
+
+
+def written(number: float) -> str:
+    """A number with all its digits."""
+    return str(int(number)) if number.is_integer() else repr(number)
 
 
 def is_number(text: str) -> bool:

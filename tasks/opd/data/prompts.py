@@ -57,6 +57,8 @@ def ungradable(prompt: Prompt, grader: dict) -> str | None:
     Such a prompt would train to the end and never be right, or end the run at its first rollout. Whatever a dataset's
     own scorer raises on an entry is a reason as well.
     """
+    if json.loads(prompt.entry).get("answer", "") is None:  # its dataset judges answers, and has none to try
+        return None
     try:
         reward, _ = grade(grader, prompt, f"\\boxed{{{prompt.answer}}}\nanswer: {prompt.answer}")
     except OpdError:

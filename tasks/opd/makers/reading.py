@@ -54,7 +54,7 @@ def rows_missing(folder: Path, tokenizer) -> list[str]:
 def bos_missing(folder: Path, tokenizer) -> list[str]:
     """That rendered prompts lack the BOS that the tokenizer has, with what a sentence costs with and without it."""
     bos = tokenizer.bos_token_id
-    if bos is None or bos in render(tokenizer, SENTENCE) or not has_weights(folder):
+    if bos is None or bos in render(tokenizer, SENTENCE)[:1] or not has_weights(folder):
         return []
     without, given = sentence_nats(folder, tokenizer, bos)
     advice = "put it into the post-processor of tokenizer.json, or the chat template" if given < without else \
