@@ -37,7 +37,7 @@ def is_own() -> bool:
 def keep_password_apart() -> None:
     """Move user and password out of PREFECT_API_URL, which is shown and stored, to PREFECT_API_AUTH_STRING."""
     address, user, password = without_user(os.environ.get("PREFECT_API_URL", ""))
-    if user:
+    if password:
         os.environ.update(PREFECT_API_URL=address, PREFECT_API_AUTH_STRING=f"{user}:{password}")
 
 

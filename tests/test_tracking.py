@@ -87,6 +87,15 @@ def test_a_run_that_ends_early_says_how(error, status):
     assert [run.info.status for run in runs()] == [status]
 
 
+def test_an_error_on_the_way_out_after_a_signal_does_not_make_a_failure_of_it():
+    with pytest.raises(ValueError), run_for(recipe()):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ValueError
+    assert [run.info.status for run in runs()] == ["KILLED"]
+
+
 def test_a_resumed_run_is_the_same_run_and_finishes(pool):
     with pytest.raises(ValueError), run_for(recipe()):
         raise ValueError

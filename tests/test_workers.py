@@ -325,6 +325,8 @@ def test_telemetry_is_off_and_threads_wait_awake_briefly_unless_the_user_said_ot
     del os.environ["OMP_WAIT_POLICY"]
     launchers.quiet_environment()
     assert os.environ["GOMP_SPINCOUNT"] == launchers.SPIN
+    monkeypatch.setenv("NO_PROXY", "*")
+    assert launchers.without_proxy() == {"NO_PROXY": "*", "no_proxy": "*"}  # in a list it would mean nothing
 
 
 def test_a_stage_is_a_name_of_the_table_or_given_in_full(pool):

@@ -138,6 +138,8 @@ class Run:
                     self._continue(client, run, known, key)
                 else:
                     self._create(client, experiment, {**parent, KEY: key})
+            if not self.resting:            # outside `alone`, for which the suite's thread may wait with its own lock
+                (self._resume if run else self._resume_parent)(client)
             self.ensured = True
             return self.state["run"]
 
@@ -147,7 +149,6 @@ class Run:
         self.state = {"uri": self.state["uri"], "run": run.info.run_id, "experiment": experiment, "sent": {}}
         self.resting, self.unsure_until, self.ended = False, 0.0, None
         states.write(self.file, self.state)
-        self._resume_parent(client)
 
     def _continue(self, client, run, known: dict, key: str) -> None:
         """Go on with a run that is there; without its state, all that it holds is `unknown` until it has finished."""
@@ -160,8 +161,6 @@ class Run:
         self.unsure_until = math.inf if "unknown" in known else time.time() * 1000
         if run.data.tags.get(KEY) != key:
             client.set_tag(run.info.run_id, KEY, key)
-        if not self.resting:
-            self._resume(client)
 
     def _resume(self, client) -> None:
         """The run is at work again, for this process; so is its suite's, where that is open."""

@@ -81,15 +81,17 @@ def opened(run: Run):
     run.thread.start()
     try:
         yield run
-    except Exception:
-        status = "FAILED"
-        raise
-    except BaseException:
-        status = KILLED
+    except BaseException as error:
+        status = KILLED if was_stopped(error) else "FAILED"
         raise
     finally:
         _current.reset(token)
         run.close(status)
+
+
+def was_stopped(error: BaseException | None) -> bool:
+    """Whether an error is a signal, or arose on the way out after one: Prefect's own code may fail there."""
+    return error is not None and (not isinstance(error, Exception) or was_stopped(error.__cause__ or error.__context__))
 
 
 def key_of(suite: str, resolved: dict | None = None) -> str:

@@ -43,8 +43,9 @@ def quiet_environment() -> None:
 
 def without_proxy(*hosts: str) -> dict[str, str]:
     """Variables for no proxy to this machine and `hosts`: a cluster's proxy catches requests to loopback too."""
-    listed = f"{os.environ.get('NO_PROXY', '')},{os.environ.get('no_proxy', '')}".split(",")
-    spared = ",".join(dict.fromkeys(filter(None, [*map(str.strip, listed), "127.0.0.1", "localhost", "::1", *hosts])))
+    listed = [*map(str.strip, f"{os.environ.get('NO_PROXY', '')},{os.environ.get('no_proxy', '')}".split(","))]
+    spared = "*" if "*" in listed else ",".join(     # which counts only where it stands alone
+        dict.fromkeys(filter(None, [*listed, "127.0.0.1", "localhost", "::1", *hosts])))
     return {"NO_PROXY": spared, "no_proxy": spared}
 
 

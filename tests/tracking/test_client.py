@@ -17,6 +17,12 @@ def test_a_servers_password_is_moved_to_the_variable_that_mlflow_has_for_it(monk
                           "MLFLOW_TRACKING_PASSWORD": "p@ss"}
 
 
+def test_a_user_without_a_password_leaves_the_password_that_was_set(monkeypatch):
+    given = {"MLFLOW_TRACKING_URI": "https://me@127.0.0.1:9/path", "MLFLOW_TRACKING_PASSWORD": "p@ss"}
+    monkeypatch.setattr(os, "environ", dict(given))
+    assert client.tracking_uri() == given["MLFLOW_TRACKING_URI"] and os.environ == given
+
+
 def test_a_databases_password_stays_in_the_address_that_is_used_and_in_none_that_is_shown(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", DATABASE)
     assert client.tracking_uri() == DATABASE and client.under_home(DATABASE) == "postgresql://me:***@127.0.0.1:9/mlflow"
