@@ -142,10 +142,11 @@ def records(home: Path) -> dict[Path, dict]:
 
 
 def test_a_flipped_byte_is_named_before_use_and_only_what_must_be_is_remade(short):
-    """The last round's artifacts, one by one. Its checkpoint needs the teacher's hidden states, which were not kept."""
+    """The last round's artifacts, one by one. Its checkpoint needs the teacher's hidden states, and the state of the
+    optimizer before it, which were not kept."""
     home, table = short
     for kind, file, also in (("rollouts", "rollouts.parquet", set()), ("report", "samples.parquet", set()),
-                             ("checkpoint", "model/model.safetensors", {"scores"})):
+                             ("checkpoint", "model/model.safetensors", {"scores", "checkpoint"})):
         before = records(home)
         folder = max((p for p in before if p.parent.name == kind), key=lambda p: before[p]["spec"].get("round", 0))
         data = bytearray((folder / file).read_bytes())

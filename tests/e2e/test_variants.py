@@ -37,7 +37,9 @@ STANDING_STILL = {"self_as_teacher"}                # the student is its own tea
 
 
 def judged(prompt, completion: str) -> tuple[float, str]:
-    """A fifth of the prompts are hopeless, a fifth trivial, the rest go either way."""
+    """A fifth of the prompts are hopeless, a fifth trivial, the rest go either way; a truth itself is right."""
+    if completion.endswith(f"\nanswer: {prompt.answer}"):
+        return 1.0, ""
     kind = min(prompt.index % 5, 2)
     lucky = derive_seed("luck", completion) % 2
     return float(kind == 1 or kind == 2 and lucky), "line 1: 12 + 7 is 19"

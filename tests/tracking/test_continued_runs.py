@@ -8,7 +8,7 @@ import pytest
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import home
 from tasks.stage import run_stage
-from tasks.tracking import states
+from tasks.tracking import outbox, states
 from tasks.tracking.client import client_at, tracking_uri
 from tasks.tracking.points import Note
 from tasks.tracking.runs import log_artifact, run_for, suite_for
@@ -39,6 +39,12 @@ def state_file():
     """The one run's state."""
     [file] = (home() / "tracking").glob("*.json")
     return file
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """A new store's tables take longer than a run's end waits, on a busy machine."""
+    monkeypatch.setattr(outbox, "END_SECONDS", 600)
 
 
 @pytest.mark.parametrize("damage", [
