@@ -28,10 +28,10 @@ help:  ## List the targets
 up: $(INSTALLED)  ## Start Prefect, MLflow and a worker, and print where their pages are; `opd down` stops them
 	@$(VENV)/bin/opd up $(ARGS)
 
-demo: $(INSTALLED)  ## Make the tiny pair, distil it with three variants, compare them (about 8 minutes on 2 cores)
+demo: $(INSTALLED)  ## Make a tiny pair, distil it with three variants, compare them (about 5 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)
 
-test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 27 minutes on 2 cores); make test ARGS="-k kl" runs some
+test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 30 minutes on 2 cores); make test ARGS="-k kl" runs some
 	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-e2e: $(E2E)  ## Drive the platform's pages in a browser (needs chromium and chromedriver; about 5 minutes)
