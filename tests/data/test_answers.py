@@ -2,7 +2,11 @@
 import pytest
 
 from tasks.opd.data import tiny
-from tasks.opd.data.answers import boxes, completion_text, final_answer, without_thinking
+from tasks.opd.data.answers import boxes, completion_text, final_text, trimmed, without_thinking
+
+
+def final_answer(completion: str, num_lines: int = 1) -> str:
+    return trimmed(final_text(completion, num_lines))
 
 
 def test_final_answer_is_what_follows_the_last_answer_else_the_last_line():

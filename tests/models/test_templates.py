@@ -19,10 +19,11 @@ def with_template(template: str | None):
     return tokenizer
 
 
-def test_a_template_that_shows_the_question_passes_and_so_does_none():
-    check_template(tiny.build_tokenizer())
-    check_template(with_template(None))
-    check_template(with_template(DATED))
+@pytest.mark.parametrize("template", [tiny.TEMPLATE, None, DATED])
+def test_a_template_that_shows_the_question_passes_and_so_does_none(template):
+    tokenizer = with_template(template)
+    assert check_template(tokenizer) is None
+    assert render(tokenizer, "3 apples") == render(tokenizer, "3 apples") != render(tokenizer, "4 apples")
 
 
 @pytest.mark.parametrize("template, why", [

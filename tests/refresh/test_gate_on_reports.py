@@ -11,7 +11,7 @@ from tasks.bootstrap import make_models
 from tasks.evaluate import evaluate_student
 from tasks.opd.core.records import Sample, read_rows
 from tasks.opd.data import tiny
-from tasks.opd.data.answers import final_answer
+from tasks.opd.data.answers import final_text, trimmed
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.refreshes import Gate
 from tasks.opd.recipe.schema import Benchmark
@@ -52,7 +52,7 @@ def told(tmp_path_factory):
             return evaluate_student.fn(recipe.model_copy(update={"benchmarks": benchmarks}), made[model], prompts, pool,
                                        when="final")[0]
         blank = benchmark(folder, "blank", ["?"] * len(PROBLEMS))
-        said = {name: [final_answer(sample.text) for sample in read_rows(
+        said = {name: [trimmed(final_text(sample.text)) for sample in read_rows(
             asked(name, [blank])["blank"].path / "samples.parquet", Sample)] for name in made}
         both = [benchmark(folder, f"{name}s", said[name]) for name in made]
         yield SimpleNamespace(made=made, reports={name: asked(name, both) for name in made},

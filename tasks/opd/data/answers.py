@@ -65,11 +65,6 @@ def balanced(text: str, start: int) -> str | None:
     return None
 
 
-def final_answer(completion: str, num_lines: int = 1) -> str:
-    """What `final_text` finds, without the marks around it."""
-    return trimmed(final_text(completion, num_lines))
-
-
 def final_text(completion: str, num_lines: int = 1) -> str:
     """The last box's content, else what stands after the last "answer:" or "answer is", else the last line.
 
