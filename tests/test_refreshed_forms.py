@@ -1,8 +1,11 @@
 """Refreshes as deployments: one at a time, on their schedule; promotion asks who decides, and why."""
+import shutil
+
 import pytest
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 
 from flows.forms import refreshed
+from tasks.opd.recipe import loading
 from tasks.opd.recipe.refreshes import Schedule
 
 
@@ -21,6 +24,16 @@ def test_every_refresh_is_a_deployment_of_which_one_runs_and_a_second_tick_is_ca
 def test_a_schedule_is_one_that_prefect_takes(given, field, value):
     made = DeploymentScheduleCreate(schedule=refreshed.prefect_schedule(Schedule(**given))).schedule
     assert value in (getattr(made, field), getattr(getattr(made, field), "seconds", None))
+
+
+def test_an_event_is_what_the_deployment_waits_for(monkeypatch, tmp_path):
+    text = (loading.CONFIGS / "refreshes" / "tiny_nightly.yaml").read_text()
+    shutil.copytree(loading.CONFIGS, tmp_path / "configs")
+    schedule = next(line for line in text.splitlines() if line.startswith("schedule:"))
+    (tmp_path / "configs/refreshes/tiny_nightly.yaml").write_text(text.replace(schedule, "schedule: {event: opd.new}"))
+    monkeypatch.setattr(loading, "CONFIGS", tmp_path / "configs")
+    [one] = refreshed.refreshes()[0]
+    assert (one.event, one.schedule) == ("opd.new", None) and "**When**: upon opd.new." in one.description
 
 
 def test_by_hand_and_upon_an_event_there_is_no_schedule():

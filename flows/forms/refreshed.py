@@ -26,7 +26,8 @@ def refreshes() -> Table:
     return [Deployed(
         flow="refresh", name=name, entrypoint="flows.triggered.refresh.refresh", parameters={"name": name},
         form=schema_of(form), tags=(f"refresh:{ask.name}",), description=described(ask, name),
-        schedule=prefect_schedule(ask.schedule), concurrency=1, when_full="CANCEL_NEW", grace_seconds=GRACE_SECONDS,
+        schedule=prefect_schedule(ask.schedule), event=ask.schedule.event, concurrency=1, when_full="CANCEL_NEW",
+        grace_seconds=GRACE_SECONDS,
     ) for name, ask in loaded.items()], {f"refresh/{name}": why for name, why in refused.items()}
 
 
@@ -47,7 +48,7 @@ def moves() -> Table:
 
 
 def prefect_schedule(schedule: Schedule) -> dict[str, Any] | None:
-    """The fields of Prefect's schedule; None for one by hand, or upon an event, which an automation sees."""
+    """The fields of Prefect's schedule; None for one by hand, or upon an event."""
     if schedule.cron:
         return {"cron": schedule.cron, "timezone": schedule.timezone}
     if schedule.interval_seconds:

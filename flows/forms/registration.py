@@ -11,6 +11,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags
 from prefect.client.schemas.objects import ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.events import DeploymentEventTrigger
 from prefect.exceptions import ObjectNotFound
 
 from flows.forms.texts import TAG
@@ -33,6 +34,7 @@ class Deployed:
     tags: tuple[str, ...] = ()
     description: str = ""
     schedule: dict[str, Any] | None = None   # fields of a Prefect schedule: {cron, timezone} or {interval, anchor_date}
+    event: str = ""                     # an event upon which it runs, by an automation of its own; empty: none
     concurrency: int | None = None      # runs of this deployment at once; None: as many as the pool lets
     when_full: str = "ENQUEUE"          # what becomes of a run beyond these: ENQUEUE or CANCEL_NEW
     grace_seconds: int | None = None    # until a run that does not begin gives its place back; None: Prefect's own
@@ -70,6 +72,7 @@ def register(wanted: Iterable[Deployed], pool: str, keep: frozenset[str] = froze
             if change != "unchanged":
                 put(client, one, flows[one.flow], pool)
         for label in (label for label in found if label not in keep):
+            start_upon("", found[label].id, label, client)
             client.delete_deployment(found[label].id)
             done["removed"].append(label)
     return done
@@ -89,8 +92,22 @@ def put(client: SyncPrefectClient, one: Deployed, flow_id: UUID, pool: str) -> N
     limit = {} if one.concurrency is None else {"concurrency_limit": one.concurrency, "concurrency_options": (
         ConcurrencyOptions(collision_strategy=one.when_full, grace_period_seconds=one.grace_seconds))}
     schedules = {} if one.schedule is None else {"schedules": [DeploymentScheduleCreate(schedule=one.schedule)]}
-    client.create_deployment(
+    made = client.create_deployment(
         flow_id, one.name, version=one.version(pool), entrypoint=one.entrypoint,
         path=str(ROOT), work_pool_name=pool, job_variables={"working_dir": str(ROOT)}, parameters=one.parameters,
         parameter_openapi_schema=one.form, enforce_parameter_schema=True, tags=[TAG, *one.tags],
         description=one.description, pull_steps=[], **schedules, **limit)
+    start_upon(one.event, made, f"{one.flow}/{one.name}", client)
+
+
+def start_upon(event: str, deployment: UUID, label: str, client: SyncPrefectClient) -> None:
+    """Have an automation run a deployment at every event of that name, in place of those it owned; empty: none.
+
+    The server keeps the automations of a deployment that is deleted.
+    """
+    client.delete_resource_owned_automations(f"prefect.deployment.{deployment}")
+    if event:
+        trigger = DeploymentEventTrigger(name=f"opd: {label} upon {event}", expect={event},
+                                         description=f"Runs {label} when an event {event} arrives.")
+        trigger.set_deployment_id(deployment)
+        client.create_automation(trigger.as_automation())

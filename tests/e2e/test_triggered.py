@@ -69,8 +69,25 @@ def test_deployments_become_those_of_the_list_and_others_are_left_alone(server, 
     assert now.id == made.id and [one.schedule.interval.seconds for one in now.schedules] == [3600]
     assert now.global_concurrency_limit.limit == 1
     assert changes(changed) == {"removed": ["compare/demo"], "unchanged": [label]}
-    assert changes() == {"removed": [label]}
+    assert changes() == {"removed": [label]} and not server.read_automations()
     assert [one.name for one in server.read_deployments()] == ["somebodys"]
+
+
+def test_an_event_runs_a_deployment_once_and_its_automation_goes_with_it(server, variant):
+    waiting = replace(variant, event="opd.prompts.arrived")
+    for given, wanted in ((waiting, 1), (replace(waiting, description="changed"), 1), (replace(variant, event=""), 0)):
+        register([given], POOL)
+        assert len(server.read_automations()) == wanted
+    register([waiting], POOL)
+    deployment = server.read_deployment_by_name("distill/opd_reverse_kl").id
+
+    def started() -> list[dict]:
+        return pages("flow_runs", flow_runs={"deployment_id": {"any_": [str(deployment)]}})
+    subprocess.run([sys.executable, "-m", "prefect", "event", "emit", "opd.prompts.arrived", "--resource-id",
+                    "opd.prompts.incoming"], check=True, env={**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value()})
+    [run] = lately(started, lambda found: found)
+    assert run["parameters"] == variant.parameters and run["created_by"]["type"] == "AUTOMATION"
+    assert changes() == {"removed": ["distill/opd_reverse_kl"]} and not server.read_automations()
 
 
 def test_a_pool_that_is_not_there_is_named_with_the_way_out(variant):
