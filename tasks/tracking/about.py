@@ -23,8 +23,12 @@ class About:
 
 
 def pages() -> str:
-    """The address of MLflow's pages; of a local store, the one that `mlflow server` has by itself."""
-    return tracking_uri() if tracking_uri().startswith("http") else "http://127.0.0.1:5000"
+    """The address of MLflow's pages, for links; of a local store, the one that `mlflow server` has by itself.
+
+    $OPD_MLFLOW_URL says it where people's browsers find the server under another address than runs do.
+    """
+    uri = os.environ.get("OPD_MLFLOW_URL") or tracking_uri()
+    return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
 
 
 def author_tags() -> dict[str, str]:

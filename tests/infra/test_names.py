@@ -14,7 +14,7 @@ NAMES = sorted({name.removesuffix("_FILE") for variables in environments().value
 OTHERS = {"PGHOST", "PGUSER", "PGDATABASE", "PGPASSWORD", "PGDATA", "POSTGRES_PASSWORD", "POSTGRES_INITDB_ARGS",
           "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "HOME", "PATH", "PYTHONDONTWRITEBYTECODE",
           "PYTHONUNBUFFERED"}
-OPD = {"OPD_HOME": "tasks/opd/store/artifacts.py"}
+OPD = {"OPD_HOME": "tasks/opd/store/artifacts.py", "OPD_MLFLOW_URL": "tasks/tracking/about.py"}
 SOURCES = {"MLFLOW": ("mlflow", ["environment_variables.py", "cli/__init__.py", "utils/cli_args.py"]),
            "VLLM": ("vllm", ["envs.py"]), "HF": ("huggingface_hub", ["constants.py"]),
            "TORCHINDUCTOR": ("torch", ["_inductor/runtime/cache_dir_utils.py"])}

@@ -17,6 +17,14 @@ def test_a_servers_password_is_moved_to_the_variable_that_mlflow_has_for_it(monk
                           "MLFLOW_TRACKING_PASSWORD": "p@ss"}
 
 
+def test_links_lead_where_browsers_find_the_server(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    monkeypatch.setenv("OPD_MLFLOW_URL", "https://mlflow.example.org/")
+    assert outbox.pages() == "https://mlflow.example.org" and client.tracking_uri() == "http://mlflow:5000"
+    monkeypatch.delenv("OPD_MLFLOW_URL")
+    assert outbox.pages() == "http://mlflow:5000"
+
+
 def test_a_user_without_a_password_leaves_the_password_that_was_set(monkeypatch):
     given = {"MLFLOW_TRACKING_URI": "https://me@127.0.0.1:9/path", "MLFLOW_TRACKING_PASSWORD": "p@ss"}
     monkeypatch.setattr(os, "environ", dict(given))
