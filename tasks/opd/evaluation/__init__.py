@@ -2,7 +2,7 @@
 
 benchmarks          answers, graded; the stage `report`
 cell_costs          what a cell cost in tokens, seconds and bytes
-teacher_divergence  exact divergence to the teacher on the student's own answers
 teacher_divergence  exact divergence to the teacher on the student's own answers; the stage `divergence`
+statistics          intervals over seeds and prompts, many comparisons, what can be detected
 comparison          variants paired over prompts
 """
