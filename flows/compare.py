@@ -8,7 +8,7 @@ from flows.distill import distill
 from flows.pools import own_pool
 from flows.tables import table_of
 from tasks.hidden_states import held_for
-from tasks.opd.evaluation import comparison
+from tasks.opd.evaluation import comparison_tables
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import home
@@ -38,15 +38,15 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
             raise next(iter(failed.values()))
         benchmark = plan.benchmark or first.benchmarks[0].name
         table = table_of(done, failed, benchmark, plan.baseline, cells)
-        facts = comparison.provenance(suite, overrides, benchmark, environment(first.model_dump()))
-        texts = {"comparison.json": table.to_json(), "comparison.md": table.to_markdown(facts)}
+        facts = comparison_tables.provenance(suite, overrides, benchmark, environment(first.model_dump()))
+        texts = {"comparison.json": table.to_json(), "comparison.md": comparison_tables.to_markdown(table, facts)}
         numbers = {f"suite/{name}/{row.variant}": value for row in table.rows
                    for name, value in (("mean", row.mean), ("difference", row.difference)) if value is not None}
         study.show(texts, texts["comparison.md"], numbers)
     folder = publish(plan.name, texts, folder=home() / "suites" / plan.name, **study.links())
-    return {"suite": plan.name, "benchmark": benchmark, "text": table.to_text(), "failed": [*map(list, failed)],
-            "comparison": json.loads(table.to_json()), "folder": str(folder), "mlflow_page": study.url(),
-            "mlflow_charts": study.charts()}
+    return {"suite": plan.name, "benchmark": benchmark, "text": comparison_tables.to_text(table),
+            "failed": [*map(list, failed)], "comparison": json.loads(table.to_json()), "folder": str(folder),
+            "mlflow_page": study.url(), "mlflow_charts": study.charts()}
 
 
 def tagged(variant: str, seed: int, recipe: Recipe, suite: str) -> dict:

@@ -2,6 +2,8 @@
 import json
 
 from tasks.opd.evaluation import cell_costs, comparison
+from tasks.opd.evaluation.clusters import clusters_of
+from tasks.opd.evaluation.comparison_tables import to_markdown
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 
@@ -29,7 +31,7 @@ def divergence_of(report: Artifact) -> float | None:
 
 def markdown_of_run(result: dict) -> str:
     """A run's tables with their divergence to the teacher, a section a benchmark."""
-    parts = [(f"### {name}", table.to_markdown(), divergence_line(result["start"][name], result["end"][name]))
+    parts = [(f"### {name}", to_markdown(table), divergence_line(result["start"][name], result["end"][name]))
              for name, table in of_run(result).items()]
     return "\n\n".join(text for part in parts for text in part if text)
 
@@ -48,7 +50,7 @@ def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Ex
         spent={cell: cell_costs.costs_of(result["checkpoint"], result["evaluation"])
                for cell, result in done.items()},
         divergences={cell: value for cell, value in apart.items() if value is not None},
-        placebos={variant: recipe.about.placebo for variant, _, recipe in cells})
+        placebos={variant: recipe.about.placebo for variant, _, recipe in cells}, clusters=clusters_of(start))
 
 
 def rewards(report: Artifact) -> dict[str, float]:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from flows.platform import children, lifecycle, pools, servers, state
 from flows.platform import settings as settings_of
 from flows.platform.settings import PlatformError
+from tasks.opd.core.tables import aligned
 from tasks.opd.store.artifacts import home
 
 FOLLOW_SECONDS = 0.5
@@ -104,7 +105,7 @@ def table(result: dict) -> str:
     rows = [("", "state", "pid", "since", "address")]
     rows += [(child["name"], child["state"], str(child["pid"] or "-"), local(child["since"]),
               ports.get(child["name"], "")) for child in result["children"]]
-    lines = [*aligned(rows), "", f"home      {result['home']}, {result['database']}"]
+    lines = [*aligned(rows, words=rows[0], rule=False), "", f"home      {result['home']}, {result['database']}"]
     if "problem" in result:
         return "\n".join([*lines, f"problem   {result['problem']}"])
     runs, slots = result["runs"], result["slots"]
@@ -118,14 +119,8 @@ def table(result: dict) -> str:
         rows += [(item["name"], item["last"]["state"] if item["last"] else "-",
                   local(item["last"]["at"]) if item["last"] else "", local(item["next"]),
                   f"version {item['champion']}" if item["champion"] else "-") for item in result["refreshes"]]
-        lines += ["", *aligned(rows)]
+        lines += ["", *aligned(rows, words=rows[0], rule=False)]
     return "\n".join(lines)
-
-
-def aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows with columns of one width."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
 
 
 def local(moment: str | None) -> str:

@@ -7,7 +7,7 @@ from flows.cli.runs import ended, prepare, spent
 from flows.cli.serving import add_serve_options, serve
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.core.files import is_locked
-from tasks.opd.evaluation.comparison import aligned
+from tasks.opd.core.tables import aligned
 from tasks.opd.recipe import refreshes
 from tasks.opd.refresh import gate, journal, planning
 from tasks.opd.refresh.decision import decide

@@ -12,6 +12,7 @@ from pathlib import Path
 from flows.platform import reconcile, state
 from tasks import server
 from tasks.opd.core.files import make_private, try_writing
+from tasks.opd.evaluation.comparison_tables import to_text
 from tasks.opd.recipe import loading
 from tasks.opd.store import disk
 from tasks.opd.store.artifacts import home
@@ -55,7 +56,7 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
     for name, table in of_run(result).items():
         result["comparison"][name] = dataclasses.asdict(table)
         apart = divergence_line(result["start"][name], result["end"][name])
-        lines += [f"benchmark {name}", table.to_text(), *filter(None, [apart]),
+        lines += [f"benchmark {name}", to_text(table), *filter(None, [apart]),
                   f"report      {result['end'][name].path}", ""]
     result |= ended(started)
     return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", *ending(result)])

@@ -9,6 +9,7 @@ from flows.forms import verdicts
 from flows.forms.values import OWN, overrides_of, recipes_of
 from flows.pools import own_pool
 from tasks.opd.evaluation.comparison import START
+from tasks.opd.evaluation.comparison_tables import to_markdown
 from tasks.opd.recipe.schema import Recipe
 
 
@@ -42,7 +43,7 @@ def distilled(recipes: list[Recipe]) -> verdicts.Ending:
     found = {end: tables.table_of(done, {(name, seed): e for seed, e in failed.items()}, end, START) for end in ends}
     verdict = verdicts.of_seeds(name, found, failed)
     pages = [f"[MLflow, seed {seed}]({result['mlflow_page']})" for (_, seed), result in done.items()]
-    return verdict, [" ".join(pages), *(f"### {end}\n\n{table.to_markdown()}" for end, table in found.items())]
+    return verdict, [" ".join(pages), *(f"### {end}\n\n{to_markdown(table)}" for end, table in found.items())]
 
 
 def with_seed(recipe: Recipe, done: dict, failed: dict) -> None:

@@ -9,7 +9,8 @@ import pytest
 from flows.tables import divergence_line, markdown_of_run, table_of
 from tasks.opd.core.costs import NAMES, counted
 from tasks.opd.evaluation.cell_costs import Costs
-from tasks.opd.evaluation.comparison import bootstrap, compare, provenance
+from tasks.opd.evaluation.comparison import compare
+from tasks.opd.evaluation.comparison_tables import note, provenance, to_markdown, to_text
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
 
@@ -50,15 +51,54 @@ def test_interval_is_a_point_where_every_prompt_differs_alike():
     assert row(found, "sft").verdict == "baseline"
 
 
-def test_bootstrap_has_the_width_of_the_normal_interval():
-    differences = np.tile([0.0, 1.0], 200)  # mean 0.5, sd 0.5, n 400: 0.5 -+ 1.96 * 0.5 / 20 = 0.451, 0.549
-    assert bootstrap(differences, seed=0) == pytest.approx((0.451, 0.549), abs=0.003)
-
-
 def test_one_prompt_in_four_is_not_distinguishable():
-    # all four resampled prompts miss the one that differs with (3/4)^4 = 32 % > 2.5 %: the interval starts at 0
+    # mean 0.25, standard error 0.5 / 2, and Student's t with 3 degrees of freedom reaches 3.1824
     found = row(compare({("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 0, 0, 0)}, "sft"), "gkd")
-    assert found.interval[0] == 0 and found.verdict == "not distinguishable"
+    assert found.interval == pytest.approx((0.25 - 0.79561, 0.25 + 0.79561), abs=1e-5)
+    assert found.verdict == "not distinguishable" and not found.seeds_covered
+
+
+def test_from_three_seeds_on_the_interval_covers_seeds_and_the_table_has_their_deviation():
+    cells = {("start", 0): cell(0, 0, 0, 0)}
+    cells |= {("gkd", s): cell(*(np.array([0.2, 0.3, 0.5, 0.6]) + 0.1 * s)) for s in range(3)}
+    found = compare(cells | {("sft", s): cell(0, 0, 0, 1) for s in (0, 1)}, "start")
+    gkd, sft = row(found, "gkd"), row(found, "sft")
+    # seeds' means 0.4 0.5 0.6: A = 0.01 / 3; prompts' means 0.3 0.4 0.6 0.7: C = 0.1 / 3 / 4; nothing besides: E = 0
+    # df = (1/300 + 1/120)^2 / (1/300^2 / 2 + 1/120^2 / 3) = 4.742
+    assert gkd.seed_sd == pytest.approx(0.1) and gkd.difference_seed_sd == pytest.approx(0.1) and gkd.seeds_covered
+    reach = 2.61358 * (1 / 300 + 1 / 120) ** 0.5
+    assert gkd.interval == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-3)
+    assert sft.seed_sd == 0 and sft.difference_seed_sd is None and not sft.seeds_covered
+    for text in (to_text(found), to_markdown(found)):
+        said = " ".join(text.split())
+        assert "An interval of 3 seeds or more covers the choice of seeds and that of prompts" in said
+        assert "With fewer than 3 seeds: seed variance not estimable of sft; the interval covers" in said
+    header, _, start, first, second = (re.split(r"  +", line) for line in to_text(found).splitlines()[:5])
+    assert header[5] == "seed SD" and first[5] == "10.0" and "-" in second and "10.0" not in start
+
+
+def test_verdicts_are_adjusted_for_the_number_of_comparisons():
+    # 4 of 60 prompts: t = 0.0667 / 0.0325 = 2.054, p = 0.0445; three of its kind: 0.1334
+    def right(*at: int) -> dict[str, float]:
+        return {str(i): float(i in at) for i in range(60)}
+    cells = {("sft", 0): right(), ("gkd", 0): right(1, 2, 3, 4), ("tip", 0): right(4, 5, 6, 7)}
+    alone = row(compare({key: cell for key, cell in cells.items() if key[0] != "tip"}, "sft"), "gkd")
+    assert alone.verdict == "better" and alone.p_adjusted == alone.p == pytest.approx(0.0445, abs=1e-4)
+    found = compare(cells, "sft", placebos={"gkd": "sft"})
+    gkd = row(found, "gkd")
+    assert gkd.p == alone.p and gkd.p_adjusted == 2 * alone.p and gkd.interval == alone.interval
+    assert gkd.verdict == "not distinguishable" and gkd.placebo_p_adjusted == alone.p    # of placebos there is one
+    assert gkd.placebo_verdict == "above its placebo"
+    assert "A verdict is adjusted for all 2 comparisons with sft (Holm, 5%)" in to_markdown(found)
+
+
+def test_kin_prompts_count_as_one_cluster():
+    cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 0, 0)}
+    found = compare(cells, "sft", clusters={"a": "t", "b": "t", "c": "u", "d": "u"})
+    # two clusters that differ altogether: mean 0.5, standard error 0.5, one degree of freedom
+    assert row(found, "gkd").interval == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), abs=1e-4)
+    assert found.num_clusters == 2 and "4 prompts (2 clusters of one template or source)" in to_markdown(found)
+    assert compare(cells, "sft", clusters={"a": "t"}).num_clusters == 4
 
 
 def test_same_cells_give_the_same_interval():
@@ -79,7 +119,7 @@ def test_a_failed_cell_is_shown_and_the_other_seed_still_counts():
              ("gkd", 0): cell(1, 1, 1, 1), ("gkd", 1): "Traceback ...\nNonFinite: the loss is nan"}
     found = compare(cells, "sft")
     assert row(found, "gkd").difference == 1 and row(found, "gkd").by_seed == {0: 1.0, 1: None}
-    for text in (found.to_text(), found.to_markdown()):
+    for text in (to_text(found), to_markdown(found)):
         assert "failed" in next(line for line in text.splitlines() if "gkd" in line)
         assert "gkd, seed 1: failed: NonFinite: the loss is nan" in text
 
@@ -87,16 +127,18 @@ def test_a_failed_cell_is_shown_and_the_other_seed_still_counts():
 def test_a_variant_or_baseline_that_failed_altogether_is_still_a_row():
     found = compare({("sft", 0): "died", ("gkd", 0): cell(1, 1, 1, 1)}, "sft")
     assert row(found, "sft").verdict == "failed" and row(found, "gkd").verdict == "no baseline"
-    assert "100.0" in found.to_text()
-    assert compare({("sft", 0): "died"}, "sft").to_text()
+    assert "100.0" in to_text(found)
+    assert to_text(compare({("sft", 0): "died"}, "sft"))
 
 
 def test_tables_say_how_many_seeds_and_what_the_interval_covers():
     found = compare({("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 0, 1)}, "sft")
-    for text in (found.to_text(), found.to_markdown()):
-        assert "1 seed." in text and "4 prompts" in text and "not of seeds" in text and "+75.0" in text
-    header, _, sft, gkd = found.to_text().splitlines()[:4]
-    assert header.index("verdict") == sft.index("baseline") == gkd.index("better")  # columns are aligned
+    for text in (to_text(found), to_markdown(found)):
+        said = " ".join(text.split())
+        assert "4 prompts and 1 seed." in said and "+75.0" in said
+        assert "seed variance not estimable; the interval covers the choice of prompts, not of seeds" in said
+    header, _, sft, gkd = to_text(found).splitlines()[:4]
+    assert header.index("verdict") == sft.index("baseline") == gkd.index("not dist")  # columns are aligned
     assert json.loads(found.to_json())["rows"][1]["difference"] == 0.75
 
 
@@ -127,22 +169,22 @@ def test_tokens_are_means_over_the_seeds_that_finished_in_thousands():
     found = compare(cells, "start", spent=known)
     assert row(found, "sft").costs == costs(teacher_written=10500, trained=2000)
     assert row(found, "sft").trained_by_seed == {0: 2000, 1: 2000}
-    text = found.to_text()
+    text = to_text(found)
     assert table_line(text, "sft", 1) == ["sft", "0.0", "10.5", "2.0"]
     assert table_line(text, "gkd")[2:4] == ["100.0", "failed"] and table_line(text, "gkd", 1)[2:] == ["0.0", "2.0"]
     assert "start " not in "".join(text.split("\n\n")[1:3]) and table_line(text, "sft", 2)[1:3] == ["2.0", "2.0"]
-    assert "| sft | 0.0 | 10.5 | 2.0 |" in found.to_markdown()
+    assert "| sft | 0.0 | 10.5 | 2.0 |" in to_markdown(found)
     assert json.loads(found.to_json())["rows"][1]["costs"]["tokens"]["teacher_written_tokens"] == 10500
 
 
 def test_tokens_that_were_not_counted_are_a_dash_and_a_column_that_nobody_fills_is_left_out():
     cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}
     some = compare(cells, "sft", spent={("gkd", 0): costs(trained=1234567), ("sft", 0): costs(teacher_read=500)})
-    assert table_line(some.to_text(), "gkd", 1)[2:] == ["-", "1,234.6"]
-    assert table_line(some.to_text(), "sft", 1)[2:] == ["0.5", "-"] and "wrote" not in some.to_text()
-    assert some.trained_equal is None and "Trained tokens are" not in some.to_text()  # of one cell there is no saying
+    assert table_line(to_text(some), "gkd", 1)[2:] == ["-", "1,234.6"]
+    assert table_line(to_text(some), "sft", 1)[2:] == ["0.5", "-"] and "wrote" not in to_text(some)
+    assert some.trained_equal is None and "Trained tokens are" not in to_text(some)  # of one cell there is no saying
     nothing = Costs(tokens={}, evaluation_tokens={}, seconds={}, size={})
-    none = compare(cells, "sft", spent={("gkd", 0): nothing}).to_text()
+    none = to_text(compare(cells, "sft", spent={("gkd", 0): nothing}))
     assert "trained" not in none and "placebo" not in none
 
 
@@ -157,9 +199,9 @@ def test_the_table_says_whether_trained_tokens_are_equal(trained, difference, eq
     known = {("sft", 0): costs(trained=trained[0]), ("gkd", 0): costs(trained=trained[1])}
     found = compare(cells, "start", spent=known)
     assert (found.trained_difference, found.trained_equal) == (difference, equal)
-    assert all(f"Trained tokens {said}" in " ".join(text.split()) for text in (found.to_text(), found.to_markdown()))
+    assert all(f"Trained tokens {said}" in " ".join(text.split()) for text in (to_text(found), to_markdown(found)))
     more = compare({**cells, ("tip", 0): cell(0, 0, 0, 0), ("tip", 1): "died"}, "start", spent=known)
-    assert "Not known of 1 more." in " ".join(more.to_text().split())
+    assert "Not known of 1 more." in " ".join(to_text(more).split())
 
 
 PLACEBO = {("sft", 0): cell(0, 0, 0, 0), ("sft", 1): cell(0, 0, 0, 0),
@@ -175,18 +217,18 @@ def test_the_difference_to_a_placebo_is_paired_over_prompts_and_seeds():
     assert gkd.placebo_difference == 0.5 and gkd.placebo_interval == (0.5, 0.5)
     assert gkd.placebo_difference_by_seed == {0: 0.5, 1: 0.5} and gkd.placebo_verdict == "above its placebo"
     assert tip.placebo_difference_by_seed == {0: 0.25} and tip.placebo_difference == 0.25
-    assert tip.placebo_interval[0] == 0 and tip.placebo_verdict == "not above its placebo"
+    assert tip.placebo_interval[0] < 0 and tip.placebo_verdict == "not above its placebo"
     assert row(found, "shuffled").placebo == "" and row(found, "shuffled").placebo_verdict == ""
 
 
 def test_what_is_not_above_its_placebo_is_marked_in_every_output_and_the_note_says_what_that_means():
     found = compare(PLACEBO, "sft", placebos={"gkd": "shuffled", "tip": "shuffled"})
-    for text in (found.to_text(), found.to_markdown()):
+    for text in (to_text(found), to_markdown(found)):
         marked = [line for line in text.splitlines() if "not above its placebo" in line]
         assert len(marked) == 2 and "tip" in marked[0]
-        assert "A variant marked" in marked[1] and "starts at or below 0" in text
+        assert "A variant marked" in marked[1] and "difference to its placebo is not above 0" in " ".join(text.split())
         assert "shuffled is the placebo of gkd, tip" in text and "+50.0 [+50.0 +50.0]" in text
-    assert table_line(found.to_text(), "tip")[-1] == "better, not above its placebo"
+    assert table_line(to_text(found), "tip")[-1] == "not distinguishable, not above its placebo"
     marks = {r["variant"]: r["placebo_verdict"] for r in json.loads(found.to_json())["rows"]}
     assert marks == {"sft": "", "shuffled": "", "gkd": "above its placebo", "tip": "not above its placebo"}
 
@@ -205,13 +247,13 @@ def test_a_placebo_that_is_not_there_or_failed_is_a_dash(placebos, cells, said):
     cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1), **cells}
     found = compare(cells, "sft", placebos=placebos)
     assert row(found, "gkd").placebo_difference is None and row(found, "gkd").placebo_verdict == ""
-    assert table_line(found.to_text(), "gkd")[-2:] == ["-", "better"]
-    assert all(said in text for text in (found.to_text(), found.to_markdown()))
+    assert table_line(to_text(found), "gkd")[-2:] == ["-", "better"]
+    assert all(said in text for text in (to_text(found), to_markdown(found)))
 
 
 def test_a_suite_without_any_placebo_says_nothing_of_them():
     found = compare({("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}, "sft", placebos={"gkd": "shuffled"})
-    assert all("placebo" not in text for text in (found.to_text(), found.to_markdown()))
+    assert all("placebo" not in text for text in (to_text(found), to_markdown(found)))
     assert row(found, "gkd").placebo == "shuffled"                        # JSON keeps it
 
 
@@ -222,9 +264,9 @@ def test_a_small_suites_text_fits_120_columns_note_and_costs_included():
                   size={"bytes": 1e8})
     found = compare(cells, "start", spent={key: spent for key in cells if key[0] != "start"},
                     placebos={"opd_reverse_kl": "sft"})
-    lines = found.to_text().splitlines()
+    lines = to_text(found).splitlines()
     assert max(map(len, lines)) <= 120 and "MB (10^6 bytes)" in " ".join(lines)
-    assert " ".join(found.note()) in " ".join(lines)                       # wrapped, and nothing lost
+    assert " ".join(note(found)) in " ".join(lines)                       # wrapped, and nothing lost
 
 
 def test_the_divergence_to_the_teacher_stands_beside_the_reward_where_a_trained_student_has_one():
@@ -233,17 +275,17 @@ def test_the_divergence_to_the_teacher_stands_beside_the_reward_where_a_trained_
     found = compare(cells, "start", divergences={("start", 0): 0.74, ("gkd", 0): 0.46, ("gkd", 1): 0.50})
     # gkd: (0.46 + 0.50) / 2 = 0.48
     assert [r.reverse_kl for r in found.rows] == [0.74, pytest.approx(0.48), None]
-    assert [line.split()[:4] for line in found.to_text().splitlines()[:5] if "-" not in line[:5]] == [
+    assert [line.split()[:4] for line in to_text(found).splitlines()[:5] if "-" not in line[:5]] == [
         ["variant", "mean", "reverse", "KL"], ["start", "25.0", "0.740", "baseline"],
         ["gkd", "25.0", "0.480", "25.0"], ["sft", "25.0", "25.0", "+0.0"]]
-    assert any(sentence.startswith("Reverse KL is that to the teacher") for sentence in found.note())
-    assert "everse" not in compare(cells, "start", divergences={("start", 0): 0.74}).to_text()
+    assert any(sentence.startswith("Reverse KL is that to the teacher") for sentence in note(found))
+    assert "everse" not in to_text(compare(cells, "start", divergences={("start", 0): 0.74}))
 
 
 def test_a_kept_table_opens_with_date_command_benchmark_versions_and_seeds():
     facts = provenance("zoo", ["benchmarks.0.sampling={top_p: 1}"], "tiny",
                     {"device": "cpu", "versions": {"torch": "2.13.0", "vllm": None, "numpy": "2.4.1"}})
-    text = compare({("sft", 3): cell(0, 0, 0, 0), ("sft", 4): cell(0, 0, 0, 0)}, "sft").to_markdown(facts)
+    text = to_markdown(compare({("sft", 3): cell(0, 0, 0, 0), ("sft", 4): cell(0, 0, 0, 0)}, "sft"), facts)
     first, empty, header = text.splitlines()[:3]
     assert re.fullmatch(r"date: \d{4}-\d\d-\d\d \d\d:\d\d UTC; command: `opd compare zoo "
                         r"'benchmarks.0.sampling=\{top_p: 1\}'`; benchmark: tiny; device: cpu; "
@@ -261,8 +303,8 @@ def zoo(seeds: int) -> tuple[list[str], str]:
     spent = Costs(tokens=dict.fromkeys(NAMES, 1234567), evaluation_tokens=dict.fromkeys(NAMES, 1234567),
                   seconds=dict.fromkeys(stages, 1234.5), size={"bytes": 1e9})
     known = {key: spent for key, value in cells.items() if value != "died"}
-    found = compare(cells, "opd_reverse_kl", spent=known, placebos=dict.fromkeys(variants, variants[1]), resamples=500)
-    return ["opd_reverse_kl", *variants], found.to_text()
+    found = compare(cells, "opd_reverse_kl", spent=known, placebos=dict.fromkeys(variants, variants[1]))
+    return ["opd_reverse_kl", *variants], to_text(found)
 
 
 @pytest.mark.parametrize("seeds", [2, 4])

@@ -11,4 +11,5 @@ progress  how far a stage is
 records   Prompt, Rollout, Sample and their Parquet files
 seeds     seeds derived by hashing
 streams   standard error that nobody reads any more
+tables    tables as text: Markdown, or aligned for a terminal
 """

@@ -3,7 +3,7 @@ import json
 import re
 from datetime import UTC, datetime
 
-from tasks.opd.evaluation.comparison import in_markdown
+from tasks.opd.core.tables import in_markdown
 from tasks.opd.recipe.refreshes import PRODUCTION, Refresh
 from tasks.opd.refresh import evidence, gate, journal, models, planning
 from tasks.opd.refresh.failpoints import failpoint

@@ -1,6 +1,6 @@
 """The checks of a candidate against the champion, as a table: what was asked, what came out, whether it stops it.
 
-Differences are paired over prompts, candidate minus champion, with the percentile bootstrap of `comparison`. A missing
+Differences are paired over prompts, candidate minus champion, with the percentile bootstrap of `statistics`. A missing
 number fails its check: what was not measured was not shown.
 """
 import json
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.opd.evaluation.comparison import Interval, aligned, bootstrap, in_markdown
+from tasks.opd.core.tables import aligned, in_markdown
+from tasks.opd.evaluation.statistics import Interval, bootstrap
 from tasks.opd.recipe.refreshes import Gate
 from tasks.opd.refresh.evidence import Answers, Evidence
 from tasks.opd.store.artifacts import home
