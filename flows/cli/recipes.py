@@ -2,13 +2,19 @@
 import argparse
 
 from tasks.opd.core.errors import RecipeError
+from tasks.opd.evaluation import power
 from tasks.opd.recipe import catalogue, loading, slots
 from tasks.opd.recipe.checks import recipes
 from tasks.opd.recipe.schema import Recipe
 
 
 def check(arguments: argparse.Namespace) -> tuple[dict, str]:
-    """Load a recipe and say what it needs. Raises RecipeError with all that is wrong."""
+    """Load a recipe and say what it needs, or a suite and what it can detect.
+
+    Raises: RecipeError with all that is wrong.
+    """
+    if loading.is_suite(arguments.recipe):
+        return check_suite(arguments)
     recipe = loading.load(arguments.recipe, arguments.overrides)
     report = recipes.report(recipe, loading.provenance(arguments.recipe, arguments.overrides))
     if report["problems"]:
@@ -18,6 +24,19 @@ def check(arguments: argparse.Namespace) -> tuple[dict, str]:
     files = ", ".join(report["files"])
     summary = f"{recipe.name} is sound; teachers give {'; '.join(needs) or 'nothing'}; read {files}"
     return report, "\n".join([summary, *report["changes"], *report["notes"]])
+
+
+def check_suite(arguments: argparse.Namespace) -> tuple[dict, str]:
+    """Check a suite's recipes, and that it can detect what it looks for."""
+    plan, cells = loading.load_suite(arguments.recipe, arguments.overrides)
+    found = {variant: recipes.report(recipe, {})["problems"] for variant, seed, recipe in cells if seed == cells[0][1]}
+    if problems := [f"{variant}: {problem}" for variant, said in found.items() for problem in said]:
+        raise RecipeError("\n".join(problems))
+    power.refuse_undetectable(plan, cells)
+    said = power.described(plan, cells)
+    return {"suite": plan.name, "cells": len(cells), "problems": [], "described": said,
+            "detectable": power.detectable_by(plan, power.benchmark_of(plan, cells))}, (
+        f"{plan.name} is sound: {len(cells)} cells ({', '.join(found)})\n{said}")
 
 
 def variants(arguments: argparse.Namespace) -> tuple[dict, str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from flows.platform import reconcile, state
 from tasks import server
 from tasks.opd.core.files import make_private, try_writing
+from tasks.opd.evaluation import power
 from tasks.opd.evaluation.comparison_tables import to_text
 from tasks.opd.recipe import loading
 from tasks.opd.store import disk
@@ -64,7 +65,10 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
 
 def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Run a suite."""
-    plan, _ = loading.load_suite(arguments.suite, arguments.overrides)  # what is wrong is said before anything starts
+    plan, cells = loading.load_suite(arguments.suite, arguments.overrides)  # what is wrong is said before all else
+    if not arguments.anyway:
+        power.refuse_undetectable(plan, cells)
+    print(f"opd: {power.described(plan, cells)}", file=sys.stderr, flush=True)
     started = time.monotonic()
     prepare(arguments)
     from prefect import tags
@@ -73,7 +77,7 @@ def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
     with tags(f"suite:{plan.name}", terminal()):
         result = run(arguments.suite, arguments.overrides)
     text = result.pop("text")
-    result |= ended(started)
+    result |= ended(started) | {"detectable": power.detectable_by(plan, power.benchmark_of(plan, cells))}
     return result, "\n".join([text, "", f"written to  {result['folder']}", *ending(result)])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tasks.opd.core.errors import RecipeError
+from tasks.opd.evaluation import power
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.layers import override_label
 from tasks.opd.recipe.schema import Recipe
@@ -59,6 +60,13 @@ def recipes_of(variant: str, given: list[Given], seeds: str) -> list[Recipe]:
 
 
 def cells_of(suite: str, overrides: list[Given]) -> list[Recipe]:
-    """The recipes of a suite's cells under a form. Raises RecipeError with all that is wrong, by field."""
+    """The recipes of a suite's cells under a form.
+
+    Raises: RecipeError with all that is wrong, by field; also, a smoke run apart, where the suite cannot detect what it
+    looks for.
+    """
     with by_field(overrides):
-        return [recipe for _, _, recipe in loading.load_suite(suite, [one.override for one in overrides])[1]]
+        plan, cells = loading.load_suite(suite, [one.override for one in overrides])
+        if not any(one.field == "smoke" for one in overrides):
+            power.refuse_undetectable(plan, cells)
+        return [recipe for _, _, recipe in cells]

@@ -5,6 +5,7 @@ cell_costs          what a cell cost in tokens, seconds and bytes
 teacher_divergence  exact divergence to the teacher on the student's own answers; the stage `divergence`
 clusters            which prompts are kin
 statistics          intervals over seeds and prompts, many comparisons, what can be detected
+power               what a suite can detect, before it runs
 comparison          variants paired over prompts and seeds
 comparison_tables   a comparison as text
 """

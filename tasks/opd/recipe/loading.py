@@ -62,6 +62,14 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Suite, 
     return suite, cells
 
 
+def is_suite(name: str) -> bool:
+    """Whether a path, or bare name, means a suite; a variant of the same name comes first."""
+    try:
+        return "variants" in chained(located("variant", name, Path())).data
+    except RecipeError:
+        return "/" not in name and (CONFIGS / FOLDERS["suite"] / f"{name}.yaml").is_file()
+
+
 def read_suite(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Suite, Path]:
     """The suite and its file, without its recipes. Raises RecipeError with all that is wrong in the suite itself."""
     errors: list[str] = []
