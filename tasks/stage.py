@@ -175,7 +175,8 @@ def make_files(stage: str, spec: dict, inputs: Inputs, fingerprint: str, pool: W
 def lacks_only_hidden(artifact: Artifact) -> bool:
     """Whether a retired artifact is whole but for hidden states, and made from its inputs as they are now."""
     record = artifacts.read_record(artifact.path)
-    return hidden_states.are_all_that_lacks(artifact.path, record) and not outdated(record)
+    inside = not artifact.path.is_symlink()     # to another disk, perhaps another's
+    return inside and hidden_states.are_all_that_lacks(artifact.path, record) and not outdated(record)
 
 
 def surroundings(spec: dict) -> dict:

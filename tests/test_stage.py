@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tasks.opd.core.errors import CorruptArtifact, DiskFull, NonFinite
+from tasks.opd.core.errors import CorruptArtifact, DataError, DiskFull, NonFinite
 from tasks.opd.store import artifacts, garbage
 from tasks.stage import prune, run_stage
 from tasks.workers import launchers, pools
@@ -106,12 +106,6 @@ def into_folder(path):
     path.mkdir()
 
 
-def into_link(path, to):
-    """Move a file or folder away and leave a link in its place."""
-    path.rename(to)
-    path.symlink_to(to)
-
-
 def into_loop(path):
     """Put a link that leads to itself in a file's place."""
     path.unlink()
@@ -125,8 +119,15 @@ def into_file(path, to):
 
 
 def into_link_to_nothing(path, to):
-    into_link(path, to)
-    shutil.rmtree(to)
+    shutil.rmtree(path)
+    path.symlink_to(to)
+
+
+def into_link_to_damage(path, to):
+    """Move a folder away, leave a link in its place, and damage what was moved."""
+    path.rename(to)
+    path.symlink_to(to)
+    (to / "doubled.json").write_text("[]")
 
 
 def into_another(path, to):
@@ -148,11 +149,9 @@ def written(text: bytes):
     ("artifact.json is not JSON", written(b"[" * 10**5 + b"]" * 10**5)),
     ("artifact.json is not JSON", written(b"\xff\xfe")),
     ("artifact.json: sha256 of its contents", written(b"[1]")),
-    ("is a symbolic link", into_link),
+    ("doubled.json: sha256 is", into_link_to_damage),
     ("", into_link_to_nothing),         # which is no artifact, so that there is nothing to keep
     ("artifact.json is that of numbers", into_another),
-    ("chat_template.jinja is not among the files that were written",
-     lambda path, to: (path / "chat_template.jinja").write_text("planted")),
 ])
 def test_whatever_became_of_an_artifact_it_is_moved_aside_and_made_again(journal, again, tmp_path, capfd, said, damage):
     first = chain(again(), effort=journal.effort)
@@ -164,6 +163,45 @@ def test_whatever_became_of_an_artifact_it_is_moved_aside_and_made_again(journal
     assert chain(again(), effort=journal.effort) == first and journal.lines() == []
     found = garbage.left_behind()
     assert len(found) == bool(said) and all(garbage.remove(item) and not os.path.lexists(item.path) for item in found)
+
+
+def test_an_artifact_that_was_moved_and_linked_is_used_and_not_removed_through_the_link(journal, again, tmp_path):
+    made = [run_stage(f"{HERE}:weights", {"start": 1, "effort": journal.effort}, {}, again())]
+    journal.lines()
+    away = tmp_path / "another disk"
+    made[0].path.rename(away)
+    made[0].path.symlink_to(away)
+    assert run_stage(f"{HERE}:weights", {"start": 1, "effort": journal.effort}, {}, again()) == made[0]
+    assert journal.lines() == [] and made[0].path.is_symlink()
+    assert not artifacts.retire(made[0]) and (away / "model" / "w").exists() and not artifacts.is_retired(made[0])
+    garbage.collect(garbage.survey())
+    assert not os.path.lexists(made[0].path) and (away / "model" / "w").exists()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/a.jinja", "tokenizer.model.v3"])
+def test_a_file_that_was_added_and_would_be_read_stops_the_run_until_it_is_gone_and_nothing_is_made_again(
+        journal, again, name):
+    first = chain(again(), effort=journal.effort)
+    journal.lines()
+    added = first[1].path / name
+    added.parent.mkdir(exist_ok=True)
+    added.write_text("added")
+    with pytest.raises(DataError, match=f"{name} is not among the files that were written.* move it away, and run"):
+        chain(again(), effort=journal.effort)
+    added.unlink()
+    assert chain(again(), effort=journal.effort) == first and journal.lines() == []
+
+
+@pytest.mark.parametrize("name", ["x~", ".DS_Store", "._numbers.json", "x.gguf", "nohup.out", ".git/config.json"])
+def test_a_stray_file_that_nothing_reads_costs_a_word_unless_it_is_hidden(journal, again, capfd, name):
+    first = chain(again(), effort=journal.effort)
+    journal.lines()
+    (first[1].path / name).parent.mkdir(exist_ok=True)
+    (first[1].path / name).write_text("stray")
+    assert chain(again(), effort=journal.effort) == first and journal.lines() == []
+    said = f"{first[1].path / name} is not among the files that were written; nothing reads it"
+    assert (said in capfd.readouterr().err) is not name.startswith(".")
+    assert (first[1].path / name).exists() and not list(first[1].path.parent.glob(".corrupt-*"))
 
 
 def test_other_bytes_take_the_descendants_with_them(tmp_path, journal, again, capfd):

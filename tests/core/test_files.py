@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tasks.opd.core.errors import DiskFull
-from tasks.opd.core.files import flock, hash_file, hash_tree, is_locked
+from tasks.opd.core.files import files_in, flock, hash_file, hash_tree, is_locked
 
 
 def obtained(path, **how) -> bool:
@@ -63,3 +63,12 @@ def test_a_folders_hash_is_that_of_the_files_that_match_by_name_and_content(tmp_
     assert len({before, edited, hash_tree(tmp_path, "*.jsonl")}) == 3
     assert hash_tree(tmp_path / "b.jsonl", "*.jsonl") == hash_file(tmp_path / "b.jsonl")
     assert hash_tree(tmp_path / "missing", "*.jsonl") is None
+
+
+def test_hidden_files_are_nobodys_content(tmp_path):
+    (tmp_path / "a.jsonl").write_text("1")
+    before = hash_tree(tmp_path, "**/*")
+    for name in (".DS_Store", "._a.jsonl", ".git/b.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("2")
+    assert hash_tree(tmp_path, "**/*") == before and files_in(tmp_path, "*.jsonl") == [tmp_path / "a.jsonl"]

@@ -95,7 +95,8 @@ def test_a_model_outside_is_verified_where_it_lies(tmp_path):
     with pytest.raises(CorruptArtifact, match="hub/w: sha256 is"):
         verify(artifact)
     (tmp_path / "hub" / "w").write_text("1")
-    (tmp_path / "hub" / "preprocessor_config.json").write_text("{}")  # another program's, of the same snapshot
+    for name in ("preprocessor_config.json", "consolidated.safetensors", "._model.safetensors"):
+        (tmp_path / "hub" / name).write_text("another program's, of the same snapshot")
     verify(artifact)
     for name in ("chat_template.jinja", "tokenizer_config.json", "model-00002.safetensors"):
         artifacts._verified.clear()
@@ -118,8 +119,9 @@ def test_a_file_that_nobody_wrote_is_named_in_a_retired_artifact_too(planted):
             (artifact.path / planted).parent.mkdir(exist_ok=True)
             (artifact.path / planted).write_text("planted")
             continue
-        with pytest.raises(CorruptArtifact, match=f"{planted} is not among the files that were written"):
+        with pytest.raises(DataError, match=f"{planted} is not among the files that were written") as caught:
             verify(artifact)
+        assert not isinstance(caught.value, CorruptArtifact)    # for which the artifact would be made again
 
 
 def test_a_retired_checkpoint_keeps_its_record_and_loses_its_weights():
@@ -137,6 +139,15 @@ def test_a_retired_checkpoint_keeps_its_record_and_loses_its_weights():
     (artifact.path / "metrics.jsonl").unlink()
     with pytest.raises(CorruptArtifact, match=r"metrics\.jsonl: sha256 is that of no file"):
         verify(artifact)
+
+
+def test_what_somebody_put_beside_the_weights_is_neither_retired_nor_a_model():
+    artifact = made({"model/w": "123", "metrics.jsonl": "5"})
+    (artifact.path / "model" / "x.gguf").write_text("of a conversion")
+    (artifact.path / "model" / "notes").mkdir()
+    assert retire(artifact) and [path.name for path in artifact.path.glob("model/*.*")] == ["x.gguf"]
+    with pytest.raises(DataError, match="neither model/ nor location.json"):
+        artifacts.model_folder(artifact.path)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

@@ -25,6 +25,16 @@ def test_bytes_kept_are_those_of_the_artifacts(opd_home):
     assert disk.described(disk.kept_bytes()).startswith(f"2.0 MB in {opd_home}, ")
 
 
+def test_where_artifacts_are_a_link_the_disk_is_the_one_it_leads_to(tmp_path, monkeypatch, opd_home):
+    (tmp_path / "other disk").mkdir()
+    opd_home.mkdir()
+    (opd_home / "artifacts").symlink_to(tmp_path / "other disk")
+    keep(2_000_000)
+    assert 2_000_000 < disk.kept_bytes() < 2_010_000
+    monkeypatch.setattr(disk, "free_bytes", lambda path: 3_000_000 if path == tmp_path / "other disk" else 10**12)
+    assert f"2.0 MB in {tmp_path / 'other disk'}, 3.0 MB free there. opd gc lists" in disk.warning()
+
+
 @pytest.mark.parametrize("free, warns", [(6_000_000, False), (3_000_000, True)])
 def test_who_takes_more_than_a_third_is_warned_before_the_disk_is_half_full(monkeypatch, opd_home, free, warns):
     keep(2_000_000)  # of 8 MB a quarter; of 5 MB two fifths

@@ -102,12 +102,20 @@ def hash_file(path: Path) -> str | None:
         return None
 
 
+def files_in(folder: Path, *patterns: str) -> list[Path]:
+    """A folder's files that match any of the patterns, in the order of their names.
+
+    Without what is hidden, or lies in a hidden folder: .DS_Store, ._name of macOS and .git are nobody's content.
+    """
+    found = {file for pattern in patterns for file in folder.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
 def hash_tree(path: Path, *patterns: str) -> str | None:
-    """SHA-256 of a file, or of the names and hashes of a folder's files that match any; None when it is missing."""
+    """SHA-256 of a file, or of the names and hashes of a folder's `files_in`; None when it is missing."""
     if not path.is_dir():
         return hash_file(path)
-    files = sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
-    listed = "".join(f"{file.relative_to(path)} {hash_file(file)}\n" for file in files)
+    listed = "".join(f"{file.relative_to(path)} {hash_file(file)}\n" for file in files_in(path, *patterns))
     return hashlib.sha256(listed.encode()).hexdigest()
 
 

@@ -6,7 +6,6 @@ its lease until it has read; large files are removed, and the whole is replaced,
 """
 import contextlib
 import dataclasses
-import fnmatch
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from pathlib import Path
 from tasks.opd.core.errors import CorruptArtifact, DataError
 from tasks.opd.core.files import damage_named, flock, hash_file, room_to_write, sync
 from tasks.opd.core.metrics import FILE as METRICS
-from tasks.opd.store.contents import compare, files_below, refuse_foreign
+from tasks.opd.store.contents import compare, compare_outside, matches, refuse_added
 from tasks.opd.store.fingerprints import canonical
 
 RECORD = "artifact.json"
@@ -26,7 +25,6 @@ LOCATION = "location.json"
 STATE = "trainer.safetensors"                          # the optimizer's, twice as large as the weights
 WEIGHTS = ("model/*", "ema/*", STATE)                  # what `retire` removes from a checkpoint
 HIDDEN = "hidden.safetensors"                          # and from scores
-READ_BY_NAME = ("*.jinja", "*token*.json", "generation_config.json", "*.safetensors")  # of a model folder, if there
 _verified: set[tuple[str, str]] = set()  # (path, hash of the record) of what this process has verified or made
 
 
@@ -98,12 +96,11 @@ def find(kind: str, fingerprint: str) -> Artifact | None:
 def verify(artifact: Artifact) -> None:
     """Compare every file with its recorded SHA-256, once a process; of a retired artifact those may lack that go.
 
-    No other file may be there, hidden ones apart, which nobody reads: a chat template would be found by its name. Files
-    of a model that lies outside (`location.json`) are compared too, and of those READ_BY_NAME there may be no other.
-    Raises: CorruptArtifact naming the file, the expected and the actual hash.
+    Its directory may be a link to where somebody moved it. Files of a model that lies outside (`location.json`) are
+    compared too.
+    Raises: CorruptArtifact naming the file, the expected and the actual hash; DataError for a file that was added and
+    might be read, see `refuse_added`.
     """
-    if artifact.path.is_symlink():
-        raise CorruptArtifact(f"{artifact.path} is a symbolic link, and what it leads to is nobody's to replace")
     record = read_record(artifact.path)
     if record is None:
         raise CorruptArtifact(f"{artifact.path / RECORD} is missing")
@@ -111,26 +108,18 @@ def verify(artifact: Artifact) -> None:
     if key in _verified:
         return
     expected = {artifact.path / name: entry["sha256"] for name, entry in record["files"].items()}
-    refuse_foreign(files_below(artifact.path), {artifact.path / RECORD, *expected})
+    written = {artifact.path / RECORD, *expected}
     if record["retired"]:
-        gone = [artifact.path / name for name in record["files"] if is_removable(name)]
+        gone = {artifact.path / name for name in record["files"] if matches(name, (*WEIGHTS, HIDDEN))}
         expected = {file: sha for file, sha in expected.items() if file not in gone or file.exists()}
         expected.pop(artifact.path / HIDDEN, None)
     if record.get("stateless"):
         expected.pop(artifact.path / STATE, None)
     compare(expected)
+    refuse_added(artifact.path, written)
     if (artifact.path / LOCATION).exists():
-        location = json.loads((artifact.path / LOCATION).read_text())
-        outside = Path(location["path"])
-        known = {outside / name: sha for name, sha in location.get("files", {}).items()}
-        compare(known)
-        refuse_foreign({file for pattern in READ_BY_NAME for file in outside.glob(pattern) if known}, {*known})
+        compare_outside(json.loads((artifact.path / LOCATION).read_text()))
     _verified.add(key)
-
-
-def is_removable(name: str) -> bool:
-    """Whether `retire` may remove a file of an artifact; all others stay with the record."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in (*WEIGHTS, HIDDEN))
 
 
 def digest_of(files: dict[str, dict]) -> str:
@@ -216,20 +205,27 @@ def retire(artifact: Artifact, patterns: tuple[str, ...] = WEIGHTS) -> bool:
     """Remove an artifact's large files, keep its record: it can be passed on, and is remade when it has to be read.
 
     Without its STATE alone a checkpoint is read as before, and remade only where training goes on from it.
-    Returns whether they are gone. They stay while somebody reads them, and where `keep` was called.
+    Returns whether they are gone. They stay while somebody reads them, where `keep` was called, and behind a link to
+    where somebody moved the artifact: that may be another's. What nobody wrote stays too.
     """
     with lock(artifact.kind, artifact.fingerprint), \
             lease(artifact.kind, artifact.fingerprint, shared=False, wait=False) as unread:
         record = read_record(artifact.path)
-        files = [file for pattern in patterns for file in artifact.path.glob(pattern)]
-        if record is None or not files:
+        files = removable(artifact.path, record, patterns)
+        if not files:
             return True
-        if record.get("kept") or not unread:
+        if record.get("kept") or not unread or artifact.path.is_symlink():
             return False
         write_record(artifact.path, {**record, "stateless" if patterns == (STATE,) else "retired": True})
         for file in files:
             file.unlink()
     return True
+
+
+def removable(path: Path, record: dict | None, patterns: tuple[str, ...]) -> list[Path]:
+    """Those of an artifact's files that match any of the patterns, and are there."""
+    return [path / name for name in (record or {}).get("files", ())
+            if matches(name, patterns) and (path / name).exists()]
 
 
 def keep(artifact: Artifact) -> None:
@@ -286,7 +282,8 @@ def model_folder(path: Path, folder: str = "model") -> Path:
 
     Raises: DataError when it has neither, which is so for a retired checkpoint.
     """
-    if any((path / folder).glob("*")):
+    record = read_record(path)          # none while it is being made
+    if any((path / folder).glob("*")) if record is None else removable(path, record, (f"{folder}/*",)):
         return path / folder
     if (path / LOCATION).exists():
         return Path(json.loads((path / LOCATION).read_text())["path"])

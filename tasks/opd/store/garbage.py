@@ -123,9 +123,9 @@ def spare_files(runs: list[RunRecord], kept: set[Key]) -> list[Garbage]:
     found = []
     for key in sorted(key for key in kept if key[0] in files and key not in resumed):
         what, patterns = files[key[0]] if key not in needed else ("optimizer state", (STATE,))
-        path = artifacts.place(*key)
-        num_bytes = sum(file.stat().st_size for pattern in patterns for file in path.glob(pattern))
-        if num_bytes and not record_of(*key).get("kept"):
+        path, record = artifacts.place(*key), record_of(*key)
+        num_bytes = sum(file.stat().st_size for file in artifacts.removable(path, record, patterns))
+        if num_bytes and not record.get("kept") and not path.is_symlink():
             found.append(Garbage(what=what, key=key, path=path, patterns=patterns, num_bytes=num_bytes))
     return found
 
