@@ -1,9 +1,11 @@
 """A row's fields: messages as messages, truths as they were written, and nothing in Python's own way to write it."""
+import json
 import re
+from datetime import date
 
 import pytest
 
-from tasks.opd.data.fields import conversation, item_of, split_answer, turns_of
+from tasks.opd.data.fields import conversation, item_of, packed, split_answer, turns_of, unpacked
 
 TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3?"},
          {"role": "assistant", "content": "5"}, {"role": "user", "content": "And 4 more?"}]
@@ -67,3 +69,9 @@ def test_an_entry_is_an_object_and_an_unnamed_answer_is_empty():
     row = {"q": "?", "e": [1]}
     assert "'e' is a list; it must be an object" in item_of(row, "x", "q", "", "", entry="e")["invalid"]
     assert item_of({"q": "?"}, "x", "q", "", "")["answer"] == ""
+
+
+def test_what_json_lacks_is_packed_and_comes_back():
+    value = {"board": ((0, 1), (2, 3)), "of": [1, (2,)], "counts": {1: "a", (2, 3): "b"}, "none": None}
+    assert unpacked(json.dumps(packed(value))) == value and packed({"a": [1, "b"]}) == {"a": [1, "b"]}
+    assert packed({"on": date(2026, 11, 27)}) == {"on": "2026-11-27"}

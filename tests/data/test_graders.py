@@ -29,6 +29,13 @@ def test_exact():
     assert reward("exact", "Paris.", "It is\n**Paris.**") == 1 and reward("exact", "", "") == 0
 
 
+@pytest.mark.parametrize("grader", ["exact", "numeric", "math"])
+@pytest.mark.parametrize("truth", [r"\boxed{7}", r"$\boxed{7}$", r"As 3 + 4 is 7, it is \fbox{7}.", r"\boxed{\boxed{7}}"])
+def test_a_truth_in_a_box_is_what_the_box_holds(grader, truth):
+    assert reward(grader, truth, "Answer: 7") == reward(grader, truth, r"So \boxed{7}") == 1
+    assert reward(grader, truth, "Answer: 8") == reward(grader, truth, r"So \boxed{4}") == 0
+
+
 def test_exact_keeps_marks_that_are_the_truths_own():
     assert reward("exact", "> 5", "answer: > 5") == reward("exact", "*", "answer: *") == 1.0
     assert reward("exact", "> 5", "answer: 5") == 0.0
@@ -68,6 +75,10 @@ def test_numeric_refuses_a_truth_that_is_not_one_number():
     ("7", r"\boxed{3 + 4}", 1), ("7", r"\boxed{x = 7}", 1), ("24", r"\boxed{24\,\text{m}^2}", 1),
     ("40", "Answer: 50% of 80 is 40", 1),
     ("7", "Answer: 7 apples, which is 2 more than 5", 1), ("18", "She makes **$18** a day.\nAsk me 2 more!", 1),
+    ("12", "Answer: 12 = 3*4", 1), ("4", "Answer: x = 4", 1), ("12", "Answer: x = 3*4 = 12", 1),
+    ("12", "Answer: **12 apples = 3 + 9**", 1), ("24", "Answer: 24 = 4!", 1), ("24", "Answer: 4! = 24", 1),
+    ("4", "Answer: 2x = 8, x = 4", 1), ("36", "Answer: 3 dozen = 36", 1), ("5", r"Answer: $5 = \sqrt{25}$", 1),
+    ("24", "Answer: 24 m^2 = 4 m * 6 m", 1), ("4", "Answer: y = 2x = 4", 1), ("12", r"\boxed{12 = 3 \cdot 4}", 1),
     ("7", r"\boxed{10^{400}}", 0), ("7", r"\boxed{1/0}", 0), ("7", r"\boxed{\infty}", 0), ("7", r"\boxed{2i}", 0),
     ("14", "**Step 1:** 3 + 4 = 7\n**Step 2:** 7 * 2 = 14\nSo 14.", 1), ("5", "I counted 2.\nAnswer:\n5", 1)])
 def test_numeric_reads_numbers_as_people_write_them(truth, completion, right):
@@ -108,6 +119,7 @@ THOUGHT = "<think>\nSo the answer is {wrong}.\nWait, it is {right}.\n</think>\n\
 
 @pytest.mark.parametrize("dataset", [
     "basic_arithmetic", "number_format",                        # more digits than ten
+    "rearc",                                                    # whose scorer tells tuples from lists
     "n_queens", "ab", "emoji_mystery", "sentence_reordering"])  # what looks like a mark is the answer's own
 def test_reasoning_gym_gives_the_datasets_own_answers_their_reward(dataset):
     for item in SOURCES["reasoning_gym"](range(4), dataset=dataset):

@@ -55,6 +55,12 @@ def boxes(text: str) -> list[str]:
     return [content.strip() for content in found if content and content.strip() and not BOX.search(content)]
 
 
+def unboxed(truth: str) -> str:
+    r"""The content of the one box that a truth holds, as those of datasets of solutions do; without one, all of it."""
+    found = boxes(truth)
+    return found[0] if len(found) == 1 else truth
+
+
 def balanced(text: str, start: int) -> str | None:
     """What stands between an opening brace, which ends at `start`, and the one that closes it; None where none does."""
     depth = 1

@@ -10,6 +10,7 @@ from typing import Any
 ROLES = ("system", "developer", "user", "assistant")
 NOT_SHOWN = ("tool_calls", "function_call", "tool_call_id", "images", "audio", "reasoning_content", "thinking")
 KINDS = {bool: "true or false", list: "a list", dict: "an object", float: "no finite number", type(None): "null"}
+PACKED = "opd.packed"                   # the key of an object that stands for what JSON lacks
 THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,]*\d)")
 
 
@@ -104,6 +105,23 @@ def split_answer(text: str) -> tuple[str, str | None]:
     return THOUSANDS.sub(lambda found: found[0].replace(",", ""), truth.strip()), working.strip() or None
 
 
-def plain(value: Any) -> Any:
-    """The value as JSON holds it: tuples become lists, what JSON lacks becomes text."""
+def packed(value: Any) -> Any:
+    """The value as JSON holds it, so that `unpacked` gives tuples, and keys that are no text, back as they were.
+
+    A dataset's own scorer may tell a tuple from a list. What JSON lacks besides becomes text.
+    """
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: packed(held) for key, held in value.items()}
+    if isinstance(value, dict):
+        return {PACKED: "dict", "of": [[packed(key), packed(held)] for key, held in value.items()]}
+    if isinstance(value, tuple):
+        return {PACKED: "tuple", "of": [packed(held) for held in value]}
+    if isinstance(value, list):
+        return [packed(held) for held in value]
     return json.loads(json.dumps(value, default=str))
+
+
+def unpacked(text: str) -> Any:
+    """The value that was `packed` and written as JSON."""
+    kinds = {"tuple": tuple, "dict": dict}
+    return json.loads(text, object_hook=lambda held: kinds[held[PACKED]](held["of"]) if PACKED in held else held)

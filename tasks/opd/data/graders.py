@@ -3,7 +3,6 @@
 A grader gives (reward, feedback text or None). Extraction is half of grading (see `answers`): what stands in a finished
 trace of thinking is never the answer, and an unfinished one has none.
 """
-import json
 import logging
 import math as mathematics
 import re
@@ -16,23 +15,24 @@ from pydantic import Field
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.records import Prompt, source_of
 from tasks.opd.data import tiny as tiny_task
-from tasks.opd.data.answers import boxes, final_text, marked, trimmed, without_thinking
-from tasks.opd.data.numerals import bold_number, last_number, numbers_of
+from tasks.opd.data.answers import boxes, final_text, marked, trimmed, unboxed, without_thinking
+from tasks.opd.data.fields import unpacked
+from tasks.opd.data.numerals import answer_number, bold_number, last_number, numbers_of
 from tasks.opd.data.sources import gym_dataset
 
 LONGEST = 2000                    # characters of an expression that is looked at
 UNESCAPED = re.compile(r"(?<!\\)\$|\\boxed")  # LaTeX that says itself where mathematics begins
 THIN_SPACE = re.compile(r"(?<=\d)\\[,;: ](?=\d{3})")  # between thousands, in LaTeX
-CLAUSE = re.compile(r"(?<=\d)[.;!?](?=\s)|(?<=\D)[.;!?](?=\s|$)|,?\s(?:because|since|which)\b")
+CLAUSE = re.compile(r"(?<=\d)[.;!?](?=\s)(?!\s*[-=+*/\u00d7])|(?<=\D)[.;!?](?=\s|$)|,?\s(?:because|since|which)\b")
 
 
 def exact(prompt: Prompt, completion: str, *, ignore_case: bool = False) -> tuple[float, str | None]:
     """1 when the completion's final answer is the truth, spaces and Markdown's marks around both aside.
 
     That is the last box's content, else the text after the last "answer:", else the last line that is not empty; of
-    a truth with several lines as many.
+    a truth with several lines as many. A truth with a box is the box's content.
     """
-    truth = prompt.answer.strip()
+    truth = unboxed(prompt.answer).strip()
     text = final_text(completion, len(truth.splitlines()))
     wanted = {truth} if truth.startswith((">", "#")) else {truth, trimmed(truth)}   # which are no marks there
     cased = str.lower if ignore_case else str
@@ -45,11 +45,12 @@ def numeric(prompt: Prompt, completion: str, *,
     """1 when the final number equals the truth within `tolerance`, relative to numbers above 1 and absolute below.
 
     Thousands' commas, currency and percent signs and units are passed over: "$1,200.50 in all" is 1200.5. Fractions,
-    powers, every dash and LaTeX are read (see `numerals`). The truth is one number.
+    powers, every dash and LaTeX are read (see `numerals`). The truth is one number, or has one in its box.
     Raises: ValueError when the truth holds none, or several.
     """
-    wanted = numbers_of(prompt.answer)
-    if len(wanted) != 1 and (value := evaluated(prompt.answer)) is not None:
+    told = unboxed(prompt.answer)
+    wanted = numbers_of(told)
+    if len(wanted) != 1 and (value := evaluated(told)) is not None:
         wanted = [value]
     if len(wanted) != 1:
         raise ValueError(f"prompt {prompt.prompt_id} has the answer {prompt.answer!r}, which holds "
@@ -69,17 +70,17 @@ def final_number(completion: str) -> float | None:
     if boxed := boxes(text):
         return number_in(boxed[-1])
     line = (marked(text) or "").partition("\n")[0]
-    found = (read(part) for read, part in ((last_number, CLAUSE.split(line)[0]), (last_number, line),
+    found = (read(part) for read, part in ((answer_number, CLAUSE.split(line)[0]), (answer_number, line),
                                            (bold_number, text), (last_number, text)))
     return next((value for value in found if value is not None), None)
 
 
 def number_in(expression: str) -> float | None:
-    """The value of an expression in a box: the only number there, else what it comes to, else the last number."""
+    """The value of an expression in a box: the only number there, else what it comes to, else its `answer_number`."""
     expression = THIN_SPACE.sub("", expression)
     found = numbers_of(expression)
     value = evaluated(expression) if len(found) != 1 or "\\" in expression else None
-    return value if value is not None else found[-1] if found else None
+    return value if value is not None else answer_number(expression)
 
 
 def evaluated(expression: str) -> float | None:
@@ -145,7 +146,7 @@ def reasoning_gym(prompt: Prompt, completion: str, *, partial: bool = False) -> 
 
     Many datasets give 0.01 for any attempt; below 1 counts as 0 unless `partial`.
     """
-    entry, text = json.loads(prompt.entry), final_text(completion, len(prompt.answer.strip().splitlines()))
+    entry, text = unpacked(prompt.entry), final_text(completion, len(prompt.answer.strip().splitlines()))
     given = [text, trimmed(text)]       # "#B", "_ Q _", a sentence with its full stop: marks may be the answer's own
     if is_number(prompt.answer):
         number = final_number(completion)

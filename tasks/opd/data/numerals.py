@@ -28,6 +28,8 @@ NUMBER = re.compile(rf"""
 ASIDE = re.compile(r"(?<=\S)\s*\([^()]*\)|\[[^\[\]]*\]")
 BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
 LEAD = re.compile(r"[=\u2248:]|\bis\b")
+EQUALS = re.compile(r"[=\u2248]")
+UNIT = re.compile(r"(?![a-cnxyz]\b)(?:[^\d=+*/^()\\|!\u221a\u00d7\u00f7\u00b7-]|(?<=[a-z])\^-?\d|/(?=\s?[a-z]))*")  # not 2x
 HEADING = re.compile(r"\d|\A[.)]\s")
 
 
@@ -54,6 +56,19 @@ def numbers_of(text: str) -> list[float]:
 def last_number(text: str) -> float | None:
     """The last number of a text that stands alone; None when there is none."""
     return next(reversed(numbers_of(text)), None)
+
+
+def answer_number(text: str) -> float | None:
+    """The number that a short answer gives: its last one, but of an equation the last side that is one number.
+
+    "x = 4", "12 = 3 * 4" and "x = 3 * 4 = 12" give 4, 12 and 12; a unit may follow the number.
+    """
+    sides = [side.strip(" *_`$.,;:") for side in EQUALS.split(written_out(text))]
+    for side in reversed(sides if len(sides) > 1 else []):
+        match = NUMBER.match(side)
+        if match and UNIT.fullmatch(side[match.end():]) and (value := value_of(match)) is not None:
+            return value
+    return last_number(text)
 
 
 def bold_number(text: str) -> float | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.files import hash_tree
+from tasks.opd.core.files import files_in, hash_tree
 
 PATTERNS = ("*.jsonl", "*.jsonl.gz")    # the files of a folder
 HEAD_BYTES = 4096                       # of a file, by which its format is known
@@ -39,7 +39,7 @@ def numbered_rows(path: str) -> Iterator[tuple[str, dict]]:
 def files_at(path: Path) -> list[Path]:
     """The file, or the *.jsonl and *.jsonl.gz of the folder. Raises DataError where neither is."""
     if path.is_dir():
-        return sorted(file for pattern in PATTERNS for file in path.glob(pattern))
+        return files_in(path, *PATTERNS)
     if not path.is_file():
         raise DataError(f"prompts.source.path {path} is neither a file nor a folder; give the path of a .jsonl file, "
                         "or of a folder of such files")

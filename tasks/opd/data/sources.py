@@ -13,7 +13,7 @@ from pydantic import Field
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError
 from tasks.opd.data import tiny as tiny_task
-from tasks.opd.data.fields import item_of, plain, text_of
+from tasks.opd.data.fields import item_of, packed, text_of
 from tasks.opd.data.row_files import numbered_rows
 
 NUMBER_ONLY = re.compile(r"\s*Give the result as your final answer\.(?: Do not include units\.)?\s*$")
@@ -49,7 +49,7 @@ def reasoning_gym(indices: range, *, dataset: str = "gsm_symbolic", seed: Annota
         if ask_for_working and NUMBER_ONLY.search(text):
             text = NUMBER_ONLY.sub("", text) + WORKING
         entry = {"dataset": dataset, "seed": seed, "index": index, "answer": item["answer"],
-                 "metadata": plain(item["metadata"])}
+                 "metadata": packed(item["metadata"])}
         yield {"text": text, "answer": str(item["answer"]), "solution": worked(item), "entry": entry, "domain": dataset}
 
 
