@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from tasks.opd.core.errors import DataError, EngineError, EngineLost
@@ -208,6 +209,20 @@ def test_a_head_tied_to_the_embedding_moves_with_it(tmp_path):
             found = session.engine("student", place, settings).score([[5, 9, 11]], [[3, 4, 5, 2]], Want())[0]
             known = TorchEngine(place).score([[5, 9, 11]], [[3, 4, 5, 2]], Want())[0]
             assert found.sampled == pytest.approx(known.sampled, abs=1e-3)
+
+
+def test_of_a_folder_as_mistrals_are_shipped_vllm_too_reads_the_shards_that_the_index_names(folder, tmp_path):
+    """params.json and consolidated.safetensors would have it read a configuration and weights of Mistral's own."""
+    save_llama(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    load_model(folder).save_pretrained(tmp_path, max_shard_size="40KB")
+    save_file({"layers.0.attention.wq.weight": torch.zeros(2, 2)}, tmp_path / "consolidated.safetensors")
+    (tmp_path / "params.json").write_text("{}")
+    with Session() as session:
+        settings = {"name": "vllm", "dtype": "float32", "batch_tokens": BATCH}
+        found = session.engine("student", tmp_path, settings).score([[5, 9, 11]], [[3, 4, 5, 2]], Want())[0]
+    known = TorchEngine(folder).score([[5, 9, 11]], [[3, 4, 5, 2]], Want())[0]
+    assert found.sampled == pytest.approx(known.sampled, abs=1e-3)
 
 
 def test_layers_saved_fused_are_compared_as_they_were_saved(tmp_path):

@@ -66,6 +66,14 @@ def test_a_bos_that_prompts_lack_is_measured_on_a_sentence_with_and_without(tmp_
     assert ("post-processor" in note) == (given < without)
 
 
+def test_a_model_that_is_large_is_not_loaded_to_measure_a_sentence(tmp_path, monkeypatch):
+    folder = model(tmp_path / "m", template=TEMPLATE, bos_token="w3")
+    monkeypatch.setattr(reading, "MOST_PARAMETERS", reading.num_parameters(folder) - 1)
+    monkeypatch.setattr(reading, "load_model", None)
+    note, = made(folder, tmp_path / "a")["notes"]
+    assert "'w3'; what that costs it was not measured, for it has 0.0 billion parameters" in note
+
+
 def test_a_bos_that_the_template_writes_is_not_missed(tmp_path):
     folder = model(tmp_path / "m", template="{{ bos_token }} " + TEMPLATE, bos_token="w3")
     assert reading.bos_missing(folder, AutoTokenizer.from_pretrained(folder)) == []

@@ -94,6 +94,40 @@ def test_a_leftover_shard_is_refused_by_every_reader(shards, reader):
         reader(shards)
 
 
+def test_hidden_files_are_no_weights(folder):
+    once = num_parameters(folder)
+    for name in ("._model.safetensors", "._config.json", ".DS_Store"):
+        (folder / name).write_text("of another machine")
+    assert point_at(folder)["parameters"] == once
+    listed = json.loads((folder.parent / "artifact" / "location.json").read_text())["files"]
+    assert not [name for name in listed if name.startswith(".")]
+
+
+def as_the_hub_ships_it(folder):
+    """Beside the shards Mistral's copy of the weights with its own config, and the folder that Llama's come with."""
+    save_file({"layers.0.attention.wq.weight": torch.zeros(2, 2)}, folder / "consolidated.safetensors")
+    (folder / "params.json").write_text("{}")
+    (folder / "original").mkdir()
+    (folder / "original" / "consolidated.00.pth").write_bytes(b"a pickle")
+    save_file({"tok_embeddings.weight": torch.zeros(2, 2)}, folder / "original" / "consolidated.safetensors")
+
+
+def test_what_a_hub_ships_beside_the_shards_is_neither_read_nor_hashed(shards):
+    files, before = weight_files(shards), load_model(shards).state_dict()
+    as_the_hub_ships_it(shards)
+    counts = point_at(shards)
+    listed = json.loads((shards.parent / "artifact" / "location.json").read_text())["files"]
+    assert not [name for name in listed if "consolidated" in name] and {file.name for file in files} < listed.keys()
+    assert weight_files(shards) == files and counts["parameters"] == num_parameters(shards)
+    assert all(torch.equal(value, before[name]) for name, value in load_model(shards).state_dict().items())
+
+
+def test_a_copy_without_an_index_that_tells_it_from_the_model_is_refused(folder):
+    as_the_hub_ships_it(folder)         # where vLLM would read both
+    with pytest.raises(DataError, match="holds consolidated.safetensors beside the model"):
+        point_at(folder)
+
+
 def test_a_leftover_shard_does_not_come_in_by_a_reload(shards, tmp_path):
     engine = TorchEngine(shards, device="cpu")
     score = [[5, 6, 7]], [[8, 9, 3, 1]], Want()

@@ -107,4 +107,4 @@ def test_weights_that_are_not_those_that_answered_are_refused(told):
         stopped = failures(judged(told, "student", "teacher", "teachers"))
     finally:
         (kept / "config.old").rename(kept / "config.json")
-    assert stopped.startswith("digest config.json, config.old")
+    assert stopped.startswith("digest config.json, wanted")

@@ -32,6 +32,6 @@ def settings_of_vllm(folder: Path, dtype: str, batch_tokens: int, longest_tokens
             "enable_chunked_prefill": cuda,  # half a prompt draws from its seed, and a CPU's generator cannot go back
             "max_num_seqs": SEQUENCES, "enforce_eager": not cuda, "enable_prefix_caching": True,
             "logprobs_mode": "processed_logprobs", "max_logprobs": -1,
-            "generation_config": "vllm", "load_format": "safetensors", "use_tqdm_on_load": False,
+            "generation_config": "vllm", "load_format": "safetensors", "config_format": "hf", "use_tqdm_on_load": False,
             "disable_log_stats": True, "trust_remote_code": False,
             "worker_extension_cls": f"{Inspection.__module__}.{Inspection.__name__}", **memory, **adapters}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.files import hash_file
+from tasks.opd.core.files import files_in, hash_file
 
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")     # llama.cpp's names of a file's parts, counted from 1
 ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")  # of a text, of a turn, of a message
@@ -57,7 +57,7 @@ def parts_in_package(package: str, file: str) -> list[Path]:
     if Path(file).is_absolute():
         raise DataError(f"`file` names a file inside the package {package}, and {file} is a path: for a file on disk "
                         f"use {{name: gguf, path: {file}}}")
-    found = sorted(Path(spec.origin).parent.rglob(file or "*.gguf"))
+    found = files_in(Path(spec.origin).parent, f"**/{file or '*.gguf'}")
     whole = [f for f in found if not (part := PART.fullmatch(f.name)) or part[2] == "00001"]
     if len(whole) != 1:
         raise DataError(f"{package} holds {[f.name for f in found]} for {file or '*.gguf'}; one is needed: set `file`")

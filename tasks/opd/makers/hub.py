@@ -3,8 +3,7 @@ from pathlib import Path
 
 from tasks.opd.core.errors import DataError, DiskFull, OpdError
 from tasks.opd.core.files import NO_ROOM
-
-COPIES = ["consolidated*.safetensors"]  # Mistral's second copy of the weights, in a layout of its own
+from tasks.opd.store.contents import COPIES
 
 
 def download(model: str, revision: str, patterns: list[str]) -> Path:
@@ -14,7 +13,7 @@ def download(model: str, revision: str, patterns: list[str]) -> Path:
     """
     from huggingface_hub import errors, snapshot_download
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=COPIES))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=[COPIES]))
     except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:
         raise refusal(model, revision, error) from error
 

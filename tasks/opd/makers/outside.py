@@ -3,9 +3,10 @@ import json
 from pathlib import Path
 
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.files import hash_file
+from tasks.opd.core.files import files_in, hash_file
 from tasks.opd.models import lora
-from tasks.opd.models.weights import check_weights
+from tasks.opd.models.weights import check_weights, has_weights
+from tasks.opd.store.contents import COPIES, matches
 
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]  # what a model folder may hold for us
 WEIGHTS_OF_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -14,8 +15,7 @@ WEIGHTS_OF_CODE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def point_at(out: Path, place: Path) -> None:
     """Write location.json for a model folder from outside. Raises DataError when it is not one we open."""
     refuse_foreign(place)
-    files = {file.name: hash_file(file) for file in sorted(place.iterdir())
-             if file.is_file() and any(file.match(pattern) for pattern in PATTERNS)}
+    files = {file.name: hash_file(file) for file in files_in(place, *PATTERNS) if not matches(file.name, (COPIES,))}
     (out / "location.json").write_text(json.dumps({"path": str(place), "files": files}, indent=1))
 
 
@@ -27,7 +27,7 @@ def refuse_foreign(place: Path) -> None:
     lora.base_of(place)
     if not (place / "config.json").is_file():
         raise DataError(f"{place} is not a model folder: it has no config.json")
-    if not list(place.glob("*.safetensors")):
+    if not has_weights(place):
         others = sorted(f.name for f in place.iterdir() if f.suffix in WEIGHTS_OF_CODE)
         raise DataError(f"{place} has no *.safetensors{f' but {others}' if others else ''}; pickled weights can run "
                         "code and are not opened: save the model with save_pretrained(safe_serialization=True)")

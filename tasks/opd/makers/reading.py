@@ -2,18 +2,19 @@
 
 A prompt without the BOS that a model was trained with is read worse from its first token to its last: a base model gave
 plain English 5.0 nats a token instead of 2.6. So where rendered prompts lack a BOS that the tokenizer has, one sentence
-is measured both ways.
+is measured both ways, unless the model is too large to be read for that.
 """
 from pathlib import Path
 
 import torch
 
 from tasks.opd.core.errors import DataError
-from tasks.opd.models import lora
 from tasks.opd.models.folders import dtype_of
 from tasks.opd.models.heads import head_of, hidden_states, load_model
 from tasks.opd.models.tokenizers import num_named, num_rows, render
+from tasks.opd.models.weights import has_weights, num_parameters
 
+MOST_PARAMETERS = 3_000_000_000         # of a model that is measured: 12 GB in float32, a minute on a CPU
 SENTENCE = ("The river rises in the mountains north of the town, runs past the old mill and reaches the sea a day "
             "later, where most of the people who live along it sell their fish.")
 
@@ -56,16 +57,14 @@ def bos_missing(folder: Path, tokenizer) -> list[str]:
     bos = tokenizer.bos_token_id
     if bos is None or bos in render(tokenizer, SENTENCE)[:1] or not has_weights(folder):
         return []
+    missing = f"its prompts do not begin with its BOS {tokenizer.bos_token!r}"
+    remedy = "put it into the post-processor of tokenizer.json, or the chat template"
+    if (size := num_parameters(folder)) > MOST_PARAMETERS:
+        return [f"{missing}; what that costs it was not measured, for it has {size / 1e9:.1f} billion parameters: if "
+                f"it was trained with one, {remedy}"]
     without, given = sentence_nats(folder, tokenizer, bos)
-    advice = "put it into the post-processor of tokenizer.json, or the chat template" if given < without else \
-        "it does better as it is"
-    return [f"its prompts do not begin with its BOS {tokenizer.bos_token!r}: a plain English sentence costs it "
-            f"{without:.2f} nats a token without, {given:.2f} with it; {advice}"]
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether the model is here, and not behind a server."""
-    return lora.is_adapter(folder) or any(folder.glob("*.safetensors"))
+    return [f"{missing}: a plain English sentence costs it {without:.2f} nats a token without, {given:.2f} with it; "
+            f"{remedy if given < without else 'it does better as it is'}"]
 
 
 @torch.no_grad()

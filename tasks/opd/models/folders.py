@@ -4,7 +4,7 @@ import math
 import shutil
 from pathlib import Path
 
-from tasks.opd.core.files import folder_version
+from tasks.opd.core.files import files_in, folder_version
 from tasks.opd.models import lora
 from tasks.opd.models.tokenizers import num_named, num_rows
 
@@ -20,7 +20,7 @@ def copy_beside_weights(origin: Path, folder: Path) -> None:
 
     What the folder has of its own stays. Other weights, an optimizer's state and notes on `origin` are left there.
     """
-    for file in sorted({file for pattern in BESIDE_WEIGHTS for file in origin.glob(pattern) if file.is_file()}):
+    for file in files_in(origin, *BESIDE_WEIGHTS):
         if not (folder / file.name).exists():
             shutil.copy(file, folder / file.name)
 

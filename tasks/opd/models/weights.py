@@ -3,7 +3,8 @@
 Libraries choose differently: transformers takes `model.safetensors` although an index of shards lies beside it, vLLM
 takes the shards, and a reader of every *.safetensors takes both. One rule holds here: the shards that the index names,
 else `model.safetensors` (of an adapter's folder: the adapter). Another *.safetensors beside them is refused by name,
-for no reader could tell which of them was meant.
+for no reader could tell which of them was meant. Hidden files are no weights, nor are Mistral's consolidated*.safetensors
+beside an index: every reader takes the shards then.
 """
 import json
 import math
@@ -16,7 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tasks.opd.core.errors import DataError
+from tasks.opd.core.files import files_in
 from tasks.opd.models import lora
+from tasks.opd.store.contents import COPIES, matches
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -33,7 +36,9 @@ def weight_files(folder: Path) -> list[Path]:
         why = f"{INDEX} names {len(named)} files, {min(named, default='none')} first"
     else:
         named, why = {SINGLE}, f"without {INDEX} the model is {SINGLE}"
-    there = {file.name for file in folder.glob("*.safetensors")}
+    there = {file.name for file in files_in(folder, "*.safetensors")}
+    if (folder / INDEX).is_file():
+        there = {name for name in there if name in named or not matches(name, (COPIES,))}
     if missing := sorted(named - there):
         raise DataError(f"{folder} lacks {' and '.join(missing[:3])}: {why}; there are {sorted(there) or 'none'}. "
                         "Copy or download the model again")
@@ -41,6 +46,11 @@ def weight_files(folder: Path) -> list[Path]:
         raise DataError(f"{folder} holds {' and '.join(strangers[:3])} beside the model: {why}. Libraries differ in "
                         "which they read, so move away what is not the model (an index that is out of date, too)")
     return [folder / name for name in sorted(named)]
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights; that of a model behind a server does not."""
+    return bool(files_in(folder, "*.safetensors"))
 
 
 def indexed(folder: Path) -> dict[str, str]:
@@ -125,7 +135,7 @@ def num_parameters(folder: Path) -> int:
 
     A folder without any weights, of a model behind a server, has 0.
     """
-    if not any(folder.glob("*.safetensors")):
+    if not has_weights(folder):
         return 0
     base, stored = lora.base_of(folder), stored_in(folder)
     twice = set() if base else {name for group in tied_names(folder)

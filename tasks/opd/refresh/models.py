@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 from tasks.opd.core.errors import CorruptArtifact
-from tasks.opd.core.files import hash_file, room_to_write, sync
+from tasks.opd.core.files import files_in, hash_file, room_to_write, sync
 from tasks.opd.refresh.journal import folder
 from tasks.opd.store.artifacts import Artifact, discard, model_folder, read_record
+from tasks.opd.store.contents import READ, matches
 
 MODEL = "model/"                        # of an artifact's files, those that are kept
 
@@ -45,13 +46,16 @@ def link(source: str, target: str) -> None:
 
 
 def differing(checkpoint: Artifact, kept: Path) -> list[str]:
-    """The model's files that are not those which the checkpoint's record lists. Raises CorruptArtifact without one."""
+    """The model's files that are not those which the checkpoint's record lists; others count where they may be read.
+
+    Raises: CorruptArtifact without a record.
+    """
     record = read_record(checkpoint.path)
     if record is None:
         raise CorruptArtifact(f"{checkpoint.path} is gone, and nothing says what its model was; refresh again")
     expected = {file.removeprefix(MODEL): entry["sha256"] for file, entry in record["files"].items()
                 if file.startswith(MODEL)}
-    there = {str(file.relative_to(kept)) for file in kept.rglob("*") if file.is_file()}
+    there = {str(file.relative_to(kept)) for file in files_in(kept, "**/*") if matches(file.name, READ)}
     return sorted(name for name in expected.keys() | there if expected.get(name) != hash_file(kept / name))
 
 
