@@ -36,22 +36,10 @@ def up(wanted: Settings) -> tuple[Settings, list[str]]:
     for folder in (home(), settings_of.folder()):
         try_writing(folder)
     make_private(home() / "prefect")  # its database holds Prefect's Secrets
-    with lock(), server.starting(), client.alone():     # commands of this home make the same tables
+    with lock():
         settings, alive = settle(wanted), {name for name in children.NAMES if children.living(name)}
-        for name in ("prefect", "mlflow"):
-            if name not in alive:
-                children.stop(name)  # what a dead one left
-                ports.demand(name, settings.host, getattr(settings, f"{name}_port"))
-        settings_of.write(settings)
-        if settings.database_url and not alive:
-            databases.ensure_schemas(settings.database_url)
-        if "mlflow" not in alive:
-            with contextlib.suppress(sqlite3.DatabaseError):    # its server says what is wrong with it
-                client.follow_home(home() / "mlflow.db")
-        for name in (name for name in ("prefect", "mlflow") if name not in alive):
-            launch(name, settings)
+        start_servers(settings, alive)
         prefect = api.prefect(settings)
-        await_answer("prefect", settings)
         if "worker" not in alive:
             children.stop("worker")
         end_orphans()
@@ -60,7 +48,6 @@ def up(wanted: Settings) -> tuple[Settings, list[str]]:
         if "worker" not in alive:
             launch("worker", settings)
         automations.ensure(prefect, settings.alarm_url)
-        await_answer("mlflow", settings)
         demand_passwords(settings)
         end_in_mlflow(api.mlflow(settings), ended)
         await_worker(prefect)
@@ -68,6 +55,35 @@ def up(wanted: Settings) -> tuple[Settings, list[str]]:
             children.stop("keeper")
             launch("keeper", settings)
     return settings, [name for name in children.NAMES if name not in alive]
+
+
+def start_servers(settings: Settings, alive: set[str]) -> None:
+    """Start those of the two servers that do not live, and wait until both answer.
+
+    Commands of this home make the same tables, so each server starts under the lock under which they do, until it
+    answers: then they are made. Where it lives nobody is kept waiting, for it may hang.
+    Raises: PlatformError when a port is taken, or a server does not start.
+    """
+    locks = {"prefect": server.starting, "mlflow": client.alone}
+    dead = [name for name in locks if name not in alive]
+    for name in dead:
+        children.stop(name)  # what a dead one left
+        ports.demand(name, settings.host, getattr(settings, f"{name}_port"))
+    settings_of.write(settings)
+    if settings.database_url and not alive:
+        databases.ensure_schemas(settings.database_url)
+    with contextlib.ExitStack() as held:
+        for name in dead:
+            held.enter_context(locks[name]())
+        if "mlflow" in dead:
+            with contextlib.suppress(sqlite3.DatabaseError):    # its server says what is wrong with it
+                client.follow_home(home() / "mlflow.db")
+        for name in dead:
+            launch(name, settings)
+        for name in dead:
+            await_answer(name, settings)
+    for name in locks.keys() - {*dead}:
+        await_answer(name, settings)
 
 
 def settle(wanted: Settings) -> Settings:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tasks.opd.core.addresses import masked
 from tasks.opd.core.errors import OpdError
 from tasks.opd.core.files import room_to_write
 from tasks.opd.store.artifacts import home
@@ -94,7 +95,7 @@ def asked_for(host: str, prefect_port: int, mlflow_port: int, database_url: str,
 
     Raises: PlatformError for a host that others reach without passwords, and for a password on the command line.
     """
-    if urlsplit(database_url).password:
+    if masked(database_url) != database_url:
         raise PlatformError("--database-url holds a password, which every user of this machine could read: give the "
                             f"address in {DATABASE} or in a file that {DATABASE}_FILE names")
     url = database_url or secret(DATABASE)

@@ -156,8 +156,13 @@ def run_at(client, run: str | None):
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether the store answered that a run, or an experiment, is not there or takes nothing because it was deleted."""
-    return getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+    """Whether the store answered that a run, or an experiment, is not there or takes nothing because it was deleted.
+
+    Of a deleted run MLflow has no code of its own: it "must be in the 'active' state", or "in 'active' lifecycle_stage".
+    """
+    code = getattr(error, "error_code", "")
+    return code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE") or \
+        code == "INVALID_PARAMETER_VALUE" and "must be in" in str(error) and "'active'" in str(error)
 
 
 @contextlib.contextmanager

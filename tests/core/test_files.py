@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from tasks.opd.core.errors import DiskFull
-from tasks.opd.core.files import files_in, flock, hash_file, hash_tree, is_locked
+from tasks.opd.core.files import files_in, flock, hash_file, hash_tree, is_locked, make_private
 
 
 def obtained(path, **how) -> bool:
@@ -72,3 +72,14 @@ def test_hidden_files_are_nobodys_content(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("2")
     assert hash_tree(tmp_path, "**/*") == before and files_in(tmp_path, "*.jsonl") == [tmp_path / "a.jsonl"]
+
+
+@pytest.mark.parametrize("before, after", [
+    (None, 0o700), (0o755, 0o700), (0o2755, 0o2700), (0o2770, 0o2770), (0o2775, 0o2770), (0o700, 0o700)])
+def test_a_private_folder_is_its_owners_unless_it_was_shared_with_a_group_on_purpose(tmp_path, before, after):
+    folder = tmp_path / "prefect"
+    if before is not None:
+        folder.mkdir()
+        folder.chmod(before)
+    make_private(folder)
+    assert folder.stat().st_mode & 0o7777 == after

@@ -14,6 +14,7 @@ import pytest
 from flows.cli import main as cli
 from flows.platform import api, automations, children, lifecycle, pools, processes, settings, state
 from flows.platform.servers import POOL
+from tasks.opd.core.files import is_locked
 from tests.platform.runs_for_tests import ROOT, deploy, lingering, pid_of, state_of, wait_for
 
 
@@ -22,6 +23,17 @@ def test_up_again_starts_nothing(platform):
     again, started = lifecycle.up(settings.asked_for("127.0.0.1", 0, 0, "", 1))
     assert (again, started) == (platform.settings, [])
     assert {name: pid_of(name) for name in children.NAMES} == before and None not in before.values()
+
+
+def test_up_again_keeps_no_command_of_the_home_waiting_for_servers_that_may_hang(platform, shared_home, monkeypatch):
+    locks, held, answer = ("tracking/.lock", "prefect/prefect-start.lock"), [], lifecycle.await_answer
+
+    def asked(name, runs):
+        held.append([is_locked(shared_home / lock) for lock in locks])
+        answer(name, runs)
+    monkeypatch.setattr(lifecycle, "await_answer", asked)
+    lifecycle.up(settings.asked_for("127.0.0.1", 0, 0, "", 1))
+    assert held == [[False, False]] * 2
 
 
 def test_two_ups_at_once_start_one_platform(platform):

@@ -58,8 +58,9 @@ def test_a_password_that_a_server_would_refuse_is_refused_first(name, value, tol
 
 
 def test_a_password_on_the_command_line_is_refused(monkeypatch):
-    with pytest.raises(PlatformError, match="OPD_DATABASE_URL"):
-        asked_for("127.0.0.1", 4200, 5000, "postgresql://opd:secret@db/opd", 1)
+    for address in ("opd:secret@db/opd", "opd:sec/ret@db/opd", "opd@db/opd?password=secret"):
+        with pytest.raises(PlatformError, match="OPD_DATABASE_URL"):
+            asked_for("127.0.0.1", 4200, 5000, f"postgresql://{address}", 1)
     monkeypatch.setenv(settings.DATABASE, "postgresql://opd:secret@db/opd")
     assert asked_for("127.0.0.1", 4200, 5000, "", 1).database_url == "postgresql://opd:secret@db/opd"
 

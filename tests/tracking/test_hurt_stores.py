@@ -4,12 +4,15 @@ import time
 from unittest.mock import ANY
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import RunTag
+from mlflow.exceptions import MlflowException
 
 from tasks.opd.core.errors import EngineError
 from tasks.opd.store.artifacts import home
 from tasks.stage import run_stage
 from tasks.tracking import outbox
-from tasks.tracking.client import client_at, tracking_uri
+from tasks.tracking.client import client_at, is_refusal, tracking_uri
 from tasks.tracking.registry import champion_of
 from tasks.tracking.runs import log_artifact, run_for
 from tests.tracked_runs import NUMBERS, history, recipe, runs, text_of, track
@@ -68,6 +71,26 @@ def test_what_is_deleted_while_a_run_is_at_work_is_there_at_its_end_with_all_poi
     assert said(capsys) == ([] if delete is delete_run else [ANY])
     assert left.info.status == "FINISHED" and left.info.run_id == run.state["run"]
     assert [step for step, _, _ in history(left, "numbers/count")] == [2, 3]
+
+
+def test_only_what_is_deleted_or_missing_counts_as_such(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")      # old servers keep files, and say it in other words
+
+    def refused(ask, *arguments, **named) -> bool:
+        with pytest.raises(MlflowException) as caught:
+            ask(*arguments, **named)
+        return is_refusal(caught.value)
+    for client in (client_at(tracking_uri()), MlflowClient((tmp_path / "files").as_uri())):
+        experiment = client.create_experiment("one")
+        run = client.create_run(experiment).info.run_id
+        client.log_param(run, "name", "1")
+        assert not refused(client.log_param, run, "name", "2") and not refused(client.log_metric, run, "a\nb", 1.0)
+        assert not refused(client.search_runs, [experiment], "no filter")
+        assert refused(client.log_metric, "0" * 32, "a", 1.0)
+        client.delete_run(run)
+        assert refused(client.log_batch, run, tags=[RunTag("a", "1")])
+        client.delete_experiment(experiment)
+        assert refused(client.create_run, experiment)
 
 
 def test_files_that_cannot_be_put_are_said_to_lack_the_run_ends_and_the_next_one_sends_them(pool, capsys):

@@ -2,7 +2,9 @@
 import re
 from urllib.parse import unquote, urlsplit
 
-PASSWORD = re.compile(r"(://[^/\s:@]*):[^\s/]*@")               # of scheme://user:password@host
+# scheme://user:password@host; a password may hold what it should not: a slash, an @, a colon. But behind http://host
+# digits and a slash are a port and a path.
+PASSWORD = re.compile(r"((?:(?<!http)(?<!https)|(?!://[^/\s:@]*:\d+[/?#]))://[^/\s:@]*):((?:(?!://)\S)*)@")
 PARAMETER = re.compile(r"(?i)([?&](?:password|token|secret|api_?key)=)[^&\s'\"]+")
 
 
@@ -15,5 +17,8 @@ def without_user(address: str) -> tuple[str, str, str]:
     """An address without user and password, and these two, decoded; empty where there are none."""
     parts = urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
+    if not at and (found := PASSWORD.search(address)):      # a slash in the password ends what urlsplit takes for it
+        name, password = found[1].removeprefix("://"), found[2]
+        return f"{parts.scheme}://{address[found.end():]}", unquote(name), unquote(password)
     name, _, password = user.partition(":")
     return parts._replace(netloc=host).geturl() if at else address, unquote(name), unquote(password)

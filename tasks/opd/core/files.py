@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import sys
 from pathlib import Path
 from typing import IO
@@ -29,11 +30,17 @@ def room_to_write(path: Path):
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner enters; one that is there and ours becomes so. Raises DiskFull."""
+    """Make a folder that only its owner enters; one that is there and ours becomes so.
+
+    One in which its group may write was shared with it on purpose: it stays so, and is closed to all others.
+    Raises: DiskFull.
+    """
     with room_to_write(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid == os.getuid():
-            folder.chmod(0o700)
+        found = folder.stat()
+        kept = stat.S_IMODE(found.st_mode) & ~(0o007 if found.st_mode & stat.S_IWGRP else 0o077)
+        if found.st_uid == os.getuid() and kept != stat.S_IMODE(found.st_mode):
+            folder.chmod(kept)
 
 
 def try_writing(folder: Path) -> None:
