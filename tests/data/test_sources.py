@@ -1,9 +1,11 @@
 """Prompts: sources give the same items always, the template is the student's, and what is unfit says why."""
+import errno
 import json
+import os
 
 import pytest
 
-from tasks.opd.core.errors import DataError
+from tasks.opd.core.errors import DataError, DiskFull
 from tasks.opd.core.records import Prompt, Quarantined, read_rows
 from tasks.opd.data.prompts import join_prompts, make_prompts
 from tasks.opd.data.sources import SOURCES
@@ -195,6 +197,22 @@ def test_hub_reads_a_local_folder_and_refuses_files_whose_columns_differ(tmp_pat
     write_lines(tmp_path / "data" / "b.jsonl", {"prompt": "?", "truth": 5})
     with pytest.raises(DataError, match="cannot be had"):
         list(SOURCES["hub"](range(9), dataset=str(tmp_path / "data")))
+
+
+@pytest.mark.parametrize("number, name, kind", [
+    (errno.ENOSPC, "", DiskFull), (errno.EACCES, "cache/one.lock", DiskFull), (errno.EACCES, "data/a.jsonl", DataError)])
+def test_a_disk_that_does_not_take_a_dataset_is_not_the_datas_fault(tmp_path, monkeypatch, number, name, kind):
+    def refuse(*arguments, **named):
+        raise OSError(number, os.strerror(number), *([str(tmp_path / name)] if name else []))
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "a.jsonl", {"question": "2 + 3?", "answer": "5"})
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.finalize", refuse)
+    with pytest.raises((DiskFull, DataError)) as caught:
+        list(SOURCES["hub"](range(9), dataset=str(tmp_path / "data")))
+    assert type(caught.value) is kind
+    assert ("data cannot be kept in" in str(caught.value) and os.strerror(number) in str(caught.value)) == (
+        kind is DiskFull)
 
 
 def test_a_hub_row_without_the_named_column_is_quarantined_with_what_there_is(tmp_path, monkeypatch):

@@ -75,16 +75,31 @@ def free_bytes(path: Path) -> int:
 def disk_error(error: BaseException | None, out: Path) -> DiskFull | None:
     """The DiskFull that lies behind any error of a stage writing to `out`; None when it has another cause.
 
-    Libraries say it in their own ways: an OSError with ENOSPC, its text (safetensors), or a failed write and no reason
-    (torch's zip writer, which fails for nothing else).
+    Libraries say it in their own ways: an OSError with ENOSPC, its text (safetensors, datasets), or a failed write and
+    no reason (torch's zip writer, which fails for nothing else).
     """
     if isinstance(error, DiskFull) or error is None:
         return error
+    return disk_full(out, error) if says_full(error) else disk_error(error.__cause__ or error.__context__, out)
+
+
+def says_full(error: BaseException) -> bool:
+    """Whether an error itself says that a disk takes no more."""
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
     silent = "PytorchStreamWriter failed writing" in str(error) or "inline_container.cc" in str(error)
-    if full or silent or "No space left on device" in str(error):
-        return disk_full(out, error)
-    return disk_error(error.__cause__ or error.__context__, out)
+    return full or silent or any(text in str(error) for text in ("No space left on device", "Not enough disk space"))
+
+
+def cache_error(error: BaseException | None, cache: Path, what: str) -> DiskFull | None:
+    """The DiskFull behind any error of a library that keeps `what` in a Hugging Face cache; None for another cause."""
+    if error is None:
+        return None
+    denied = isinstance(error, OSError) and error.errno in NO_ROOM and (
+        error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(cache))
+    if denied or says_full(error):
+        return DiskFull(f"{what} cannot be kept in {cache}: {error}; free space there, or point HF_HOME to a writable "
+                        "directory")
+    return cache_error(error.__cause__ or error.__context__, cache, what)
 
 
 @contextlib.contextmanager

@@ -6,12 +6,14 @@ the question; or `invalid`, the reason why it is none.
 import itertools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
 from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError
+from tasks.opd.core.files import cache_error
 from tasks.opd.data import tiny as tiny_task
 from tasks.opd.data.fields import item_of, packed, text_of
 from tasks.opd.data.row_files import numbered_rows
@@ -84,13 +86,16 @@ def hub(indices: range, *, dataset: str, config: str = "", split: str = "train",
     """Rows of a Hugging Face dataset, or of a local folder with one, with named fields as for jsonl.
 
     In GSM8K's answers "####" stands between solution and truth.
-    Raises: DataError when there is no such dataset, and when its files do not have the same columns.
+    Raises: DataError when there is no such dataset, and when its files do not have the same columns; DiskFull where
+    datasets cannot keep it.
     """
     import datasets
     from datasets.exceptions import DatasetsError
     try:
         rows = datasets.load_dataset(dataset, config or None, split=split, revision=revision or None)
     except (OSError, ValueError, DatasetsError) as error:
+        if full := cache_error(error, Path(datasets.config.HF_DATASETS_CACHE), f"dataset {dataset}"):
+            raise full from error
         raise DataError(f"dataset {dataset} ({config or 'no config'}, split {split}) cannot be had: {error}") from error
     for index in range(indices.start, min(indices.stop, len(rows))):
         yield item_of(rows[index], f"{dataset}[{index}]", question, answer, solution)

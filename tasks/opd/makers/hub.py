@@ -1,8 +1,8 @@
 """Models of the Hugging Face hub: the local copy, or a download; what goes wrong is said with the way out."""
 from pathlib import Path
 
-from tasks.opd.core.errors import DataError, DiskFull, OpdError
-from tasks.opd.core.files import NO_ROOM
+from tasks.opd.core.errors import DataError, OpdError
+from tasks.opd.core.files import cache_error
 from tasks.opd.store.contents import COPIES
 
 
@@ -21,9 +21,8 @@ def download(model: str, revision: str, patterns: list[str]) -> Path:
 def refusal(model: str, revision: str, error: Exception) -> OpdError:
     """What keeps a model from being had: of whom the hub, the network and the disk complain, and what to do."""
     from huggingface_hub import constants, errors
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return DiskFull(f"model {model} cannot be kept in {constants.HF_HUB_CACHE}: {error}; free space there, or "
-                        "point HF_HOME to a writable directory")
+    if full := cache_error(error, Path(constants.HF_HUB_CACHE), f"model {model}"):
+        return full
     ways = {
         errors.HFValidationError: "`model` is the name of its page on the hub, such as Qwen/Qwen3-0.6B",
         errors.GatedRepoError: "accept its terms on its page on the hub, and set HF_TOKEN",
