@@ -1,6 +1,7 @@
 """The loss: what a paper changes lives here.
 
 columns      per-token columns of a scored set
+positions    quantities by position, and where a signal ends in noise
 rows         which rollouts
 targets      which distribution is aimed at
 supports     where it is compared
