@@ -15,7 +15,7 @@ from tasks.opd.objective.reductions import Batch
 from tasks.opd.objective.supports import StudentTokens, TeacherTokens, gathered, on_support
 from tasks.opd.objective.terms import Prepared, Term
 
-BUCKETS = torch.tensor([0, 10, 30, 100, 300, 1000, 2000, 4000, 8000])  # first positions of what is told by position
+Look = Callable[[Term, Prepared, Tensor, StudentTokens, dict[str, TeacherTokens]], None]  # as `term_values` is called
 
 
 class Stats:
@@ -157,25 +157,22 @@ def note_ratio(term: Term, signal: Tensor, live: Tensor, old: Tensor, stats: Sta
         stats.add(f"{term.label}/ratio_clipped_share", (ratio > chosen["ratio_cap"]).double())
 
 
-def note_gap(term: Term, position: Tensor, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats
-             ) -> None:
-    """How much likelier the tokens written are to the term's main model than to the student, by position."""
+def note_gap(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> None:
+    """How much likelier the tokens written are to the term's main model than to the student."""
     main = models[next(iter(term.models.values()))].sampled
-    if main is None:
-        return
-    gap, places = (main - student.sampled.detach()).cpu(), torch.bucketize(position, BUCKETS, right=True) - 1
-    stats.add(f"{term.label}/teacher_gap_mean_nats", gap)
-    stats.add(f"{term.label}/teacher_gap_size_nats", gap.abs())
-    for place in places.unique().tolist():
-        stats.add(f"{term.label}/teacher_gap_from_{BUCKETS[place].item():04d}_nats", gap[places == place])
+    if main is not None:
+        gap = main - student.sampled.detach()
+        stats.add(f"{term.label}/teacher_gap_mean_nats", gap)
+        stats.add(f"{term.label}/teacher_gap_size_nats", gap.abs())
 
 
 def chunk_loss(terms: list[Term], prepared: list[Prepared], coefficient: Tensor, flat: Tensor,
-               student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
+               student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats, look: Look | None = None
+               ) -> Tensor:
     """The loss of n tokens `flat` (indices into the columns), a scalar with a graph; `coefficient` is [terms, n].
 
     `models` holds what each model that scored says of these tokens. A term looks only at tokens whose coefficient is
-    not zero: what stands elsewhere, NaN included, cannot reach it.
+    not zero: what stands elsewhere, NaN included, cannot reach it. `look` is shown what each term looks at.
     """
     loss = student.logits.sum() * 0
     for term, p, c in zip(terms, prepared, coefficient):
@@ -188,5 +185,7 @@ def chunk_loss(terms: list[Term], prepared: list[Prepared], coefficient: Tensor,
         loss = loss + (c[index].to(values) * values).sum()
         stats.add(f"{term.label}/loss_mean", values)
         if term.models and term.needs_teacher:
-            note_gap(term, p.position[here], own, chosen, stats)
+            note_gap(term, own, chosen, stats)
+        if look:
+            look(term, p, here, own, chosen)
     return loss

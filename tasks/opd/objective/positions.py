@@ -21,38 +21,22 @@ class Moments:
     variance: Tensor
 
 
-class Tally:
-    """The moments of a quantity, gathered over parts of a set in any order."""
-
-    def __init__(self):
-        self.count, self.sum, self.squares = (torch.zeros(BUCKETS, dtype=torch.float64) for _ in range(3))
-
-    def add(self, position: Tensor, values: Tensor) -> None:
-        """Add values [n] at positions [n]; those that are not finite are left out."""
-        values = values.detach().double().cpu()
-        there = torch.isfinite(values)
-        bucket, values = bucket_of(position[there]), values[there]
-        self.count.index_add_(0, bucket, torch.ones_like(values))
-        self.sum.index_add_(0, bucket, values)
-        self.squares.index_add_(0, bucket, values ** 2)
-
-    def moments(self) -> Moments:
-        """What was gathered."""
-        some = self.count.clamp(min=1)
-        mean = self.sum / some
-        return Moments(count=self.count.clone(), mean=mean, variance=(self.squares / some - mean ** 2).clamp(min=0))
-
-
 def bucket_of(position: Tensor) -> Tensor:
     """The index of each position's bucket: [n] -> [n] long."""
     return torch.bucketize(position, STARTS, right=True) - 1
 
 
 def moments_of(position: Tensor, values: Tensor) -> Moments:
-    """The moments of values [n] at positions [n]."""
-    tally = Tally()
-    tally.add(position, values)
-    return tally.moments()
+    """The moments of values [n] at positions [n]; values that are not finite are left out."""
+    there = torch.isfinite(values)
+    bucket, values = bucket_of(position[there]), values[there].double()
+
+    def summed(parts: Tensor) -> Tensor:
+        return torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket, parts)
+
+    count = summed(torch.ones_like(values))
+    mean = summed(values) / count.clamp(min=1)
+    return Moments(count=count, mean=mean, variance=summed((values - mean[bucket]) ** 2) / count.clamp(min=1))
 
 
 def signal_horizon(moments: Moments) -> int:

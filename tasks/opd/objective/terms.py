@@ -3,6 +3,7 @@
 Its mask, weights and advantages are prepared once, over the whole scored set, so that neither micro-batches nor
 optimizer steps change them. Every part reports what it did, under the same names in every variant.
 """
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -57,7 +58,6 @@ class Prepared:
     old_logprobs: Tensor                  # [N] nats, the student at the round's start; NaN where no slot asked
     advantage: Tensor | None              # [N], or [N, S] of the candidates
     candidates: Candidates | None
-    position: Tensor                      # [N] long, of the tokens
     report: dict[str, float]              # what rows, weights and advantage did
 
 
@@ -124,6 +124,17 @@ def prepare(term: Term, columns: Columns) -> Prepared:
     if advantage is not None and mask.any():
         worth = advantage[mask].double()
         report |= {"advantage_mean": float(worth.mean()), "advantage_size": float(worth.abs().mean()),
-                   "advantage_negative_share": float((worth < 0).double().mean())}
+                   "advantage_negative_share": float((worth < 0).double().mean()),
+                   "advantage_top1_share": largest_share(worth)}
     return Prepared(mask=mask, weight=torch.where(mask, weight, 0.0), old_logprobs=columns.old_logprobs,
-                    advantage=advantage, candidates=columns.candidates, position=columns.position, report=report)
+                    advantage=advantage, candidates=columns.candidates, report=report)
+
+
+def largest_share(values: Tensor, share: float = 0.01) -> float:
+    """The part of sum |value| that the largest 1 % of the values hold, one at least; 0 where all are 0.
+
+    Near 1 a few tokens decide the gradient. Source: Revisiting OPD, arXiv:2603.25562.
+    """
+    sizes = values.flatten().double().abs()
+    largest = sizes.topk(max(1, math.ceil(share * sizes.numel()))).values.sum()
+    return float(largest / sizes.sum().clamp(min=1e-300))

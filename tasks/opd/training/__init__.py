@@ -4,6 +4,8 @@ batching    optimizer batches and micro-batches
 forward     body micro-batch by micro-batch, head chunk by chunk
 prepass     columns before the first optimizer step
 scored_set  rollouts and signals laid flat
+diagnostics whether a round's signal can be trusted, by position
+repetition  how much of the rollouts repeats itself
 trainer     weights, AdamW, moving average; saved and resumed exactly
 round       the stage `checkpoint`
 alignment   whether a teacher's signal stands at its tokens

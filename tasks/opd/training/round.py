@@ -27,8 +27,10 @@ from tasks.opd.objective.loss import Stats, chunk_loss, coefficients
 from tasks.opd.objective.terms import Prepared, Term, bind_terms, prepare
 from tasks.opd.store.artifacts import model_folder
 from tasks.opd.training.batching import optimizer_batches
+from tasks.opd.training.diagnostics import Diagnostics
 from tasks.opd.training.forward import Forward, old_logprobs
 from tasks.opd.training.prepass import collect
+from tasks.opd.training.repetition import repetition
 from tasks.opd.training.scored_set import ScoredSet, read_scored
 from tasks.opd.training.trainer import Trainer, artifact_key, frozen, learning_rate, resume, save, update_average
 
@@ -36,9 +38,10 @@ CANARY_TOKENS = 1024  # of the longest completions: in bfloat16 a hundred are to
 
 
 def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], coefficient: Tensor, batch: list[int],
-               scored: ScoredSet, stats: Stats) -> float:
+               scored: ScoredSet, stats: Stats, diagnostics: Diagnostics | None = None) -> float:
     """Add the gradient of one optimizer batch to the model's; its loss. `coefficient` is [terms, N].
 
+    `diagnostics` see what the terms see.
     Raises: NonFinite when the loss is NaN or infinite, naming rollouts.
     """
     total = 0.0
@@ -48,13 +51,15 @@ def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], co
             index = flat[part]
             student = forward.student(leaf[part], index)
             loss = chunk_loss(terms, prepared, coefficient[:, index].to(forward.device), index, student,
-                              scored.tokens(index, forward.device), stats)
+                              scored.tokens(index, forward.device), stats, diagnostics and diagnostics.look)
             if not torch.isfinite(loss):
                 names = sorted({scored.rollouts[i].rollout_id for i in forward.columns.rollout[index].tolist()})
                 raise NonFinite(f"the loss is {loss.item()} on rollouts {names[:4]}; no step was taken and the last "
                                 "checkpoint stands: lower train.learning_rate, or look at these rollouts")
             loss.backward()
             total += loss.item()
+        if diagnostics:
+            diagnostics.note("gradient", flat, leaf.grad.norm(dim=-1))
         hidden.backward(leaf.grad)
     return total
 
@@ -85,6 +90,7 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
     epochs = [optimizer_batches(len(scored.rollouts), train["batch_rollouts"], spec["seed"], "order", spec["round"], e)
               for e in range(train["epochs"])]
     batches = [batch for epoch in epochs for batch in epoch]
+    diagnostics = Diagnostics(terms, forward.columns, scored)
     trained, steps, loss = 0, 0, 0.0
     log(trainer.step, {f"train/{t.label}/{name}": value for t, p in zip(terms, prepared)
                        for name, value in p.report.items()})
@@ -97,15 +103,17 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
         coefficient = coefficients(terms, fitting, forward.columns, batch, spec["completion_limit"])
         tokens = int((coefficient != 0).any(0).sum())
         trainer.optimizer.zero_grad(set_to_none=True)
-        loss = accumulate(forward, terms, fitting, coefficient, batch, scored, stats)
+        loss = accumulate(forward, terms, fitting, coefficient, batch, scored, stats,
+                          diagnostics if i < len(epochs[0]) else None)
         rate = learning_rate(train, trainer.step, share_behind(spec, trainer.tokens_seen, i / len(batches)))
-        norm = step(trainer, train, rate, spec["ema_decay"])
+        norm, diagnostics.moved = step(trainer, train, rate, spec["ema_decay"]), True
         trained, steps = trained + tokens, steps + 1
         trainer.tokens_seen += tokens
         log(trainer.step, {"train/loss_nats": loss, "train/grad_norm": norm, "train/learning_rate": rate,
                            "train/tokens_seen": trainer.tokens_seen, "train/step_seconds": time.monotonic() - started,
                            **{f"train/{key}": value for key, value in stats.means().items()}})
         bar.update(1, tokens=tokens)
+    log(trainer.step, diagnostics.values())
     trainer.optimizer.zero_grad(set_to_none=True)  # as large as the weights, and nobody's until the next round
     for name, parameter in learning(trainer.model).items():
         if not torch.isfinite(parameter).all():
@@ -177,6 +185,12 @@ def resident(student: Path, spec: dict, session) -> Trainer:
     return resume(student, spec["train"], spec["ema_decay"], spec["seed"])
 
 
+def decoded(token_ids: list[list[int]], folder: Path) -> list[str]:
+    """Completions as text, by the tokenizer of a model's folder."""
+    from tokenizers import Tokenizer
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).decode_batch(token_ids)
+
+
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
     session.sleep()
@@ -192,6 +206,7 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
                                  lambda at, values: session.log(out, at, values), bar)
         except NonFinite as error:
             raise NonFinite(f"round {spec['round']}: {error}. It started from {inputs['student']}") from error
+    session.log(out, trainer.step, repetition(scored.rollouts, lambda rows: decoded(rows, origin)))
     if spec["controlled"]:
         session.log(out, trainer.step, {f"train/controlled_{key}": value for key, value in spec["controlled"].items()})
     save(trainer, out, origin)
