@@ -5,8 +5,8 @@ from flows import tables
 from flows.pools import pool_for
 from tasks.bootstrap import make_models, models_needed
 from tasks.evaluate import evaluate_student
+from tasks.findings import conclude, observe
 from tasks.grade import grade_rollouts
-from tasks.history import round_record
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.run_records import recorded
@@ -33,17 +33,17 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
         held_out = {b.name: make_prompts(b, student, pool, **ask, use="test", train=prompts) for b in recipe.benchmarks}
         preflight(recipe, models, prompts, pool)
         start, evaluation = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)
-        checkpoints, history = [], []
+        checkpoints, history, findings = [], [], []
         for round_index in rounds(recipe, pool, lambda: student):  # noqa: B023  the latest is meant
             rollouts, student = one_round(recipe.at(round_index, history), models, student, prompts, pool, round_index)
-            history.append(round_record(student))
+            observe(recipe, student, history, findings)
             if recipe.evaluate_every and len(history) % recipe.evaluate_every == 0:
                 evaluation += evaluate_student(recipe, student, held_out, pool, step=len(history), teacher=teacher)[1]
             prune(checkpoints := [*checkpoints[-2:], student])
         run.sample(rollouts, models["student"])
         end, after = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher, step=len(history))
     result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end,
-              "evaluation": [*evaluation, *after]}
+              "evaluation": [*evaluation, *after], "findings": conclude(recipe, history, findings, start, end)}
     publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": tables.markdown_of_run(result)}, **run.links())
     return result | {"mlflow_page": run.url(), "mlflow_charts": run.charts()}
 

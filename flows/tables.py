@@ -1,7 +1,7 @@
 """What distillations returned, as tables: a suite's, or one run's against its own start."""
 import json
 
-from tasks.opd.evaluation import cell_costs, comparison
+from tasks.opd.evaluation import cell_costs, comparison, findings
 from tasks.opd.evaluation.clusters import clusters_of
 from tasks.opd.evaluation.comparison_tables import to_markdown
 from tasks.opd.recipe.schema import Recipe
@@ -30,10 +30,11 @@ def divergence_of(report: Artifact) -> float | None:
 
 
 def markdown_of_run(result: dict) -> str:
-    """A run's tables with their divergence to the teacher, a section a benchmark."""
+    """A run's tables with their divergence to the teacher, a section a benchmark, and what rules found."""
     parts = [(f"### {name}", to_markdown(table), divergence_line(result["start"][name], result["end"][name]))
              for name, table in of_run(result).items()]
-    return "\n\n".join(text for part in parts for text in part if text)
+    texts = [text for part in parts for text in part] + [findings.to_markdown(result.get("findings", []))]
+    return "\n\n".join(filter(None, texts))
 
 
 def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Exception], benchmark: str,

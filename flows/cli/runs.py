@@ -60,6 +60,7 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
         lines += [f"benchmark {name}", to_text(table), *filter(None, [apart]),
                   f"report      {result['end'][name].path}", ""]
     result |= ended(started)
+    lines += [f"finding     round {finding.rounds}, {finding.rule}: {finding.text}" for finding in result["findings"]]
     return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", *ending(result)])
 
 

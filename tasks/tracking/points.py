@@ -25,6 +25,7 @@ PREFIXES = {"rollouts": "rollout", "grades": "grade", "refined": "refine", "scor
 SETTLED = ("model", "prompts", "preflight")  # stages before the first round: their records say all, no curve does
 SIZES = {"prompts", "samples", "rollouts", "tokens", "kept", "scored", "divergence_tokens", "tokens_seen", *NAMES}
 BY_STEP = {"train/loss_nats", "train/grad_norm", "train/learning_rate"}  # shown by optimizer step, too
+POSITION = "position"                   # position/<quantity>/<first position of a bucket>, see training.diagnostics
 TABLE = "rollouts.json"
 DIGEST_CHARACTERS = 36                  # of a dataset, at most
 
@@ -111,8 +112,9 @@ def shipped_points(note: Note, record: dict, spent: dict[str, float]) -> list[di
     """What MLflow gets of a stage: of each of its metrics the mean, at the rounds finished, and what `optimizer_points`
     gives. The timestamp is that of the metric's last point.
 
-    Left out: what comes before the first round, sizes that the recipe decides (costs stand under `round/`), and counts
-    of zero. The stage's own `metrics.jsonl` and record have all.
+    Left out: what comes before the first round, sizes that the recipe decides (costs stand under `round/`), counts of
+    zero, and what is told by position: a dozen quantities in a dozen buckets each would fill the table of runs, and no
+    chart over rounds shows a profile; `positions.json` has them. The stage's own `metrics.jsonl` and record have all.
     """
     if note.artifact.kind in SETTLED:
         return []
@@ -133,6 +135,8 @@ def optimizer_points(by_key: dict[str, list[dict]]) -> list[dict]:
 def is_telling(key: str, value: float) -> bool:
     """Whether a number is worth a chart: neither a size nor a count of nothing; costs so far are, where there are."""
     stage, _, name = key.partition("/")
+    if stage == POSITION:
+        return False
     if stage == "round":
         return name in (TRAINED, "seconds") or value != 0
     name = name.rpartition("/")[2]
@@ -175,10 +179,23 @@ def last_files(stages: Stages, sent: dict, table: tuple[Artifact, Artifact] | No
             records[name] = artifacts.read_record(artifacts.place(kind, known[0])) or {}
     lines = [json.dumps({"as": name, **record}) for name, record in records.items() if record]
     files = {"stages.json": "[\n" + ",\n".join(lines) + "\n]\n"} if lines else {}
+    if profiles := [profile_of(record) for record in records.values() if record and record["kind"] == "checkpoint"]:
+        files["positions.json"] = "[\n" + ",\n".join(map(json.dumps, profiles)) + "\n]\n"
     if table:
         columns = sampled_rows(*table)
         files[TABLE] = json.dumps({"columns": list(columns), "data": [list(row) for row in zip(*columns.values())]})
     return files
+
+
+def profile_of(record: dict) -> dict:
+    """A round's quantities by position: {round, quantity: {first position of a bucket: value}}."""
+    found = defaultdict(dict)
+    for point in metrics.read(artifacts.place(record["kind"], record["fingerprint"]) / metrics.FILE):
+        stage, _, name = point["key"].partition("/")
+        if stage == POSITION:
+            quantity, _, bucket = name.rpartition("/")
+            found[quantity][bucket] = point["value"]
+    return {"round": record["spec"]["round"], **found}
 
 
 def dataset_of(note: Note) -> dict[str, str]:

@@ -1,10 +1,13 @@
 """Which MLflow run a flow's work belongs to: one a (variant, seed), under one parent a suite."""
 import contextlib
 import hashlib
+import json
 from contextvars import ContextVar
+from dataclasses import asdict
 
 from tasks import server
 from tasks.opd.core.addresses import masked
+from tasks.opd.evaluation.findings import Finding
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.fingerprints import canonical
@@ -24,6 +27,13 @@ def log_artifact(artifact: Artifact, name: str, *, step: int = 0, prefix: str = 
         prefix = "/".join(filter(None, [PREFIXES.get(stage, stage), rest]))
         run.notes.append(Note(artifact=artifact, name=name, step=step, prefix=prefix))
     return artifact
+
+
+def log_findings(findings: list[Finding]) -> None:
+    """Keep what rules found in the open run, if any, as findings.json."""
+    run = _current.get()
+    if run is not None and findings:
+        run.files["findings.json"] = json.dumps([asdict(finding) for finding in findings], indent=1)
 
 
 @contextlib.contextmanager

@@ -84,3 +84,13 @@ def test_a_name_that_is_no_file_name_is_written_as_one():
     with recorded("evaluate-../x y"):
         refer("report", "a")
     assert read_all()[0].name == "evaluate-../x y" and read_all()[0].path.name.startswith("evaluate-_x_y-")
+
+
+def test_a_note_stays_with_the_run_and_refers_to_nothing():
+    with recorded("gkd-seed0", recipe={}):
+        refer("rollouts", "a")
+        run_records.note({"finding": {"rule": "loops"}})
+    run_records.note({"finding": {}})  # nobody's
+    [record] = read_all()
+    assert [*record.artifacts] == [("rollouts", "a")] and record.finished
+    assert {"finding": {"rule": "loops"}} in map(json.loads, record.path.read_text().splitlines())

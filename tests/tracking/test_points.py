@@ -1,9 +1,11 @@
 """Points: one name and one step for all that a round is, and only numbers that tell something."""
+import json
+
 import pytest
 
 from tasks.opd.core import metrics
 from tasks.opd.store import artifacts
-from tasks.tracking.points import Note, new_points, points_of, shipped_points
+from tasks.tracking.points import Note, last_files, new_points, points_of, shipped_points
 
 CREATED = "2026-01-01T00:00:00+00:00"
 AT = 1_767_225_600_000                  # that, in milliseconds
@@ -88,3 +90,13 @@ def test_the_axes_begin_at_the_first_evaluation_and_count_the_rounds_alone():
     again = new_points([*zip(notes, records)], [False, True, True, *3 * [False]])     # what went before is sent already
     assert {(p["key"], p["step"]) for p in again} == {
         ("eval/a/avg", 0), ("eval/b/avg", 0), ("round/trained_tokens", 0), ("round/seconds", 0)}
+
+
+def test_what_is_told_by_position_is_a_file_and_no_metric():
+    own = [{"position/teacher_gap_nats/8": -0.5, "position/tokens/8": 3.0, "trust/overlap@16": 0.75}]
+    note = note_of("checkpoint", "checkpoint", {}, own, step=2)
+    record = record_of(note) | {"kind": "checkpoint", "fingerprint": note.artifact.fingerprint, "spec": {"round": 1}}
+    assert shipped(note, {}) == {("trust/overlap_at_16", 2): 0.75}
+    [profile] = json.loads(last_files({"checkpoint/0001": (note, record)}, {}, None)["positions.json"])
+    assert profile == {"round": 1, "teacher_gap_nats": {"8": -0.5}, "tokens": {"8": 3.0}}
+    assert "positions.json" not in last_files({"rollouts/0001": (note, record | {"kind": "rollouts"})}, {}, None)

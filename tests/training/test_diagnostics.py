@@ -80,7 +80,7 @@ def test_without_hidden_states_the_teachers_scored_entropy_stands_in_and_its_16_
 
 
 def test_the_comparison_by_hand():
-    # arXiv:2604.13016's toy of the notes: student (.5, .3, .2), teacher (.2, .7, .1): RKL 0.342585, H 1.029653, 0.801819
+    # student (.5, .3, .2), teacher (.2, .7, .1): reverse KL 0.342585, entropies 1.029653 and 0.801819
     logits = torch.tensor([[0.5, 0.3, 0.2, 0.0]], dtype=torch.float64).log()
     teacher = TeacherTokens(hidden=torch.zeros(1, 1), num_tokens=1)
     teacher.__dict__["full"] = torch.tensor([[0.2, 0.7, 0.1, 0.0]], dtype=torch.float64).log()

@@ -2,7 +2,9 @@
 
 benchmarks          answers, graded; the stage `report`
 cell_costs          what a cell cost in tokens, seconds and bytes
+leakage             answers that speak of what only the teacher saw
 teacher_divergence  exact divergence to the teacher on the student's own answers; the stage `divergence`
+findings            what a run's numbers say is going wrong
 clusters            which prompts are kin
 statistics          intervals over seeds and prompts, many comparisons, what can be detected
 power               what a suite can detect, before it runs

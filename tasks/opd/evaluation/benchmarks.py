@@ -17,6 +17,7 @@ from tasks.opd.core.records import STUDENT, Prompt, Sample, read_rows, write_row
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data.answers import completion_text
 from tasks.opd.data.graders import grade
+from tasks.opd.evaluation.leakage import leakage
 from tasks.opd.models.tokenizers import tokenizer_of
 from tasks.opd.store.artifacts import model_folder
 
@@ -69,6 +70,7 @@ def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
                               token_ids=completion.token_ids, text=text, reward=reward, feedback=feedback,
                               finish_reason=completion.finish_reason))
     report = report_of(samples, benchmark["pass_at"]) | produced_by(tokenizer, sampling, spec)
+    report["counts"]["leakage_share"] = leakage(samples, prompts)
     write_rows(out / "samples.parquet", samples, Sample)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     session.log(out, 0, {f"evaluate/{benchmark['name']}_{key.replace('@', '_at_')}": value

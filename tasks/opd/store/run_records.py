@@ -67,6 +67,12 @@ def refer(kind: str, fingerprint: str) -> None:
         append(file, {"kind": kind, "fingerprint": fingerprint})
 
 
+def note(line: dict) -> None:
+    """Keep a line with the run at work, if any; it refers to no artifact."""
+    if file := _writing.get():
+        append(file, line)
+
+
 def append(file: Path, line: dict) -> None:
     """Add one line, in one write."""
     with room_to_write(file), open(file, "ab") as opened:

@@ -34,7 +34,7 @@ from torch import Tensor
 from tasks.opd.core.records import STUDENT
 from tasks.opd.objective.columns import Columns
 from tasks.opd.objective.divergences import relative
-from tasks.opd.objective.positions import STARTS, bucket_of, moments_of, signal_horizon
+from tasks.opd.objective.positions import STARTS, moments_of, signal_horizon
 from tasks.opd.objective.supports import StudentTokens, TeacherTokens
 from tasks.opd.objective.terms import Prepared, Term, largest_share
 from tasks.opd.training.scored_set import ScoredSet
