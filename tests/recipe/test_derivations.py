@@ -132,11 +132,11 @@ WITH_ENGINE = ("rollouts", "refined", "scores", "report", "divergence", "preflig
 @pytest.mark.parametrize("edit, expected", [
     (("objective.weights", "unsure + apart - unsure * apart", "unsure + apart"), cells(LEARNING, ["tip"])),
     (("objective.weights", "quantile(entropy, 0.98)", "quantile(entropy, 0.9)"), cells(LEARNING, ["tip"])),
-    (("objective.weights", "ROUNDING = 1e-9", "ROUNDING = 1e-8"), cells(LEARNING, ["tip"])),
+    (("objective.statistics", "ROUNDING = 1e-9", "ROUNDING = 1e-8"), cells(LEARNING, ["tip"])),
     (("objective.weights", "(columns.position >= tokens)", "(columns.position > tokens)"), set()),
     (("objective.divergences", "def jsd(teacher_logprobs: Tensor", "def jsd(teacher_logprobs"),
      cells(LEARNING, ["gkd"])),
-    (("objective.advantages", "return columns.teacher - columns.old_logprobs\n",
+    (("objective.gaps", "return columns.teacher - columns.old_logprobs\n",
       "return columns.old_logprobs - columns.teacher\n"),
      cells(LEARNING, ["opd_reverse_kl"])),
     (("training.prepass", "return student.entropy\n", "return 2 * student.entropy\n"), cells(LEARNING, ["tip"])),
