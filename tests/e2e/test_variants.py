@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tasks.bootstrap import make_models, models_needed
 from tasks.grade import grade_rollouts
+from tasks.history import round_record
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import graders, tiny
 from tasks.opd.objective.terms import bind_terms
@@ -87,7 +88,7 @@ def recipe_of(variant: str, pair):
 
 @pytest.fixture(scope="module")
 def trained(pair):
-    """variant -> (recipe, what preflight found, metrics by round, counts by stage, weights)."""
+    """variant -> (recipe of each round, what preflight found, metrics by round, counts by stage, weights)."""
     @cache
     def train(variant: str):
         recipe, counts = recipe_of(variant, pair), defaultdict(list)
@@ -96,9 +97,9 @@ def trained(pair):
             student, ask = models["student"], {"context_tokens": recipe.pair.context_tokens}
             prompts = make_prompts.fn(recipe.prompts, student, pool, **ask, use="train")
             found = json.loads((preflight.fn(recipe, models, prompts, pool).path / "preflight.json").read_text())
-            metrics = [defaultdict(list) for _ in range(recipe.rounds)]
+            metrics, rounds, history = [defaultdict(list) for _ in range(recipe.rounds)], [], []
             for r in range(recipe.rounds):
-                now = recipe.at(r)
+                now = recipe.at(r, history)
                 rollouts = write_rollouts.fn(now, models, student, prompts, pool, r)
                 rollouts = grade_rollouts.fn(now, prompts, rollouts, pool, r)
                 if now.refine:
@@ -107,19 +108,21 @@ def trained(pair):
                     rollouts = grade_rollouts.fn(now, prompts, rollouts, pool, r)
                 scores = score_rollouts.fn(now, models, student, prompts, rollouts, pool, r)
                 student = train_student.fn(now, models, student, rollouts, scores, pool, r)
+                rounds.append(now)
+                history.append(round_record(student))
                 for name, artifact in {"grades": rollouts, "checkpoint": student, **scores}.items():
                     counts[name].append(artifact.counts)
                 for line in (student.path / "metrics.jsonl").read_text().splitlines():
                     metrics[r][json.loads(line)["key"]].append(json.loads(line)["value"])
             tensors = load_file(student.path / "model" / "model.safetensors")
             weights = torch.cat([tensors[name].flatten() for name in sorted(tensors)])
-        return recipe, found, metrics, counts, weights
+        return rounds, found, metrics, counts, weights
     return train
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_passes_preflight_and_trains_two_rounds(trained, variant):
-    recipe, found, metrics, counts, _ = trained(variant)
+    (recipe, _), found, metrics, counts, _ = trained(variant)
     status = {finding["check"]: finding["status"] for finding in found}
     assert "red" not in status.values()
     assert {check for check, colour in status.items() if colour == "yellow"} <= set(recipe.accepts)
@@ -145,11 +148,11 @@ def fired(now, term, label: str, metrics: dict, counts: dict) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_its_parts_fire_in_every_round(trained, variant):
-    recipe, _, metrics, counts, _ = trained(variant)
-    for r in range(recipe.rounds):
-        now = recipe.at(r)
+    rounds, _, metrics, counts, _ = trained(variant)
+    for r, now in enumerate(rounds):
         for part, bound in zip(requirements.terms_of(now), bind_terms(requirements.terms_of(now))):
             fired(now, now.terms[int(part["group"])], bound.label, metrics[r], counts)
+    recipe = rounds[0]
     for count in counts["refined"] if recipe.refine else []:
         assert count["refined"] > 0
         assert count["refined"] < count["rollouts"] or recipe.refine[0].params.get("others") != "keep"

@@ -251,7 +251,8 @@ def test_grouped_advantages_are_those_that_change_with_the_rewards_of_others():
     pair = Candidates(ids=torch.tensor([[0, 1]] * 6), student=torch.zeros(6, 2), target=torch.ones(6, 2))
     one, other = (columns([3, 3], group=[0, 0], reward=[1.0, reward], candidates=pair, **values) for reward in (0., 1.))
     changing = {name for name, worth in ADVANTAGES.items() if not torch.equal(worth(one)[:3], worth(other)[:3])}
-    assert changing == {name for name, entry in ADVANTAGES.items() if entry.grouped} == {"grpo", "direction"}
+    grouped = {name for name, entry in ADVANTAGES.items() if entry.grouped}
+    assert changing == grouped == {"grpo", "direction", "mixed", "modulated"}
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))

@@ -21,23 +21,22 @@ from tasks.opd.engines.api import Want
 from tasks.opd.models.heads import head_of, hidden_states
 from tasks.opd.objective.loss import Stats, coefficients
 from tasks.opd.objective.terms import bind_terms
-from tasks.opd.recipe import loading, requirements, slots
+from tasks.opd.recipe import loading, requirements, slots, validation
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.scoring.self_teachers import REFRESHES
 from tasks.opd.training.round import accumulate, start_round
 from tasks.opd.training.scored_set import ScoredSet, make_scored
+from tests.limits import FORWARD, FULL, GROUPS, LENGTHS, MEANS, PHASES, RECIPES, TABLE, Limit, V
 from tests.tiny_models import rollout, train_spec
 
 VARIANTS = sorted(file.stem for file in (loading.CONFIGS / "variants").glob("*.yaml"))
-V = 40
 NAMES = ("live", "start", "ema", "teacher", "teacher_start", "expert_four", "expert_five", "random")
 MOVE = 0.04                       # standard deviation of what is added to each weight when the student moves
-GROUPS = [("four", [3, 5], (1.0, 0.0, 0.0)), ("five", [7], (0.0, 0.0)), ("four", [9, 2, 6], (1.0, 1.0, 0.0))]
-LENGTHS = [5, 9, 3, 2, 7, 4, 1, 6]  # in order; the group of equal rewards has 2 + 7
 WORDS = {"solution": [11, 12], "demonstration": [13, 14, 15], "experience": [16], "feedback": [17, 18]}
-AUTHORS = {"student": STUDENT, "teacher": TEACHER, "dataset": DATASET}
+AUTHORS = {"student": STUDENT, "mixture": STUDENT, "teacher": TEACHER, "dataset": DATASET}
 VERSIONS = {("start", "model"): "start", ("round", "model"): "live", ("round", "ema"): "ema"}
 EOS = 1
+REWARDS = {"all_wrong": 0.0, "all_right": 1.0}
 
 
 def new_model(seed: int):
@@ -71,8 +70,8 @@ def world_of(name: str) -> World:
     cut = {"one_token": 1, "two_tokens": 2}.get(name)
     rows = [replace(r, token_ids=r.token_ids[:cut], author=r.author[:cut], logprobs=r.logprobs[:cut])
             for r in rows if not cut or len(r.token_ids) >= cut]
-    if name == "four":
-        rows = [r for r in rows if r.domain == "four"]
+    if name in ("four", *REWARDS):
+        rows = [replace(r, reward=REWARDS.get(name, r.reward)) for r in rows if r.domain == "four"]
     return World(rows, frozenset() if name == "nothing_special" else frozenset({EOS}))
 
 
@@ -175,164 +174,6 @@ def total(parts: list, world: str, moved: bool) -> Tensor | float:
     return sum((factor * gradient(variant, settings, world, moved) for factor, variant, settings in parts), 0.0)
 
 
-def self_teacher(context: str, refresh: str = "frozen") -> str:
-    return f"teacher={{model: self, refresh: {refresh}, context: {context}}}"
-
-
-class Limit(NamedTuple):
-    """In this limit the variant's gradient is the sum of factor * that of others."""
-    variant: str
-    settings: list[str]
-    equals: list[tuple[float, str, list[str]]]
-    apart: float = 1e-10          # largest difference of an entry; 0.0: bit for bit
-    moved: bool = True            # also after the student has left the round's start
-    world: str = "plain"
-
-
-OPD, FULL, FORWARD, JSD = "opd_reverse_kl", "opd_reverse_kl_full", "opd_forward_kl", "opd_jsd"
-EVERY = f"terms.0.support.k={V}"                                   # the top k is the whole vocabulary
-OURS, EIGHT = "rollout.writers=[student]", "rollout.writers=[{name: student, n: 8}]"
-ONE_EXPERT = "pair.experts={four: teacher, five: teacher}"
-LIVE = self_teacher("same", "live")                                # it sees nothing and is the student itself
-WARM = "loss.temperature=1.1"
-SUCCESS, TOLD = "{name: sibling, feedback: never}", "{name: sibling, feedback: alone}"
-PER_TOKEN = "terms.0.reduction=token"
-FIXED, AVERAGE = "schedule=[]", "{name: ema, decay: 0.95}"
-BIT, SINGLE = 0.0, 1e-7           # the distribution sampled from is kept in single precision
-THINK = "rethinking_"
-UNREFINED = ["refine=[]", "terms.0.rows=sampled", "rollout.sampling.temperature=1.0", "rollout.sampling.top_p=1.0"]
-RAW = ["terms.0.support.k=4", "terms.0.advantage.normalise=false"]
-
-TABLE = [
-    # baselines
-    Limit("sft", [OURS], [(-1, "fixed_negative_advantage", [])], moved=False),
-    Limit("gkd", [OURS, PER_TOKEN], [(1, JSD, [])], BIT),
-    Limit("gkd", [OURS, PER_TOKEN, "terms.0.divergence=forward_kl"], [(1, FORWARD, [])], BIT),
-    Limit(JSD, ["terms.0.divergence.beta=1e-8", "terms.0.coefficient=1e8"], [(1, FORWARD, [])], 1e-5),
-    Limit(JSD, ["terms.0.divergence.beta=0.99999999", "terms.0.coefficient=1e8"], [(1, FULL, [])], 1e-5),
-    Limit(JSD, ["terms.0.divergence.beta=0.3"], [(0.3, "distillm_skl", ["terms.0.divergence.alpha=0.3"]),
-                                                 (0.7, "distillm_srkl", ["terms.0.divergence.alpha=0.7"])]),
-    Limit("distillm_skl", ["terms.0.divergence.alpha=1e-9"], [(1, FORWARD, [])], 1e-5),
-    Limit("distillm_srkl", ["terms.0.divergence.alpha=1e-9"], [(1, FULL, [])], 1e-5),
-    Limit("grpo", [PER_TOKEN],
-          [(1, "dapo", ["terms.0.rows=sampled", "terms.0.estimator.clip_high=0.2"])], BIT),
-    Limit("dr_grpo", ["terms.0.advantage.scale=true", "terms.0.reduction=sequence"], [(1, "grpo", [])], BIT),
-    Limit("dapo", ["terms.0.estimator.clip_high=0.2"],                             # equal groups only fill the mean
-          [(sum(LENGTHS) / (sum(LENGTHS) - 9), "grpo", [PER_TOKEN])]),
-    Limit("ppo_clip", [], [(1, OPD, [])], BIT, moved=False),
-    Limit("ppo_clip", ["terms.0.estimator={name: policy_gradient, clip_low: 0.999999, clip_high: 1e9}"], [(1, OPD, [])],
-          BIT),
-    # credit
-    Limit("opd_return_to_go", ["terms.0.advantage.discount=0"], [(1, OPD, [])], BIT),
-    Limit("opd_return_to_go", [], [(1, OPD, [])], BIT, world="one_token"),
-    Limit("opd_discounted", ["terms.0.advantage.discount=0"], [(1, OPD, [])], BIT),
-    Limit("opd_discounted", ["terms.0.advantage.discount=1"], [(1, "opd_return_to_go", [])], BIT),
-    # self-teachers
-    Limit("opsd", ["terms.0.clip.limit=1e9"],                                      # GKD's beta 0 is the forward KL
-          [(1, "gkd", [self_teacher("solution"), WARM, OURS, PER_TOKEN, "terms.0.divergence=forward_kl"])], BIT),
-    Limit("opsd", ["terms.0.clip.limit=1e9"], [(1, "opsd_no_clip", [])], BIT),
-    Limit("opsd", [LIVE], [], moved=False),
-    Limit("opsd_position_clip", ["terms.0.clip.limit=1e9"], [(1, "opsd_no_clip", [])], BIT),
-    Limit("opsd_no_clip", [], [(1, FORWARD, [self_teacher("solution"), WARM])], BIT),
-    Limit("pw_opsd", ["terms.0.weights.0.lowest=1.0"], [(1, "opsd", ["terms.0.reduction=sequence"])], BIT),
-    Limit("dash", [], [(1, "opsd", [])], BIT, world="one_token"),                  # nothing to hand on
-    Limit("dash", ["terms.0.weights.0.kappa=0"],                                   # half is handed on: 1 and 1.5
-          [(1, "opsd", []), (0.5, "opsd", ["terms.0.weights=[{name: skip_first, tokens: 1}]"])], world="two_tokens"),
-    Limit("sdft", ["terms.0.weights.0.tokens=0"],
-          [(1, FORWARD, [self_teacher("demonstration", AVERAGE)])], BIT),
-    Limit("sdft", [LIVE], [], moved=False),
-    Limit("sdpo", [EVERY], [(1, JSD, [self_teacher(SUCCESS, AVERAGE), EIGHT])], SINGLE, moved=False),
-    Limit("sdpo", [EVERY, "terms.0.estimator=exact"], [(1, JSD, [self_teacher(SUCCESS, AVERAGE), EIGHT])], SINGLE),
-    Limit("sdpo", [LIVE], [], moved=False),
-    Limit("sdpo_feedback", [EVERY, "terms.0.estimator=exact"],
-          [(1, FULL, [self_teacher(TOLD, "{name: ema, decay: 0.99}"), EIGHT])], SINGLE),
-    Limit("sdpo_trust_region", ["terms.0.target.share=0"], [(1, "sdpo", ["teacher.refresh=frozen"])]),
-    Limit("sdpo_trust_region", ["terms.0.target.share=1"], [(1, "sdpo", ["teacher.refresh=live"])]),
-    Limit("sdpo_trust_region", ["terms.0.target.share=1", "teacher.context=same"], [], moved=False),
-    Limit("opcd", [EVERY], [(1, FULL, ["teacher={model: self, context: {name: experience, text: x}}"])]),
-    # beyond the teacher
-    Limit("gopd", ["terms.0.target.scale=1"], [(1, OPD, [])], BIT),
-    Limit("exopd", ["terms.0.target.scale=1"], [(1, OPD, [])], BIT),
-    Limit("exopd", ["terms.0.target.scale=0"], [(1, OPD, ["teacher.model=start"])], BIT),
-    Limit("exopd", [], [(1.25, OPD, []), (-0.25, OPD, ["terms.0.target={name: reference, model: start}"])]),
-    Limit("exopd_corrected", ["terms.0.target.scale=1"], [(1, OPD, [])], BIT),
-    Limit("exopd_corrected", ["terms.0.target.scale=0"], [(1, OPD, ["teacher.model=teacher_start"])], BIT),
-    Limit("exopd_corrected", ["terms.0.target.reference=start"], [(1, "exopd", [])], BIT),
-    Limit("veto", ["terms.0.target.beta=0", FIXED], [(1, FORWARD, [])]),
-    # in turns: of the student's own words, the losses
-    Limit("skd", [], [(1, FORWARD, ["terms.0.reduction=sequence"])], BIT),
-    Limit("skd", [], [(1, "skd_reverse_kl", ["terms.0.divergence=forward_kl"])], BIT),
-    Limit("skd_reverse_kl", [PER_TOKEN], [(1, "relay_opd", [])], BIT),
-    Limit("relay_opd", [], [(1, FULL, [])], BIT),
-    # many teachers
-    Limit("routed_teachers", [ONE_EXPERT], [(1, OPD, [])], BIT),
-    Limit("routed_teachers", [], [(1, OPD, ["teacher.model=expert_four"])], BIT, world="four"),
-    Limit("exopd_experts", ["terms.0.target.scale=1"], [(1, "routed_teachers", [])], BIT),
-    Limit("exopd_experts", [ONE_EXPERT], [(1, "exopd", [])], BIT),
-    Limit("mixed_teachers", [ONE_EXPERT], [(1, FULL, [])], BIT),
-    Limit("mixed_teachers", [],
-          [(0.5, FULL, ["teacher.model=expert_four"]), (0.5, FULL, ["teacher.model=expert_five"])]),
-    # which tokens
-    Limit("tip", ["terms.0.weights.0.share=1"], [(1, FULL, [])], BIT),
-    Limit("tip_entropy", ["terms.0.weights.0.share=1"], [(1, FULL, [])], BIT),
-    Limit("tip_q3", ["terms.0.weights.0.share=1"], [(1, FULL, [])], BIT),
-    Limit("eopd", ["terms.1.weights.0.nats=100"], [(1, "ppo_clip", [])], BIT),
-    Limit("eopd", ["terms.1.weights.0.nats=-1"],
-          [(1, "ppo_clip", []), (1, FORWARD, ["terms.0.support={name: teacher_top_k, k: 16, renormalise: teacher}"])]),
-    Limit("eopd", ["terms.1.weights.0.nats=-1", f"terms.1.support.k={V}"], [(1, "ppo_clip", []), (1, FORWARD, [])]),
-    Limit("dasd", ["terms.0.advantage.beta=0"], [(1, "grpo", [PER_TOKEN])], BIT),
-    Limit("iw_opd", ["terms.0.weights.0.largest=1"], [(1, OPD, [])], BIT),
-    Limit("fire_opd", ["terms.0.rows.share=1", "terms.0.weights.0.student=0", "terms.0.weights.0.teacher=0"],
-          [(1, "ppo_clip", [])], BIT),
-    Limit("reopold", ["terms.0.advantage.share=1e-300", "terms.0.weights.0.share=1e-300", FIXED], [(1, OPD, [])], BIT),
-    Limit("reopold", ["terms.0.advantage.share=1e-300", "terms.0.weights=[{name: high_entropy, share: 1}]", FIXED],
-          [(1, OPD, [])], BIT),                                                    # the second phase
-    Limit("fu_lsm", [EVERY], [(1, FULL, [])]),
-    Limit("fu_lsm_masked", [], [(1, "fu_lsm", [])], BIT, world="nothing_special"),
-    Limit("zhu_topk", [EVERY], [(1, FULL, [])], moved=False),
-    Limit("zhu_topk", ["terms.0.support.k=4"], [(1, THINK + "only_student", RAW)], BIT),
-    *(Limit(THINK + name, [EVERY], [(1, FULL, [])], moved=False)
-      for name in ("only_student", "only_teacher", "intersection", "union")),
-    Limit(THINK + "union", RAW, [(1, THINK + "only_student", RAW), (1, THINK + "only_teacher", RAW),
-                                 (-1, THINK + "intersection", RAW)]),
-    # controls
-    Limit("fixed_negative_advantage", ["terms.0.advantage.value=1"], [(1, "sft", [OURS])], moved=False),
-    Limit("shuffled_teacher", [], [(1, OPD, [])], BIT, world="token_7"),           # one gap has one order
-    Limit("shifted_teacher", [], [(1, OPD, [])], BIT, world="one_token"),
-    Limit("self_as_teacher", [], [], 1e-12),
-    Limit("self_as_teacher", ["teacher={model: teacher, refresh: frozen}"], [(1, OPD, [])], BIT),
-    Limit("random_teacher", ["teacher.model=teacher"], [(1, FULL, [])], BIT),
-]
-
-EXTRAPOLATED = "terms.0.target={{name: extrapolated, scale: {}, reference: {}}}"
-MEANS = [  # variant, whose distribution the one token written has, what the gradient's mean under it is
-    (OPD, "live", [(1, FULL, [])]),
-    ("ppo_clip", "live", [(1, FULL, [])]),
-    ("vopd", "live", [(1, FULL, [])]),
-    ("opd_return_to_go", "live", [(1, FULL, [])]),
-    ("gopd", "live", [(1, FULL, [EXTRAPOLATED.format(0.5, "start")])]),
-    ("exopd", "live", [(1, FULL, [EXTRAPOLATED.format(1.25, "start")])]),
-    ("exopd_corrected", "live", [(1, FULL, [EXTRAPOLATED.format(1.25, "teacher_start")])]),
-    ("exopd_experts", "live", [(1, FULL, [EXTRAPOLATED.format(1.25, "start"), "teacher.model=routed"])]),
-    ("routed_teachers", "live", [(1, FULL, ["teacher.model=routed"])]),
-    ("fixed_negative_advantage", "live", []),
-    ("sft", "teacher", [(1, "supervised_kd", [])]),
-]
-
-RECIPES = [  # these differ in who writes or rewrites (see test_rewriting): in the limit the whole recipe is the other's
-    ("seqkd", ["rollout.writers.0.temperature=1.0"], "sft", []),
-    ("supervised_kd", [OURS, "terms.0.rows=sampled"], FORWARD, []),
-    ("imitkd", [OURS, "terms.0.rows=sampled", FIXED], FORWARD, []),
-    ("imitkd", ["rollout.writers=[dataset]", FIXED], "supervised_kd", []),
-    ("gkd", ["rollout.writers=[dataset]", PER_TOKEN, "terms.0.divergence=forward_kl"], "supervised_kd", []),
-    *((name, ["refine=[]", "terms.0.rows=sampled"], FORWARD, []) for name in ("trd", "trd_failures")),
-    ("skd", UNREFINED, FORWARD, ["terms.0.reduction=sequence"]),                   # see test_interleaving
-    ("skd_reverse_kl", UNREFINED, FULL, ["terms.0.reduction=sequence"]),
-    ("relay_opd", ["refine=[]", "terms.0.rows=sampled"], FULL, []),
-    ("trd_solution", ["refine=[]", "pair.context_tokens=320"], FORWARD, [self_teacher("same"), "terms.0.rows=all"]),
-]
-
-
 def named(rows: list, name) -> list:
     return [pytest.param(row, id=f"{i}-{name(row)}") for i, row in enumerate(rows)]
 
@@ -369,6 +210,15 @@ def test_variants_that_differ_in_who_writes_are_one_recipe_in_the_limit(row):
     ours, default, theirs = (loading.load(name, keys).model_dump(exclude={"name", "about"})
                              for name, keys in ((variant, settings), (variant, []), (other, theirs)))
     assert ours == theirs and any(default[key] != theirs[key] for key in ("rollout", "refine"))
+
+
+@pytest.mark.parametrize("row", named(PHASES, lambda row: f"{row[0]}-{row[1]}"))
+def test_what_a_schedule_ends_in_is_another_variant(row):
+    variant, other, settings = row
+    recipe, theirs = loading.load(variant), loading.load(other, settings)
+    last, problems = validation.completed(recipe.versions()[-1])
+    assert problems == [] and last.terms == theirs.terms != recipe.terms
+    assert [writer.name for writer in last.rollout.writers] == [writer.name for writer in theirs.rollout.writers]
 
 
 def by_hand(loss) -> Tensor:

@@ -27,6 +27,7 @@ def chosen(name, lengths, params=None, **given):
 def test_only_the_students_rollouts_are_sampled():
     assert rows("sampled", [2, 1, 1], author=[TEACHER, STUDENT, TEACHER, STUDENT]) == [True, False, True]
     assert rows("all", [2, 1, 1], author=[TEACHER] * 4) == [True] * 3
+    assert rows("golden", [2, 1, 1], author=[TEACHER, STUDENT, TEACHER, STUDENT]) == [False, True, False]
 
 
 def test_ungraded_rollouts_neither_succeeded_nor_failed():

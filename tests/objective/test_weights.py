@@ -12,9 +12,11 @@ from tasks.opd.recipe.schema import Slot
 from tests.column_fixtures import columns
 
 NAN = math.nan
+GRADED = [1.0, 0.0] * 50      # rewards of as many rollouts as there are
 READ = ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl",
         "reverse_kl", "overlap:16")
 TIP = {"entropy": [0.1, 0.5, 0.9, 0.2], "divergence": [0.9, 0.1, 0.5, 0.05]}
+GATES = {"teacher_entropy_above", "gap_size", "probability_gap"}       # which may leave no token
 NEW = sorted(set(WEIGHTS) - {"uniform", "skip_first", "special_token_mask"})
 
 
@@ -42,7 +44,7 @@ def random_columns(lengths, mask=None, seed=0, **given):
     generator = torch.Generator().manual_seed(seed)
     values = {name: torch.rand(sum(lengths), generator=generator, dtype=torch.float64) for name in READ}
     values |= {name: -3 * values[name] for name in ("sampler_logprobs", "old_logprobs", "teacher")}
-    return columns(lengths, mask=mask, **values | given)
+    return columns(lengths, mask=mask, **{"reward": GRADED[:len(lengths)]} | values | given)
 
 
 # TIP
@@ -324,14 +326,14 @@ def test_an_empty_mask_is_no_trouble(name):
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_equal_tokens_and_rollouts_of_one_token_give_finite_weights(name, value):
-    weight = weight_of(name)(columns([1, 4, 1], **{c: [value] * 6 for c in READ}))
-    assert weight.isfinite().all() and (weight >= 0).all() and weight.sum() > 0 or name == "teacher_entropy_above"
+    weight = weight_of(name)(columns([1, 4, 1], group=[0] * 3, reward=GRADED[:3], **{c: [value] * 6 for c in READ}))
+    assert weight.isfinite().all() and (weight >= 0).all() and (weight.sum() > 0 or name in GATES)
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTS))
 def test_float32_columns_are_weighed_like_float64(name):
     given = {c: random_columns([30, 10]).named(c).float() for c in READ}
-    double = columns([30, 10], **given)
+    double = columns([30, 10], reward=[1.0, 0.0], **given)
     single = {"overlap": {16: given.pop("overlap:16")}} | given
     assert weight_of(name)(dataclasses.replace(double, **single)).tolist() == weight_of(name)(double).tolist()
 
@@ -341,7 +343,7 @@ def test_needs_names_all_that_a_weight_reads_and_nothing_else(name):
     needs = slots.entry_of(Slot(name=name), "weight").needs
     whole = random_columns([3, 2])
     given = {column: whole.named(column) for column in needs}
-    weight = weight_of(name)(columns([3, 2], **given))
+    weight = weight_of(name)(columns([3, 2], reward=[1.0, 0.0], **given))
     assert weight.isfinite().all()
     for column in needs:
         with pytest.raises(ValueError, match=f"reads {column}, but it is not finite at 5 of the term's 5 tokens"):
@@ -351,7 +353,7 @@ def test_needs_names_all_that_a_weight_reads_and_nothing_else(name):
 @pytest.mark.parametrize("name", NEW)
 def test_infinite_divergences_are_refused_and_not_spread(name):
     needs = slots.entry_of(Slot(name=name), "weight").needs
-    for column in set(needs) - ({"teacher"} if name == "gap_above_floor" else set()):
+    for column in set(needs) - ({"teacher"} if name in GATES | {"gap_above_floor"} else set()):
         given = random_columns([3])
         given.named(column)[1] = math.inf
         with pytest.raises(ValueError, match=f"{column}.* 1 of the term's 3 tokens"):

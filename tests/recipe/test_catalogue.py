@@ -16,7 +16,8 @@ METHODS = set("""
     distillm_srkl grpo dr_grpo dapo ppo_clip opd_return_to_go opd_discounted vopd opsd opsd_position_clip opsd_no_clip
     sdft sdpo sdpo_feedback sdpo_trust_region opcd pw_opsd dash gopd exopd exopd_corrected veto routed_teachers
     exopd_experts mixed_teachers tip tip_entropy tip_q3 eopd dasd iw_opd fire_opd reopold fu_lsm fu_lsm_masked zhu_topk
-    rethinking_only_student rethinking_only_teacher rethinking_intersection rethinking_union""".split())
+    rethinking_only_student rethinking_only_teacher rethinking_intersection rethinking_union stable_opd esr_100 fast_opd
+    popd scope kdrl kdrl_masked kdrl_annealed srpo hdpo rlsd trrd mopd_reward opd_then_rl sft_then_opd""".split())
 FINDINGS = {"constant_advantage", "identity", "shift", "truncated_sampling"}  # that a variant may intend
 
 

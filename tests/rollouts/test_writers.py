@@ -107,6 +107,19 @@ def test_the_teacher_writes_at_its_own_temperature(inputs, session, tmp_path):
     assert {lp for r in rollouts for lp in r.logprobs} == {0.0}  # greedy
 
 
+def test_the_student_stops_after_so_many_tokens_or_a_share_of_the_limit_and_no_more_are_paid_for(
+        inputs, session, tmp_path):
+    counts, whole, _ = write(inputs, spec({"name": "student"}), tmp_path / "whole", session)
+    limits = [({"tokens": 3}, 3), ({"share": 0.25}, 2), ({"share": 0.01}, 1), ({"tokens": 3, "share": 0.5}, 3)]
+    for params, limit in limits:
+        made = spec({"name": "student", "params": params})
+        cut, rollouts, _ = write(inputs, made, tmp_path / str(params), session)
+        assert [r.token_ids for r in rollouts] == [r.token_ids[:limit] for r in whole]
+        assert cut["tokens"] == sum(min(limit, len(r.token_ids)) for r in whole) < counts["tokens"]
+    for params in {"tokens": 8}, {"tokens": 100}, {"share": 1.0}, {"tokens": None, "share": None}:
+        assert write(inputs, spec({"name": "student", "params": params}), tmp_path / "all", session)[1] == whole
+
+
 def test_the_dataset_writer_copies_solutions_and_ends_them(inputs, session, tmp_path):
     made = spec({"name": "dataset"}, prompts_per_round={"tiny": 9})
     counts, rollouts, quarantined = write(inputs, made, tmp_path, session)

@@ -31,6 +31,7 @@ class Entry:
     owns_ids: bool = False                # supports: its ids are the first of the teacher's own top-k
     one_sided: bool = False               # divergences: sound with only the teacher renormalised on the support
     takes: str = ""                       # estimators: divergence, target, advantage or candidates
+    old_share: float = 1.0                # estimators: ratios are to old^old_share * target^(1 - old_share)
     estimates: tuple[str, ...] = ()       # estimators on the token written: (divergence, target) that it estimates
     authors: tuple[str, ...] = ()         # writers, refiners: who writes the tokens that are new: student, teacher, ..
     on_policy: bool = False               # writers: it writes with the student as the round begins

@@ -12,12 +12,33 @@ from torch import Tensor
 
 from tasks.opd.core.entries import Entry
 from tasks.opd.objective.columns import Columns
-from tasks.opd.objective.gaps import centred_gap, floored_gap, return_to_go, shifted_gap, shuffled_gap, teacher_gap
+from tasks.opd.objective.gaps import (
+    centred_gap,
+    floored_gap,
+    proximal_gap,
+    return_to_go,
+    shifted_gap,
+    shuffled_gap,
+    teacher_gap,
+)
 
 
 def fixed(columns: Columns, *, value: float = -1.0) -> Tensor:
     """A placebo: the same for every token. [N]. Its gradient's mean is 0 at the round's start, its noise is not."""
     return torch.full_like(columns.old_logprobs, value)
+
+
+def less_where_unsure(columns: Columns, *, scale: Annotated[float, Field(gt=0)] = 1.0,
+                      power: Annotated[float, Field(ge=0)] = 1.0) -> Tensor:
+    """-scale * (entropy / its mean over the term's tokens)^power: no teacher, no reward, no token. [N].
+
+    For tokens drawn from the student's own distribution its mean gradient is 0, as that of `fixed`, which is power 0;
+    where sampling is truncated it flattens the distribution. Entropies that are all 0 count as their mean.
+    Source: On-Policy Self-Adaptation, arXiv:2608.31046; scale and power are reconstructed from its abstract.
+    """
+    mean = columns.entropy[columns.mask].double().mean()
+    share = columns.entropy / mean if mean != 0 else torch.ones_like(columns.entropy)
+    return -scale * share ** power
 
 
 def grpo(columns: Columns, *, scale: bool = True, epsilon: Annotated[float, Field(gt=0)] = 1e-4) -> Tensor:
@@ -40,6 +61,39 @@ def grpo(columns: Columns, *, scale: bool = True, epsilon: Annotated[float, Fiel
     variance = members.index_add(0, columns.group, centred ** 2) / (count - 1).clamp(min=1)
     advantage = centred / (variance.sqrt()[columns.group] + epsilon) if scale else centred
     return advantage[columns.rollout].to(columns.old_logprobs.dtype)
+
+
+def mixed(columns: Columns, *, beta: Annotated[float, Field(ge=0)] = 1.0, reward: Annotated[float, Field(ge=0)] = 1.0,
+          reward_on: Literal["all", "succeeded"] = "all", gap_on: Literal["all", "failed", "failed_groups"] = "all",
+          threshold: float = 1.0) -> Tensor:
+    """reward * `grpo` + beta * `teacher_gap`, each on the rollouts that it is said to be for. [N].
+
+    A rollout succeeded with a reward of at least `threshold`; a group failed when none of its graded rollouts did. Both
+    in one advantage share one ratio and one clip, which terms of their own would not.
+    Source: arXiv:2609.04108, which writes so KDRL (2506.02208), its masked form (gap_on failed), SRPO (reward_on
+    succeeded, gap_on failed) and HDPO (gap_on failed_groups); MiMo-V2, arXiv:2601.02780 (reward on top of the gap).
+    Raises: ValueError like `grpo`.
+    """
+    worth = grpo(columns)
+    succeeded = columns.reward >= threshold                           # ungraded rollouts have no place here: see grpo
+    best = torch.zeros(int(columns.group.max()) + 1).index_add(0, columns.group, succeeded.float())
+    taught = {"all": torch.ones_like(succeeded), "failed": ~succeeded, "failed_groups": best[columns.group] == 0}
+    rewarded = {"all": torch.ones_like(succeeded), "succeeded": succeeded}[reward_on][columns.rollout]
+    gap = torch.where(taught[gap_on][columns.rollout], beta * teacher_gap(columns), 0.0)
+    return torch.where(rewarded, reward * worth, 0.0) + gap
+
+
+def modulated(columns: Columns, *, share: Annotated[float, Field(ge=0, le=1)] = 1.0,
+              limit: Annotated[float, Field(gt=0, lt=1)] = 0.2) -> Tensor:
+    """`grpo` * (1 - share + share * e^(sign(grpo) * gap) cut to 1 +- limit): the teacher moves its size only. [N].
+
+    The gap is `teacher_gap`. Tokens that the teacher likes more count more in a success, and less in a failure.
+    Source: RLSD, arXiv:2604.03128, as in arXiv:2609.04108 (share 1, limit 0.2).
+    Raises: ValueError like `grpo`.
+    """
+    worth = grpo(columns)
+    factor = (worth.sign() * teacher_gap(columns)).exp().clamp(1 - limit, 1 + limit)
+    return worth * (1 - share + share * factor)
 
 
 def direction(columns: Columns, *, beta: Annotated[float, Field(ge=0)] = 0.1,
@@ -98,6 +152,10 @@ ADVANTAGES = {
     "shuffled_gap": Entry(shuffled_gap, needs=("old_logprobs", "teacher")),
     "fixed": Entry(fixed, ignores_token=True),
     "return_to_go": Entry(return_to_go, needs=("old_logprobs", "teacher")),
+    "proximal_gap": Entry(proximal_gap, needs=("old_logprobs", "teacher")),
+    "less_where_unsure": Entry(less_where_unsure, needs=("entropy",), ignores_token=True),
     "grpo": Entry(grpo, grouped=True),
+    "mixed": Entry(mixed, needs=("old_logprobs", "teacher"), grouped=True),
+    "modulated": Entry(modulated, needs=("old_logprobs", "teacher"), grouped=True),
     "direction": Entry(direction, needs=("old_logprobs", "teacher", "entropy"), grouped=True),
     "candidate_gap": Entry(candidate_gap, needs=("candidates",))}

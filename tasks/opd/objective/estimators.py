@@ -61,6 +61,29 @@ def policy_gradient(advantage: Tensor, live: Tensor, old: Tensor, *, clip_low: B
     return -(ratio * advantage).minimum(ratio.clamp(1 - low, 1 + high) * advantage)
 
 
+def anchored_policy_gradient(advantage: Tensor, live: Tensor, old: Tensor, *,
+                             share: Annotated[float, Field(ge=0, le=1)] = 0.5, clip_low: Below | None = None,
+                             clip_high: Above | None = None) -> Tensor:
+    """`policy_gradient` whose ratio is to old^share * target^(1 - share), which it is given as `old`. [n] -> [n].
+
+    Where the target likes a token less than the student did, the ratio begins above 1, and PPO's clip bites at once.
+    Source: RLAD (its ratio: TRRD), arXiv:2602.22495 (share 0.5): ratio^share * e^(-(1 - share) * gap) with the gap to
+    the student as it is now.
+    """
+    return policy_gradient(advantage, live, old, clip_low=clip_low, clip_high=clip_high)
+
+
+def shaped_policy_gradient(advantage: Tensor, live: Tensor, old: Tensor, *, gamma: Above = 0.1) -> Tensor:
+    """-p / (p + gamma) * advantage with p = exp(live), for tokens that another wrote. [n] -> [n].
+
+    In place of a ratio to a writer whose probabilities nobody knows; its gradient, gamma * p / (p + gamma)^2 times that
+    of log p, is largest at p = gamma, so that unlikely tokens of the teacher are not lost.
+    Source: LUFFY, arXiv:2504.14945 (gamma 0.1).
+    """
+    p = live.exp()
+    return -p / (p + gamma) * advantage
+
+
 def candidate_policy_gradient(advantages: Tensor, live: Tensor, old: Tensor, *, clip_low: Below | None = None,
                               clip_high: Above | None = None) -> Tensor:
     """`policy_gradient` of every candidate, summed over them: [n, S] each -> [n]; candidates of old -inf are none.
@@ -94,4 +117,7 @@ ESTIMATORS = {
     "k2": Entry(k2, takes="target", estimates=("reverse_kl", "teacher")),
     "k3": Entry(k3, takes="target", estimates=("reverse_kl", "teacher")),
     "policy_gradient": Entry(policy_gradient, takes="advantage", needs=("old_logprobs",)),
+    "anchored_policy_gradient": Entry(anchored_policy_gradient, takes="advantage", needs=("old_logprobs", "teacher"),
+                                      old_share=lambda params: params["share"]),
+    "shaped_policy_gradient": Entry(shaped_policy_gradient, takes="advantage"),
     "candidate_policy_gradient": Entry(candidate_policy_gradient, takes="candidates", needs=("old_logprobs",))}

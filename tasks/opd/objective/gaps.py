@@ -59,18 +59,54 @@ def shuffled_gap(columns: Columns, *, seed: Annotated[int, Field(ge=0)] = 0) -> 
     return gap
 
 
-def return_to_go(columns: Columns, *, discount: Annotated[float, Field(ge=0, le=1)] = 1.0) -> Tensor:
+def return_to_go(columns: Columns, *, discount: Annotated[float, Field(ge=0, le=1)] = 1.0, ahead: bool = False,
+                 mean: bool = False) -> Tensor:
     """G_t = gap_t + discount * G_{t+1} within each completion, gap as in `teacher_gap`. [N] nats.
 
     Tokens that are not the term's (an environment's, say) add nothing. Discount 0 is `teacher_gap`; discount 1 is the
-    unbiased gradient of the sequence's reverse KL.
-    Source: arXiv:2603.25562; MiniLLM, arXiv:2306.08543.
+    unbiased gradient of the sequence's reverse KL. `ahead` leaves the token's own gap out: what is then missing is the
+    gradient of the reverse KL at its prefix, which an exact term gives. `mean` divides by the number of gaps summed.
+    Source: arXiv:2603.25562; MiniLLM, arXiv:2306.08543 (ahead and mean).
     """
+    own = columns.mask.to(columns.old_logprobs.dtype)
     gap = torch.where(columns.mask, teacher_gap(columns), 0.0)
-    padded, there = columns.by_rollout(gap)
-    returns = torch.zeros_like(padded)
-    running = torch.zeros(columns.num_rollouts, dtype=gap.dtype)
-    for t in range(padded.shape[1] - 1, -1, -1):
-        running = padded[:, t] + discount * running
-        returns[:, t] = running
+    (gaps, there), (counts, _) = columns.by_rollout(gap), columns.by_rollout(own)
+    returns, running, ahead_of = torch.zeros_like(gaps), torch.zeros_like(gaps[:, 0]), torch.zeros_like(gaps[:, 0])
+    for t in range(gaps.shape[1] - 1, -1, -1):
+        total, number = gaps[:, t] + discount * running, ahead_of + counts[:, t]
+        returns[:, t] = discount * running if ahead else total
+        if mean:
+            returns[:, t] /= (ahead_of if ahead else number).clamp(min=1)
+        running, ahead_of = total, number
     return returns[there]
+
+
+def proximal_gap(columns: Columns, *, share: Annotated[float, Field(gt=0, le=1)] = 0.5, future: bool = True,
+                 standardise: bool = True) -> Tensor:
+    """log(share * teacher + (1 - share) * old) - log old, at least log(1 - share): a teacher within reach. [N] nats.
+
+    `future` adds the mean of what follows in the completion; `standardise` then takes the mean off and divides by the
+    standard deviation (sample's, + 1e-4), both over the term's tokens of the prompt. Without either, share 1 is
+    `teacher_gap`, and the mean gradient is that of KL(old || mixture).
+    Source: TOP-D, arXiv:2607.04751; share 0.5 and the kind of deviation are reconstructed.
+    """
+    gap = teacher_gap(columns)
+    near = torch.logaddexp(gap + math.log(share), torch.full_like(gap, math.log1p(-share) if share < 1 else -math.inf))
+    near = torch.where(columns.mask, near, 0.0)
+    if future:
+        (padded, there), (own, _) = columns.by_rollout(near), columns.by_rollout(columns.mask.to(near.dtype))
+        after = [values.flip(1).cumsum(1).flip(1) - values for values in (padded, own)]
+        near = near + (after[0] / after[1].clamp(min=1))[there]
+    if standardise:
+        group = columns.group[columns.rollout]
+        near = near - mean_of(near, columns.mask, group)
+        count = torch.zeros_like(near).index_add(0, group, columns.mask.to(near.dtype))[group]
+        variance = mean_of(near ** 2, columns.mask, group) * count / (count - 1).clamp(min=1)
+        near = near / (variance.sqrt() + 1e-4)
+    return near
+
+
+def mean_of(values: Tensor, mask: Tensor, group: Tensor) -> Tensor:
+    """The mean of values [N] over the mask's tokens of the same group: [N]; `group` [N] is below N."""
+    sums = torch.zeros_like(values).index_add(0, group, torch.where(mask, values, 0.0))
+    return (sums / torch.zeros_like(values).index_add(0, group, mask.to(values.dtype)).clamp(min=1))[group]

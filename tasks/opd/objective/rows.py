@@ -26,6 +26,11 @@ def sampled(columns: Columns) -> Tensor:
     return written > 0
 
 
+def golden(columns: Columns) -> Tensor:
+    """Rollouts in which the student wrote nothing: a teacher's or a dataset's. bool [R]."""
+    return ~sampled(columns)
+
+
 def succeeded(columns: Columns, *, threshold: float = 1.0) -> Tensor:
     """The student's rollouts with a reward of at least `threshold`. bool [R]."""
     return sampled(columns) & (columns.reward >= threshold)
@@ -70,6 +75,7 @@ def likely_to_teacher(columns: Columns, *, share: Annotated[float, Field(gt=0, l
 
 
 ROWS = {"all": Entry(all_rows, any_author=True, ignores_token=True), "sampled": Entry(sampled, ignores_token=True),
+        "golden": Entry(golden, any_author=True, ignores_token=True, disjoint=("sampled", "succeeded", "failed")),
         "succeeded": Entry(succeeded), "failed": Entry(failed, disjoint=("succeeded",)),
         "mixed_groups": Entry(mixed_groups, grouped=True),
         "likely_to_teacher": Entry(likely_to_teacher, needs=("teacher",))}

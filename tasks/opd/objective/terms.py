@@ -55,7 +55,7 @@ class Prepared:
     """What a term took from the columns, once a round."""
     mask: Tensor                          # [N] bool
     weight: Tensor                        # [N]
-    old_logprobs: Tensor                  # [N] nats, the student at the round's start; NaN where no slot asked
+    old_logprobs: Tensor                  # [N] nats, what ratios are to: the student at the round's start, or near it
     advantage: Tensor | None              # [N], or [N, S] of the candidates
     candidates: Candidates | None
     report: dict[str, float]              # what rows, weights and advantage did
@@ -126,7 +126,9 @@ def prepare(term: Term, columns: Columns) -> Prepared:
         report |= {"advantage_mean": float(worth.mean()), "advantage_size": float(worth.abs().mean()),
                    "advantage_negative_share": float((worth < 0).double().mean()),
                    "advantage_top1_share": largest_share(worth)}
-    return Prepared(mask=mask, weight=torch.where(mask, weight, 0.0), old_logprobs=columns.old_logprobs,
+    old, share = columns.old_logprobs, term.estimator.old_share
+    old = old if share == 1 else share * old + (1 - share) * columns.teacher
+    return Prepared(mask=mask, weight=torch.where(mask, weight, 0.0), old_logprobs=old,
                     advantage=advantage, candidates=columns.candidates, report=report)
 
 

@@ -107,6 +107,54 @@ def position(columns: Columns, *, lowest: Share = 0.25, centre: float = 0.30,
     return scatter(columns, lowest + (1 - lowest) * torch.sigmoid((fraction - centre) / width))
 
 
+def teacher_certainty(columns: Columns, *, beta: Annotated[float, Field(ge=0)] = 1.0) -> Tensor:
+    """exp(-beta * the teacher's entropy) over its mean over the term's tokens: sure teachers count. [N].
+
+    Source: SRPO, arXiv:2604.02288 (beta 1).
+    """
+    entropy = masked(columns, "teacher_entropy")
+    sure = (-beta * (entropy - entropy.min() if entropy.numel() else entropy)).exp()  # the smallest falls out
+    return scatter(columns, sure / sure.mean())
+
+
+def pass_rate(columns: Columns, *, right: Annotated[float, Field(ge=0)] = 1.0,
+              wrong: Annotated[float, Field(ge=0)] = 1.0, threshold: float = 1.0) -> Reported:
+    """p^right * (1 - p)^wrong, with p the share of the prompt's rollouts that succeeded. [N].
+
+    Over the graded rollouts of the prompt; one succeeds with a reward of at least `threshold`. Reports the mean of p.
+    Source: PACED, arXiv:2603.11178.
+    Raises: ValueError when none of a prompt's rollouts has a reward.
+    """
+    graded = ~columns.reward.isnan()
+    zeros = torch.zeros(int(columns.group.max()) + 1, dtype=torch.float64)
+    count = zeros.index_add(0, columns.group, graded.double())
+    p = (zeros.index_add(0, columns.group, (columns.reward >= threshold).double()) / count)[columns.group]
+    chosen = p[columns.rollout[columns.mask]]
+    if chosen.isnan().any():
+        raise ValueError("pass_rate needs the rewards of a prompt's rollouts, but some have none; give prompts.grader")
+    mean = float(p[columns.rollout[columns.mask].unique()].mean()) if columns.mask.any() else 0.0
+    return scatter(columns, chosen ** right * (1 - chosen) ** wrong), {"pass_rate_mean": mean}
+
+
+def probability_gap(columns: Columns, *, above: float = 0.0, keep: Literal["above", "rest"] = "above") -> Tensor:
+    """One where the student's probability of the token written is more than `above` over the teacher's. [N].
+
+    Zero elsewhere; `keep: rest` the other way round. Source: AOPD, arXiv:2605.06387 (above 0; with tools 0.2).
+    """
+    over = masked(columns, "old_logprobs").exp() - masked(columns, "teacher", infinite=True).exp() > above
+    return scatter(columns, over == (keep == "above"))
+
+
+def gap_size(columns: Columns, *, limit: Annotated[float, Field(ge=0)] = 2.0,
+             keep: Literal["beyond", "within"] = "beyond") -> Tensor:
+    """One where |teacher - old| of the token written is above `limit` nats, zero elsewhere. [N].
+
+    `keep: within` the other way round. Source: TrOPD, arXiv:2606.01249; the measure and 2 nats are reconstructed.
+    """
+    gap = masked(columns, "teacher", infinite=True) - masked(columns, "old_logprobs")
+    return scatter(columns, (gap.abs() > limit) == (keep == "beyond"))
+
+
 def dash(columns: Columns, *, kappa: Annotated[float, Field(ge=0)] = 5.0) -> Tensor:
     """How often a token's divergence r counts when small ones hand on what follows them. [N].
 
@@ -201,6 +249,10 @@ WEIGHTS = {
     "teacher_entropy_above": Entry(teacher_entropy_above, needs=("teacher_entropy",)),
     "importance_prefix": Entry(importance_prefix, needs=("old_logprobs", "teacher")),
     "position": Entry(position),
+    "teacher_certainty": Entry(teacher_certainty, needs=("teacher_entropy",)),
+    "pass_rate": Entry(pass_rate),
+    "probability_gap": Entry(probability_gap, needs=("old_logprobs", "teacher")),
+    "gap_size": Entry(gap_size, needs=("old_logprobs", "teacher")),
     "dash": Entry(dash, needs=("divergence",)),
     "fire": Entry(fire, needs=("entropy", "teacher_entropy")),
     "gap_above_floor": Entry(gap_above_floor, needs=("old_logprobs", "teacher")),

@@ -94,9 +94,13 @@ def drafts_of(engines: Engines, name: str, prompts: list[Prompt], seeds: list[in
                   finish_reason=c.finish_reason, policy=[policy] * len(c.token_ids)) for c in written]
 
 
-def student(prompts: list[Prompt], seeds: list[int], engines: Engines) -> list[Draft | None]:
-    """The student, under the recipe's sampling."""
-    return drafts_of(engines, "student", prompts, seeds, engines.sampling)
+def student(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
+            tokens: Annotated[int, Field(ge=1)] | None = None,
+            share: Annotated[float, Field(gt=0, le=1)] | None = None) -> list[Draft | None]:
+    """The student, under the recipe's sampling; it stops after `tokens`, or after a share of the recipe's limit."""
+    limit = engines.sampling["max_new_tokens"]
+    limit = min(limit, tokens or limit, max(1, round(limit * (share or 1.0))))
+    return drafts_of(engines, "student", prompts, seeds, {**engines.sampling, "max_new_tokens": limit})
 
 
 def teacher(prompts: list[Prompt], seeds: list[int], engines: Engines, *,
