@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from tasks.opd.core.addresses import without_user
@@ -27,6 +28,10 @@ USUAL_SECONDS = 90
 RESTART_SECONDS, LONGEST_PAUSE_SECONDS = 1, 60
 OWN = "OPD_PREFECT_OWN"                 # in the environment: the address of the server that the command started
 QUIET = ("TRIGGERS", "EVENT_PERSISTER", "TASK_RUN_RECORDER")  # 17 ms of its time a task, for nobody to look at
+# What its pages would show, which it has not; to register all types of blocks takes a quarter of its time to start. Who
+# saves a block, a Secret say, registers its type.
+WITHOUT_PAGES = {"PREFECT_UI_ENABLED": "false", "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+                 "PREFECT_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false"}
 
 
 def is_own() -> bool:
@@ -55,10 +60,11 @@ def starting():
     return flock(Path(os.environ.get("PREFECT_HOME") or home() / "prefect") / "prefect-start.lock")
 
 
-def start(timeout_seconds: float | None = None) -> None:
+def start(timeout_seconds: float | None = None, meanwhile: Callable[[], object] = lambda: None) -> None:
     """Start the server and name it in PREFECT_API_URL, unless one is named there; it ends with this process.
 
-    Where it dies before, it is started again at the same address: Prefect's client asks again meanwhile.
+    It takes seconds, in which `meanwhile` is called. Where it dies before this process, it is started again at the same
+    address: Prefect's client asks again meanwhile.
     """
     keep_password_apart()
     if os.environ.get("PREFECT_API_URL"):
@@ -68,7 +74,7 @@ def start(timeout_seconds: float | None = None) -> None:
         free.bind(("127.0.0.1", 0))
         port, log = free.getsockname()[1], home() / "logs" / "prefect.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-    own = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in QUIET} | {"PREFECT_UI_ENABLED": "false"}
+    own = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in QUIET} | WITHOUT_PAGES
     os.environ.pop("PREFECT_API_KEY", None)  # it would be sent in place of the password
     os.environ["PREFECT_API_AUTH_STRING"] = f"opd:{secrets.token_urlsafe(32)}"
     fixed = {"OPD_WORKER_LOG": str(log), "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1",
@@ -83,6 +89,7 @@ def start(timeout_seconds: float | None = None) -> None:
         atexit.register(server.end)     # before Prefect is imported, so after it has said its last word
         os.environ["PREFECT_API_URL"] = os.environ[OWN] = f"http://127.0.0.1:{port}/api"
         try:
+            meanwhile()
             server.await_answer(seconds, log)
         except OpdError:
             server.end()

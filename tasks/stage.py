@@ -265,7 +265,7 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
     for note in recipes.notes(recipe, recipe.rounds):
         log_line(note)
     came = begun = 0
-    full = disk.warning()               # said as the pool was opened
+    full, made = disk.warning(), pool.made  # said as the pool was opened
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
@@ -276,7 +276,8 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
                 begun = student().counts.get("tokens_seen", 0)
                 yield index
                 came = index + 1
-                full = full or disk.warn(log_line)
+                if pool.made > made:                # the whole store is measured
+                    full, made = full or disk.warn(log_line), pool.made
                 pool.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:

@@ -2,6 +2,7 @@
 environment is set: telemetry off, Prefect's files under the run's own home, no log lines unless --verbose.
 """
 import argparse
+import contextlib
 import dataclasses
 import logging
 import os
@@ -35,7 +36,15 @@ def prepare(arguments: argparse.Namespace) -> None:
     logging.raiseExceptions = arguments.verbose  # what cannot be logged, on a full disk say, is no news of its own
     if platform := state.use():
         print(f"opd: uses the platform: Prefect {platform.prefect_url}, MLflow {platform.mlflow_url}", file=sys.stderr)
-    server.start()
+    server.start(meanwhile=import_flows)
+
+
+def import_flows() -> None:
+    """Import Prefect, the main flow and MLflow, which every command that runs flows needs, and which takes seconds."""
+    from flows import distill  # noqa: F401
+    from tasks.tracking.client import import_store
+    with contextlib.suppress(Exception):  # without MLflow a run goes on, and says so
+        import_store()
 
 
 def terminal() -> str:

@@ -59,19 +59,32 @@ def alone():
         yield
 
 
-@functools.lru_cache(maxsize=4)
-def client_at(uri: str):
-    """A client of a store, whose tables are made by one process at a time."""
+def import_client() -> type:
+    """MLflow's class of clients, imported once its settings stand in the environment."""
     for name, value in QUICK.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
+    return MlflowClient
+
+
+def import_store() -> None:
+    """Import what `client_at` is going to need: seconds, for who has to wait for something else anyway."""
+    import_client()
+    if tracking_uri().startswith("sqlite:"):
+        from mlflow.store.tracking import sqlalchemy_store  # noqa: F401
+
+
+@functools.lru_cache(maxsize=4)
+def client_at(uri: str):
+    """A client of a store, whose tables are made by one process at a time."""
+    client_class = import_client()
     atexit.register(skip_last_collection)
     for name in ("mlflow", "sqlalchemy", "alembic"):  # what they have to say is said in one warning
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with alone():
         if uri.startswith("sqlite:///"):
             follow_home(Path(uri.removeprefix("sqlite:///")))
-        client = MlflowClient(tracking_uri=uri)
+        client = client_class(tracking_uri=uri)
         client.search_experiments(max_results=1)
     return client
 

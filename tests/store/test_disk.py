@@ -49,9 +49,18 @@ def test_a_run_says_once_that_the_disk_fills_as_its_rounds_go_and_at_its_start(m
     for index in rounds(recipe, pool, lambda: student):
         if index == 1:
             keep(2_000_000)
+            pool.made += 1
             monkeypatch.setattr(disk, "free_bytes", lambda path: 3_000_000)
     assert capfd.readouterr().err.count("opd: artifacts fill the disk: 2.0 MB in") == 1
     with pools.for_run(SimpleNamespace(workers="inline")) as again:
         for _ in rounds(recipe, again, lambda: student):
             pass
     assert capfd.readouterr().err.count("opd: artifacts fill the disk: 2.0 MB in") == 1
+
+
+def test_rounds_measure_the_store_at_their_start_and_after_those_that_made_something(monkeypatch, pool):
+    measured, kept_bytes = [], disk.kept_bytes
+    monkeypatch.setattr(disk, "kept_bytes", lambda: measured.append(pool.made) or kept_bytes())
+    for index in rounds(loading.load("opd_reverse_kl", ["rounds=6"]), pool, lambda: SimpleNamespace(counts={})):
+        pool.made += index in (2, 4)
+    assert measured == [0, 1, 2]
