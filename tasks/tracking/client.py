@@ -171,7 +171,7 @@ def run_at(client, run: str | None):
 def is_refusal(error: Exception) -> bool:
     """Whether the store answered that a run, or an experiment, is not there or takes nothing because it was deleted.
 
-    Of a deleted run MLflow has no code of its own: it "must be in the 'active' state", or "in 'active' lifecycle_stage".
+    Of a deleted run MLflow has no code of its own: it "must be in the 'active' state", "in 'active' lifecycle_stage".
     """
     code = getattr(error, "error_code", "")
     return code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE") or \

@@ -30,7 +30,8 @@ def test_exact():
 
 
 @pytest.mark.parametrize("grader", ["exact", "numeric", "math"])
-@pytest.mark.parametrize("truth", [r"\boxed{7}", r"$\boxed{7}$", r"As 3 + 4 is 7, it is \fbox{7}.", r"\boxed{\boxed{7}}"])
+@pytest.mark.parametrize("truth", [
+    r"\boxed{7}", r"$\boxed{7}$", r"As 3 + 4 is 7, it is \fbox{7}.", r"\boxed{\boxed{7}}"])
 def test_a_truth_in_a_box_is_what_the_box_holds(grader, truth):
     assert reward(grader, truth, "Answer: 7") == reward(grader, truth, r"So \boxed{7}") == 1
     assert reward(grader, truth, "Answer: 8") == reward(grader, truth, r"So \boxed{4}") == 0

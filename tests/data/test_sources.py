@@ -200,7 +200,8 @@ def test_hub_reads_a_local_folder_and_refuses_files_whose_columns_differ(tmp_pat
 
 
 @pytest.mark.parametrize("number, name, kind", [
-    (errno.ENOSPC, "", DiskFull), (errno.EACCES, "cache/one.lock", DiskFull), (errno.EACCES, "data/a.jsonl", DataError)])
+    (errno.ENOSPC, "", DiskFull), (errno.EACCES, "cache/one.lock", DiskFull),
+    (errno.EACCES, "data/a.jsonl", DataError)])
 def test_a_disk_that_does_not_take_a_dataset_is_not_the_datas_fault(tmp_path, monkeypatch, number, name, kind):
     def refuse(*arguments, **named):
         raise OSError(number, os.strerror(number), *([str(tmp_path / name)] if name else []))

@@ -29,7 +29,8 @@ ASIDE = re.compile(r"(?<=\S)\s*\([^()]*\)|\[[^\[\]]*\]")
 BOLD = re.compile(r"\*\*([^*\n]+)\*\*(?!\s*:)")
 LEAD = re.compile(r"[=\u2248:]|\bis\b")
 EQUALS = re.compile(r"[=\u2248]")
-UNIT = re.compile(r"(?![a-cnxyz]\b)(?:[^\d=+*/^()\\|!\u221a\u00d7\u00f7\u00b7-]|(?<=[a-z])\^-?\d|/(?=\s?[a-z]))*")  # not 2x
+UNIT = re.compile(r"""(?![a-cnxyz]\b)                     # 2x is no number with a unit
+    (?:[^\d=+*/^()\\|!\u221a\u00d7\u00f7\u00b7-]|(?<=[a-z])\^-?\d|/(?=\s?[a-z]))*""", re.VERBOSE)
 HEADING = re.compile(r"\d|\A[.)]\s")
 
 

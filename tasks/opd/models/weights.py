@@ -3,8 +3,8 @@
 Libraries choose differently: transformers takes `model.safetensors` although an index of shards lies beside it, vLLM
 takes the shards, and a reader of every *.safetensors takes both. One rule holds here: the shards that the index names,
 else `model.safetensors` (of an adapter's folder: the adapter). Another *.safetensors beside them is refused by name,
-for no reader could tell which of them was meant. Hidden files are no weights, nor are Mistral's consolidated*.safetensors
-beside an index: every reader takes the shards then.
+for no reader could tell which of them was meant. Hidden files are no weights, nor are Mistral's
+consolidated*.safetensors beside an index: every reader takes the shards then.
 """
 import json
 import math
