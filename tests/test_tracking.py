@@ -14,6 +14,7 @@ from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import home
 from tasks.stage import run_stage
+from tasks.tracking import outages
 from tasks.tracking.client import client_at, tracking_uri
 from tasks.tracking.runs import log_artifact, run_for, suite_for
 from tests.tracked_runs import NUMBERS, history, recipe, runs, text_of, track
@@ -127,6 +128,15 @@ def test_an_outage_gives_one_warning_and_the_run_goes_on(pool, monkeypatch, caps
     made = track(pool)
     assert made.counts == {"count": 3}
     assert capsys.readouterr().err.count("is not reached") == 1
+
+
+def test_a_store_that_hung_and_answers_a_run_is_waited_for_in_full_again():
+    outages.note_hang(tracking_uri())
+    assert outages.patience(tracking_uri(), 30) == 1
+    with run_for(recipe()) as run:
+        pass
+    run.thread.join(60)
+    assert outages.patience(run.uri, 30) == 30
 
 
 def test_what_an_outage_kept_back_is_sent_by_the_next_run(pool, monkeypatch):
