@@ -1,9 +1,11 @@
 """What distillations returned, as tables: a suite's, or one run's against its own start."""
-import json
+from dataclasses import replace
 
 from tasks.opd.evaluation import cell_costs, comparison, findings
 from tasks.opd.evaluation.clusters import clusters_of
 from tasks.opd.evaluation.comparison_tables import to_markdown
+from tasks.opd.evaluation.reports import divergence_of, rewards
+from tasks.opd.evaluation.tuned import Tuned
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 
@@ -24,11 +26,6 @@ def divergence_line(start: Artifact, end: Artifact) -> str:
            f"start {described(start)}."
 
 
-def divergence_of(report: Artifact) -> float | None:
-    """Mean reverse KL to the teacher in nats a token of the answers; None where it was not measured."""
-    return report.counts["reverse_kl_mean_nats"] if report.counts.get("divergence_tokens") else None
-
-
 def markdown_of_run(result: dict) -> str:
     """A run's tables with their divergence to the teacher, a section a benchmark, and what rules found."""
     parts = [(f"### {name}", to_markdown(table), divergence_line(result["start"][name], result["end"][name]))
@@ -38,7 +35,8 @@ def markdown_of_run(result: dict) -> str:
 
 
 def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Exception], benchmark: str,
-             baseline: str, cells: list[tuple[str, int, Recipe]] = ()) -> comparison.Comparison:
+             baseline: str, cells: list[tuple[str, int, Recipe]] = (),
+             tuning: dict[str, Tuned] | None = None) -> comparison.Comparison:
     """What `distill` returned for cells, and the errors of others, on one benchmark; a suite's stand in its order."""
     start = next(iter(done.values()))["start"][benchmark]
     errors = {cell: f"{type(error).__name__}: {' '.join(str(error).split())}"[:300] for cell, error in failed.items()}
@@ -46,14 +44,10 @@ def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Ex
     apart = {(comparison.START, 0): divergence_of(start),
              **{cell: divergence_of(result["end"][benchmark]) for cell, result in done.items()}}
     order = dict.fromkeys((variant, seed) for variant, seed, _ in cells)
-    return comparison.compare(
+    found = comparison.compare(
         {(comparison.START, 0): rewards(start), **order, **errors, **ends}, baseline,
         spent={cell: cell_costs.costs_of(result["checkpoint"], result["evaluation"])
                for cell, result in done.items()},
         divergences={cell: value for cell, value in apart.items() if value is not None},
         placebos={variant: recipe.about.placebo for variant, _, recipe in cells}, clusters=clusters_of(start))
-
-
-def rewards(report: Artifact) -> dict[str, float]:
-    """Mean reward by prompt."""
-    return json.loads((report.path / "report.json").read_text())["mean_reward"]
+    return replace(found, tuning=tuning or {})

@@ -29,6 +29,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def jobs(arguments: argparse.Namespace) -> tuple[dict, str]:
     """The Jobs as one List, for kubectl. Raises RecipeError where a Job could not run what is asked for."""
     plan, cells = loading.load_suite(arguments.suite, arguments.overrides)
+    if plan.tune:
+        raise RecipeError(f"{plan.name} tunes its variants before it runs them, which Jobs of single cells cannot: run "
+                          "it with opd compare, or with tune={}")
     template = json.loads(arguments.template.read_text())
     chosen = job_variables(template["variables"], arguments.job)
     suite = loading.located("suite", arguments.suite, Path())

@@ -6,6 +6,7 @@ from tasks.opd.evaluation import power
 from tasks.opd.recipe import catalogue, loading, slots
 from tasks.opd.recipe.checks import recipes
 from tasks.opd.recipe.schema import Recipe
+from tasks.opd.recipe.tuning import load_trials
 
 
 def check(arguments: argparse.Namespace) -> tuple[dict, str]:
@@ -32,11 +33,12 @@ def check_suite(arguments: argparse.Namespace) -> tuple[dict, str]:
     found = {variant: recipes.report(recipe, {})["problems"] for variant, seed, recipe in cells if seed == cells[0][1]}
     if problems := [f"{variant}: {problem}" for variant, said in found.items() for problem in said]:
         raise RecipeError("\n".join(problems))
+    trials = load_trials(arguments.recipe, arguments.overrides)
     power.refuse_undetectable(plan, cells)
-    said = power.described(plan, cells)
-    return {"suite": plan.name, "cells": len(cells), "problems": [], "described": said,
+    said, before = power.described(plan, cells), f", {len(trials)} trials before them" if trials else ""
+    return {"suite": plan.name, "cells": len(cells), "trials": len(trials), "problems": [], "described": said,
             "detectable": power.detectable_by(plan, power.benchmark_of(plan, cells))}, (
-        f"{plan.name} is sound: {len(cells)} cells ({', '.join(found)})\n{said}")
+        f"{plan.name} is sound: {len(cells)} cells ({', '.join(found)}){before}\n{said}")
 
 
 def variants(arguments: argparse.Namespace) -> tuple[dict, str]:

@@ -16,6 +16,7 @@ from tasks.opd.core.files import make_private, try_writing
 from tasks.opd.evaluation import power
 from tasks.opd.evaluation.comparison_tables import to_text
 from tasks.opd.recipe import loading
+from tasks.opd.recipe.tuning import load_trials
 from tasks.opd.store import disk
 from tasks.opd.store.artifacts import home
 from tasks.workers import launchers
@@ -76,6 +77,7 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
 def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
     """Run a suite."""
     plan, cells = loading.load_suite(arguments.suite, arguments.overrides)  # what is wrong is said before all else
+    load_trials(arguments.suite, arguments.overrides)
     if not arguments.anyway:
         power.refuse_undetectable(plan, cells)
     print(f"opd: {power.described(plan, cells)}", file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from tasks.opd.evaluation import power
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.layers import override_label
 from tasks.opd.recipe.schema import Recipe
+from tasks.opd.recipe.tuning import load_trials
 
 OWN = "own"                     # of a choice: as the recipe has it; of a number 0 says so, of a text nothing
 KEYS = {"pair": "pair", "prompts": "prompts", "benchmarks": "benchmarks", "rounds": "rounds",
@@ -66,7 +67,8 @@ def cells_of(suite: str, overrides: list[Given]) -> list[Recipe]:
     looks for.
     """
     with by_field(overrides):
-        plan, cells = loading.load_suite(suite, [one.override for one in overrides])
+        asked = [one.override for one in overrides]
+        (plan, cells), _ = loading.load_suite(suite, asked), load_trials(suite, asked)
         if not any(one.field == "smoke" for one in overrides):
             power.refuse_undetectable(plan, cells)
         return [recipe for _, _, recipe in cells]

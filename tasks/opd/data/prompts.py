@@ -147,11 +147,11 @@ def join_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
 
 
 def refuse_overlap(prompts: list[Prompt], train: list[Prompt], name: str) -> None:
-    """Raise DataError when a question of `prompts` is also trained on (compared without case and surplus spaces)."""
+    """Raise DataError when a question of `prompts` is also one of `train` (without case and surplus spaces)."""
     seen = {asked_text(prompt): prompt.prompt_id for prompt in train}
     both = [(p.prompt_id, seen[text]) for p in prompts if (text := asked_text(p)) in seen]
     if both:
-        raise DataError(f"{len(both)} of {len(prompts)} prompts of {name} are also trained on, for example "
+        raise DataError(f"{len(both)} of {len(prompts)} prompts of {name} are also trained on or tested, for example "
                         f"{both[0][0]} = {both[0][1]}; take disjoint index ranges (first, count)")
 
 

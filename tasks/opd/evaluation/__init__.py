@@ -5,9 +5,11 @@ cell_costs          what a cell cost in tokens, seconds and bytes
 leakage             answers that speak of what only the teacher saw
 teacher_divergence  exact divergence to the teacher on the student's own answers; the stage `divergence`
 findings            what a run's numbers say is going wrong
+reports             what a report says
 clusters            which prompts are kin
 statistics          intervals over seeds and prompts, many comparisons, what can be detected
 power               what a suite can detect, before it runs
+tuned               what tuning found, and what it cost
 comparison          variants paired over prompts and seeds
 comparison_tables   a comparison as text
 """

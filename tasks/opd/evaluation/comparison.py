@@ -6,7 +6,7 @@ alone (see `statistics`). Verdicts are adjusted for the number of comparisons. T
 made the same way. A cell that failed stays a failed cell. `comparison_tables` prints it. No torch.
 """
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from tasks.opd.core.costs import TRAINED
 from tasks.opd.evaluation.cell_costs import Costs, mean_of
 from tasks.opd.evaluation.statistics import ALPHA, Estimate, Interval, holm, paired_difference
+from tasks.opd.evaluation.tuned import Tuned
 
 EQUAL = 0.01                      # trained tokens are called equal when no two cells differ by more, of the largest
 START = "start"                   # the untrained student: one cell, the same for every seed
@@ -63,6 +64,7 @@ class Comparison:
     trained_difference: float | None            # (largest - smallest) / largest trained tokens over cells; None: < 2
     trained_equal: bool | None                  # whether that is at most EQUAL
     rows: list[Row]
+    tuning: dict[str, Tuned] = field(default_factory=dict)  # by variant; empty: the suite does not tune
 
     def to_json(self) -> str:
         """One JSON object."""

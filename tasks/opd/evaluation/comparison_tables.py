@@ -4,9 +4,11 @@ import textwrap
 from datetime import UTC, datetime
 
 from tasks.opd.core.tables import aligned, in_markdown
+from tasks.opd.evaluation import tuned
 from tasks.opd.evaluation.cell_costs import NOTE, cost_tables
 from tasks.opd.evaluation.comparison import BEATEN, EQUAL, START, Comparison, Row
 from tasks.opd.evaluation.statistics import ALPHA, LEVEL, MIN_SEEDS, Interval
+from tasks.opd.evaluation.tuned import tuning_table
 
 WIDTH = 120                       # of the note in a terminal, characters
 
@@ -36,12 +38,17 @@ def provenance(suite: str, overrides: list[str], benchmark: str, environment: di
 
 
 def tables(found: Comparison) -> list[list[list[str]]]:
-    """The rewards, and what they cost where that is known; each is a header and rows, as text.
+    """The rewards, what they cost where that is known, and tuning where there was; each a header and rows, as text.
 
     The untrained student cost nothing and has no line among the costs.
     """
-    return [cells(found), *cost_tables([(row.variant, percent(row.mean), row.costs) for row in found.rows
-                                        if row.variant != START])]
+    tuning = tuning_table(found.tuning)
+    return [cells(found), *costs_of(found), *([tuning] if tuning else ())]
+
+
+def costs_of(found: Comparison) -> list[list[list[str]]]:
+    """The tables of what the variants cost; none where nothing is known."""
+    return cost_tables([(row.variant, percent(row.mean), row.costs) for row in found.rows if row.variant != START])
 
 
 def cells(found: Comparison) -> list[list[str]]:
@@ -88,8 +95,10 @@ def note(found: Comparison) -> list[str]:
     if any_divergence(found):
         said.append("Reverse KL is that to the teacher in nats a token, the mean over the tokens of the student's "
                     "answers: 0 where both are the same.")
-    if len(tables(found)) > 1:
+    if costs_of(found):
         said += [NOTE, *trained_note(found)]
+    if found.tuning:
+        said.append(tuned.NOTE)
     if any_placebo(found):
         said.append(f"A variant marked `{BEATEN[0]}` was not shown to do more than its control: its paired difference "
                     f"to its placebo is not above 0 (Holm over the comparisons with placebos, {ALPHA:.0%}); "
@@ -152,9 +161,9 @@ def placebos(found: Comparison) -> list[str]:
 
 
 def failures(found: Comparison) -> list[str]:
-    """One line a failed cell."""
+    """One line a failed cell, or trial."""
     return [f"{row.variant}, seed {seed}: failed: {(error.strip().splitlines() or ['no message'])[-1]}"
-            for row in found.rows for seed, error in row.errors.items()]
+            for row in found.rows for seed, error in row.errors.items()] + tuned.failures(found.tuning)
 
 
 def percent(value: float | None) -> str:

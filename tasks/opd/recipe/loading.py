@@ -54,12 +54,16 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Suite, 
     Raises: RecipeError with all that is wrong in the suite, or in its recipes (each line once).
     """
     errors: list[str] = []
-    mine = [o for o in overrides if re.split(r"[.=]", o)[0] in Suite.model_fields]
-    suite, file = read_suite(path, mine)
-    cells = [cell for variant in suite.variants
-             for cell in tried(errors, [], cells_of, suite, variant, file, [o for o in overrides if o not in mine])]
+    suite, file, rest = opened_suite(path, overrides)
+    cells = [cell for variant in suite.variants for cell in tried(errors, [], cells_of, suite, variant, file, rest)]
     validation.refuse([], {}, errors)
     return suite, cells
+
+
+def opened_suite(path: str | Path, overrides: Sequence[str]) -> tuple[Suite, Path, list[str]]:
+    """The suite, its file, and the overrides that are for recipes."""
+    mine = [o for o in overrides if re.split(r"[.=]", o)[0] in Suite.model_fields]
+    return *read_suite(path, mine), [o for o in overrides if o not in mine]
 
 
 def is_suite(name: str) -> bool:

@@ -67,7 +67,7 @@ class Problem(NamedTuple):
     def __str__(self) -> str:
         hidden = self.value is UNSET or is_secret(self.key, self.value)
         value = "" if hidden else f" = {shown(self.value)}"
-        return f"{self.key}{value}: {self.message}"
+        return f"{self.key}{value}: {self.message}" if self.key else self.message
 
 
 class Parameter(NamedTuple):

@@ -1,4 +1,9 @@
 """A suite: recipes compared."""
+import math
+from typing import Any
+
+from pydantic import model_validator
+
 from tasks.opd.recipe.schema import Model, Name, setting
 
 
@@ -22,3 +27,25 @@ class Suite(Model):
         0.0, "Detect", "The difference that the suite looks for, 0.05 is five points; one that cannot detect it is "
         "refused. 0: none is stated.", ge=0, lt=1)
     assume: Assumptions = setting(Assumptions(), "Assumptions", "Of rewards, for what the suite can detect.")
+    tune: dict[str, list[Any]] = setting(
+        {}, "Tune", "Values tried by dotted key, as {train.learning_rate: [1e-4, 5e-4]}, for every variant alike.")
+    trials: int = setting(0, "Trials", "Settings tried of each variant, drawn from all; 0: all of them.", ge=0)
+    tune_seed: int = setting(1000, "Tuning seed", "Of all trials; none of `seeds`.", ge=0)
+    validation: dict[str, Any] = setting(
+        {}, "Validation", "What of the benchmark is other in the questions that trials are judged on, as "
+        "{first: 2000000}; no text may stand in the prompts trained on or in the benchmark.")
+
+    @model_validator(mode="after")
+    def tuning_is_whole(self):
+        if not self.tune:
+            return self
+        if empty := [key for key, values in self.tune.items() if not values]:
+            raise ValueError(f"tune: {', '.join(empty)} has no values")
+        if not self.validation:
+            raise ValueError("a suite that tunes needs validation, for example {first: 2000000}: other questions of "
+                             "the benchmark's source")
+        if self.tune_seed in self.seeds:
+            raise ValueError(f"tune_seed {self.tune_seed} is one of seeds {self.seeds}; tuned runs need fresh seeds")
+        if self.trials > (number := math.prod(map(len, self.tune.values()))):
+            raise ValueError(f"trials is {self.trials}, but tune has only {number} settings")
+        return self
