@@ -24,7 +24,7 @@ def evaluate_student(recipe: Recipe, student: Artifact, prompts: dict[str, Artif
     reports, evaluation, measured = {}, [], teacher is not None and "teacher" not in served(recipe)
     for benchmark in recipe.benchmarks:
         inputs, logged = {"student": student, "prompts": prompts[benchmark.name]}, f"eval/{benchmark.name}"
-        spec = {"benchmark": benchmark.model_dump(mode="json", exclude={"divergence_max_tokens"}),
+        spec = {"benchmark": benchmark.model_dump(mode="json", exclude={"divergence_max_tokens", "max_contaminated"}),
                 "engine": recipe.engine_for("write"), "seed": recipe.seed if benchmark.sampling.temperature > 0 else 0,
                 "folder": "model", "context_tokens": recipe.pair.context_tokens}
         reports[benchmark.name] = report = log_artifact(

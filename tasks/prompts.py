@@ -28,10 +28,12 @@ def join_prompts(parts: dict[str, Artifact], pool: WorkerPool) -> Artifact:
 @task(cache_policy=NO_CACHE, task_run_name="prompts-{use}-{source.name}")
 def make_prompts(source: Source, student: Artifact, pool: WorkerPool, *, context_tokens: int, use: str,
                  train: Artifact | None = None) -> Artifact:
-    """A source's questions; none of their texts may stand in the prompts trained on."""
+    """A source's questions; of a benchmark, too few of their words may stand in the prompts trained on to be known."""
     spec = source.model_dump(mode="json", include=SLICE) | {"context_tokens": context_tokens}
     if sha256 := content_hash(source.source.params):  # a file that was edited is another source
         spec["sha256"] = sha256
+    if train:
+        spec["max_contaminated"] = source.max_contaminated
     inputs = {"student": student} | ({"train": train} if train else {})
     name = f"{use}-{source.name}"
     return log_artifact(run_stage("prompts", spec, inputs, pool), name, prefix=f"prompts/{name}")

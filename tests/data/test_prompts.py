@@ -112,3 +112,21 @@ def test_whatever_bytes_a_file_has_it_ends_in_rows_quarantine_or_a_data_error(
         str(error).encode()
     else:
         assert counts["prompts"] == len(prompts) > 0 and counts["quarantined"] == len(quarantined)
+
+
+def test_a_benchmark_whose_questions_are_trained_on_but_for_a_word_is_refused_above_its_limit(
+        student, tmp_path):  # noqa: F811
+    asked = [" ".join(f"{word}{number}" for word in ("ada", "has", "some", "figs")) for number in range(8)]
+    questions = [f"{first} {' '.join(asked)}" for first in ("Monday", "Tuesday")]
+    other = {"question": "Something else entirely, of more words than the thirteen of a run.", "answer": "4"}
+    trained = write_lines(tmp_path / "train.jsonl", {"question": questions[0], "answer": "4"}, other)
+    held_out = write_lines(tmp_path / "test.jsonl", {"question": questions[1], "answer": "4"},
+                           {"question": "How many apples?", "answer": "4"}, {"question": "How many?", "answer": "4"})
+    make(student, tmp_path / "p", "jsonl", path=trained, limit=128)
+    given = {"name": "test", "path": held_out, "train": tmp_path / "p", "limit": 128}
+    # 1 of 3 shares its last 32 of 33 words
+    counts, *_ = make(student, tmp_path / "kept", "jsonl", **given, max_contaminated=0.34)
+    assert counts["contaminated_share"] == counts["overlapping_share"] == pytest.approx(1 / 3)
+    assert json.loads((tmp_path / "kept" / "contamination.json").read_text())["examples"] == ["test:0"]
+    with pytest.raises(DataError, match="33% of the questions of test stand .*test:0: 'Tuesday ada0"):
+        make(student, tmp_path / "refused", "jsonl", **given, max_contaminated=0.33)

@@ -22,13 +22,13 @@ def student(tmp_path_factory):
 
 
 def make(student, out, source, *, name="train", first=0, count=4, limit=64, train=None, domain="", grader=None,
-         max_quarantined=1.0, **params):
+         max_quarantined=1.0, max_contaminated=0.2, **params):
     """Run the stage; its counts, prompts and quarantined."""
     out.mkdir()
     inputs = {"student": student} | ({"train": train} if train else {})
     counts = make_prompts(inputs, {"source": {"name": source, "params": params}, "name": name, "first": first,
                           "count": count, "max_prompt_tokens": limit, "context_tokens": 128, "domain": domain,
-                          "max_quarantined": max_quarantined,
+                          "max_quarantined": max_quarantined, "max_contaminated": max_contaminated,
                           "grader": grader and {"name": grader, "params": {}}}, out, Session())
     return counts, read_rows(out / "prompts.parquet", Prompt), read_rows(out / "quarantined.parquet", Quarantined)
 

@@ -1,5 +1,6 @@
 """avg@k and pass@k by hand, and the evaluation stage on a tiny model."""
 import json
+import shutil
 from itertools import combinations
 
 import pytest
@@ -80,6 +81,15 @@ def test_every_sample_is_kept_and_the_report_says_what_produced_it(world, tmp_pa
     assert counts["student_written_tokens"] == sum(len(s.token_ids) for s in samples) > 18
     assert len(report["template_sha256"]) == 64 and report["mean_reward"]["held_out:0"] == 0
     assert all(s.feedback.startswith("line 1: ") for s in samples)  # a random model's first line is wrong
+
+
+def test_a_report_says_what_its_questions_share_with_those_trained_on_where_somebody_looked(world, tmp_path):
+    assert run(world, tmp_path / "a")["leakage_share"] == 0 and not (world / "prompts" / "contamination.json").exists()
+    shutil.copytree(world, tmp_path / "w")
+    (tmp_path / "w" / "prompts" / "contamination.json").write_text(json.dumps(
+        {"overlapping_share": 0.5, "contaminated_share": 0.25, "examples": ["held_out:0"]}))
+    counts = run(tmp_path / "w", tmp_path / "b")
+    assert (counts["overlapping_share"], counts["contaminated_share"]) == (0.5, 0.25) and "examples" not in counts
 
 
 def test_samples_follow_from_the_seed_alone(world, tmp_path):

@@ -5,9 +5,8 @@ import pytest
 
 from tasks.opd.recipe.refreshes import CHECKS, Gate
 from tasks.opd.refresh import gate
-from tasks.opd.refresh.evidence import Answers, Evidence, contaminated, grams, tokenizer_of
+from tasks.opd.refresh.evidence import Answers, Evidence, tokenizer_of
 from tasks.opd.refresh.gate import checks_of, failures, from_json, passed, place_shown, to_json, to_markdown, to_text
-from tasks.opd.refresh.rows import Row
 
 NUM = 40
 
@@ -127,16 +126,6 @@ def test_evidence_is_shown_from_the_home_on(opd_home):
     assert place_shown(str(opd_home / "artifacts" / "report" / ("0123abcd" * 4))) == "artifacts/report/0123abcd"
     assert place_shown(str(opd_home / "refreshes" / "nightly" / "0001")) == "refreshes/nightly/0001"
     assert place_shown("/elsewhere/report") == "/elsewhere/report"
-
-
-def test_a_shared_run_of_words_is_contamination_whatever_its_case_and_punctuation():
-    rows = {name: Row(text=text, answer="", solution=None, entry={}, domain="") for name, text in {
-        "copy": "Then: ADA has three figs, and buys four more!", "apart": "Ada has three pears and buys four more",
-        "short": "How many?", "empty": "!"}.items()}
-    asked = ["Ada has three figs and buys four more. How many?", "how many"]
-    # 6 words in a row: "ada has three figs and buys"; the copy has them, "pears" breaks the other's
-    assert contaminated(rows, asked, 6) == {"copy": asked[0], "short": asked[1]}
-    assert grams("a b, c", 2) == [("a", "b"), ("b", "c")] and grams("a b", 9) == [("a", "b")] and grams("?", 3) == []
 
 
 def test_a_template_is_the_same_in_whichever_file_it_stands(tmp_path):

@@ -6,6 +6,7 @@ sources   where questions come from
 numerals  numbers as people write them
 answers   where in a completion its answer stands
 graders   a completion compared with the truth
+contamination  how much of a benchmark stands in what is trained on
 prompts   a slice of a source as prompts: the stage `prompts`
 tiny      the tiny task: word problems made here
 """

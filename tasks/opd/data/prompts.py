@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows, source_of, write_rows
+from tasks.opd.data.contamination import FILE, contamination
 from tasks.opd.data.fields import all_said
 from tasks.opd.data.graders import grade
 from tasks.opd.data.sources import SOURCES
@@ -101,13 +102,18 @@ def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
     reasons = Counter(row.reason.split(":")[0] for row in quarantined)
     write_rows(out / "quarantined.parquet", quarantined, Quarantined)
     refuse_many(spec, len(prompts), quarantined)
+    known = {}
     if "train" in inputs:
-        refuse_overlap(prompts, read_rows(inputs["train"] / "prompts.parquet", Prompt), spec["name"])
+        train = read_rows(inputs["train"] / "prompts.parquet", Prompt)
+        refuse_overlap(prompts, train, spec["name"])
+        known = refuse_contaminated(prompts, train, spec)
+        (out / FILE).write_text(json.dumps(known))
     write_rows(out / "prompts.parquet", prompts, Prompt)
     tokenizer.save_pretrained(out / "tokenizer")
     lengths = [len(p.token_ids) for p in prompts]
     return {"prompts": len(prompts), "quarantined": len(quarantined),
             "length_median_tokens": statistics.median(lengths), "length_max_tokens": max(lengths),
+            **{name: value for name, value in known.items() if name != "examples"},
             **{f"quarantined_{name}": n for name, n in sorted(reasons.items())}}
 
 
@@ -153,6 +159,22 @@ def refuse_overlap(prompts: list[Prompt], train: list[Prompt], name: str) -> Non
     if both:
         raise DataError(f"{len(both)} of {len(prompts)} prompts of {name} are also trained on or tested, for example "
                         f"{both[0][0]} = {both[0][1]}; take disjoint index ranges (first, count)")
+
+
+def refuse_contaminated(prompts: list[Prompt], train: list[Prompt], spec: dict) -> dict:
+    """What `contamination` says of a benchmark's questions and those trained on.
+
+    Raises: DataError when a larger share than the spec's `max_contaminated` are known by their words.
+    """
+    said = {prompt.prompt_id: all_said(prompt.turns, prompt.text) for prompt in prompts}
+    found = contamination(said, [all_said(prompt.turns, prompt.text) for prompt in train])
+    if found["contaminated_share"] > spec["max_contaminated"]:
+        raise DataError(f"{found['contaminated_share']:.0%} of the questions of {spec['name']} stand in the prompts "
+                        f"trained on, but for a few words (limit max_contaminated {spec['max_contaminated']:g}), for "
+                        f"example {', '.join(found['examples'])}: {said[found['examples'][0]][:200]!r}. Train on other "
+                        "prompts or, where both are made from one template on purpose, raise max_contaminated of the "
+                        "benchmark")
+    return found
 
 
 def asked_text(prompt: Prompt) -> str:

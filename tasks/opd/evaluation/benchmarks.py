@@ -15,6 +15,7 @@ from tasks.opd.core.costs import WRITTEN, counted
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import STUDENT, Prompt, Sample, read_rows, write_rows
 from tasks.opd.core.seeds import derive_seed
+from tasks.opd.data import contamination
 from tasks.opd.data.answers import completion_text
 from tasks.opd.data.graders import grade
 from tasks.opd.evaluation.leakage import leakage
@@ -70,12 +71,19 @@ def evaluate(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
                               token_ids=completion.token_ids, text=text, reward=reward, feedback=feedback,
                               finish_reason=completion.finish_reason))
     report = report_of(samples, benchmark["pass_at"]) | produced_by(tokenizer, sampling, spec)
-    report["counts"]["leakage_share"] = leakage(samples, prompts)
+    report["counts"] |= {"leakage_share": leakage(samples, prompts), **known_share(inputs["prompts"])}
     write_rows(out / "samples.parquet", samples, Sample)
     (out / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False))
     session.log(out, 0, {f"evaluate/{benchmark['name']}_{key.replace('@', '_at_')}": value
                          for key, value in report["counts"].items()})
     return report["counts"]
+
+
+def known_share(prompts: Path) -> dict[str, float]:
+    """What the questions share with those trained on, as `data.contamination` has it; nothing where nobody looked."""
+    file = prompts / contamination.FILE
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return {name: share for name, share in found.items() if name != "examples"}
 
 
 def fitting(sampling: dict, prompts: list[Prompt], context_tokens: int) -> dict:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.opd.core.records import Prompt, Sample, read_rows
+from tasks.opd.data.contamination import contaminated
 from tasks.opd.data.fields import all_said
 from tasks.opd.evaluation.benchmarks import pass_at
 from tasks.opd.refresh import models
@@ -73,26 +74,6 @@ def tokenizer_of(folder: Path) -> dict[str, str]:
     return found
 
 
-def contaminated(rows: dict[str, Row], questions: list[str], ngram: int) -> dict[str, str]:
-    """Rows that share `ngram` words in a row with a question (all of them, where one is shorter): id -> question.
-
-    Words are compared without case and punctuation. Source: the 13-gram overlap of GPT-3, arXiv:2005.14165, appendix C.
-    """
-    asked = {gram: question for question in questions for gram in grams(question, ngram)}
-    said = {row_id: grams(all_said(row.history, row.text), ngram) for row_id, row in rows.items()}
-    shared = {row_id: next((asked[gram] for gram in runs if gram in asked), None) for row_id, runs in said.items()}
-    return {row_id: question for row_id, question in shared.items() if question is not None}
-
-
-def grams(text: str, ngram: int) -> list[tuple[str, ...]]:
-    """All runs of `ngram` words of a text; the whole text where it has fewer, nothing where it has none."""
-    words = ["".join(filter(str.isalnum, word)) for word in text.lower().split()]
-    words = [word for word in words if word]
-    if len(words) <= ngram:
-        return [tuple(words)] if words else []
-    return [tuple(words[i:i + ngram]) for i in range(len(words) - ngram + 1)]
-
-
 def gathered(*, start: dict[str, Artifact], end: dict[str, Artifact], champion: Path, checkpoint: Artifact, kept: Path,
              rows: dict[str, Row], frozen: set[str], ngram: int, place: Path) -> Evidence:
     """What a gate looks at: `start` and `end` are champion's and candidate's reports, `frozen` the recipe's benchmarks.
@@ -100,9 +81,10 @@ def gathered(*, start: dict[str, Artifact], end: dict[str, Artifact], champion: 
     `champion` is the champion's model folder, `kept` the candidate's as it will be served.
     """
     questions = [question for name in sorted(frozen) for question in questions_of(end[name])]
+    said = {row_id: all_said(row.history, row.text) for row_id, row in rows.items()}
     return Evidence(
         champion={name: answers_of(report) for name, report in start.items()},
         candidate={name: answers_of(report) for name, report in end.items()},
         champion_tokenizer=tokenizer_of(champion), candidate_tokenizer=tokenizer_of(kept),
-        contaminated=contaminated(rows, questions, ngram), checkpoint_digest=checkpoint.digest,
+        contaminated=contaminated(said, questions, ngram), checkpoint_digest=checkpoint.digest,
         differing=models.differing(checkpoint, kept), place=str(place))
