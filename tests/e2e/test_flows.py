@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 import urllib.request
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
@@ -182,9 +183,15 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     wrote = sum(record["counts"]["tokens"] for record in records("rollouts"))
     assert table.rows[1].costs.tokens["student_written_tokens"] == wrote
     stages = {key.partition("/")[0] for key in run.data.metrics}
-    assert stages - {"system"} == {"eval", "rollout", "grade", "score", "train", "round"}
+    assert stages - {"system"} == {"eval", "rollout", "grade", "score", "train", "trust", "round"}
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
-        "recipe.yaml", "rollouts.json", "stages.json"}
+        "findings.json", "positions.json", "recipe.yaml", "rollouts.json", "stages.json"}
+    found = json.load(open(client.download_artifacts(run.info.run_id, "findings.json")))
+    assert [(finding["rule"], finding["rounds"]) for finding in found] == [("strangers", 1)]    # nobody trained these
+    assert found == [asdict(finding) for finding in there.first["findings"]]
+    profiles = json.load(open(client.download_artifacts(run.info.run_id, "positions.json")))
+    assert [profile["round"] for profile in profiles] == [0, 1, 2]
+    assert {"0", "8"} <= profiles[0]["teacher_gap_nats"].keys() == profiles[0]["reverse_kl_nats"].keys()
     stages = json.load(open(client.download_artifacts(run.info.run_id, "stages.json")))
     assert {stage["kind"] for stage in stages} == {
         "model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report", "divergence"}
