@@ -26,9 +26,18 @@ def divergence_line(start: Artifact, end: Artifact) -> str:
            f"start {described(start)}."
 
 
+def overlap_line(report: Artifact) -> str:
+    """What a benchmark's questions share with the prompts trained on; empty where nobody looked."""
+    if "contaminated_share" not in report.counts:
+        return ""
+    return (f"{report.counts['overlapping_share']:.1%} of the questions share 13 words in a row with a prompt trained "
+            f"on, {report.counts['contaminated_share']:.1%} most of their words.")
+
+
 def markdown_of_run(result: dict) -> str:
-    """A run's tables with their divergence to the teacher, a section a benchmark, and what rules found."""
-    parts = [(f"### {name}", to_markdown(table), divergence_line(result["start"][name], result["end"][name]))
+    """A run's tables, each with its divergence and overlap, a section a benchmark; then what rules found."""
+    parts = [(f"### {name}", to_markdown(table), divergence_line(result["start"][name], result["end"][name]),
+              overlap_line(result["end"][name]))
              for name, table in of_run(result).items()]
     texts = [text for part in parts for text in part] + [findings.to_markdown(result.get("findings", []))]
     return "\n\n".join(filter(None, texts))

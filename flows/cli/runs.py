@@ -60,14 +60,14 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
     from prefect import tags
 
     from flows.distill import distill as run
-    from flows.tables import divergence_line, of_run
+    from flows.tables import divergence_line, of_run, overlap_line
     with tags(f"variant:{recipe.name}", f"seed:{recipe.seed}", terminal()):
         result, lines = run(recipe), []
     result["comparison"] = {}
     for name, table in of_run(result).items():
         result["comparison"][name] = dataclasses.asdict(table)
         apart = divergence_line(result["start"][name], result["end"][name])
-        lines += [f"benchmark {name}", to_text(table), *filter(None, [apart]),
+        lines += [f"benchmark {name}", to_text(table), *filter(None, [apart, overlap_line(result["end"][name])]),
                   f"report      {result['end'][name].path}", ""]
     result |= ended(started)
     lines += [f"finding     round {finding.rounds}, {finding.rule}: {finding.text}" for finding in result["findings"]]
