@@ -37,6 +37,7 @@ BIT, SINGLE = 0.0, 1e-7           # the distribution sampled from is kept in sin
 THINK = "rethinking_"
 UNREFINED = ["refine=[]", "terms.0.rows=sampled", "rollout.sampling.temperature=1.0", "rollout.sampling.top_p=1.0"]
 HALF = "rollout.writers=[{name: student, fraction: 0.5}, {name: dataset, fraction: 0.5}]"
+PAIRS = HALF.replace("0.5}, ", "0.5, n: 2}, ")                      # as many a prompt as grpo asks for
 FLAT = ["terms.0.weights.0.power=0", "terms.1.weights.0.power=0"]
 RAW = ["terms.0.support.k=4", "terms.0.advantage.normalise=false"]
 
@@ -157,6 +158,26 @@ TABLE = [
           [(1, "sdpo", ["terms.0.weights=[uniform]"])], BIT),
     Limit("opd_then_rl", ["terms.0.weights=[uniform]", "terms.0.denominator=valid"], [(1, "ppo_clip", [])], BIT),
     Limit("sft_then_opd", [], [(1, "sft", [])], BIT),
+    # signal and routing
+    Limit("aopd", [f"terms.{i}.weights.0.above=1" for i in (0, 1)], [(1, "ppo_clip", [])], BIT),
+    Limit("aopd", [*(f"terms.{i}.weights.0.above=-1" for i in (0, 1)), f"terms.1.support.k={V}"], [(1, FORWARD, [])]),
+    Limit("tropd", [f"terms.{i}.weights.0.limit=1e9" for i in (0, 1)], [(1, OPD, [])], BIT),
+    Limit("tropd", [*(f"terms.{i}.weights.0.limit=0" for i in (0, 1)), f"terms.1.support.k={V}"], [(1, FORWARD, [])]),
+    Limit("top_d", ["terms.0.advantage={name: proximal_gap, share: 1, future: false, standardise: false}"],
+          [(1, "ppo_clip", [])], BIT),
+    Limit("opsa", ["terms.0.advantage.power=0"], [(1, "fixed_negative_advantage", [])], BIT),
+    # curriculum
+    Limit("paced", ["terms.0.weights.0.right=0", "terms.0.weights.0.wrong=0"], [(1, FORWARD, [])], BIT),
+    Limit("paced", [], [], 0.0, world="all_right"),                                # nothing is left to learn
+    # rewards of teachers' rollouts too
+    Limit("luffy", [], [(1, "grpo", [PER_TOKEN])], BIT),                           # of the student's own
+    Limit("luffy", [PAIRS], [(19 / 37, "grpo", [PER_TOKEN, PAIRS]),
+                             (18 / 37, "grpo", [PER_TOKEN, PAIRS, "terms.0.rows=golden",
+                                                "terms.0.estimator=shaped_policy_gradient"])]),
+    # MiniLLM
+    Limit("minillm", ["terms.0.advantage=return_to_go", "terms.0.estimator=policy_gradient", "terms.1.coefficient=0",
+                      OURS], [(1, "opd_return_to_go", [])], 20 * SINGLE),     # sums of gaps
+    Limit("minillm", ["terms.0.coefficient=0"], [(1, FULL, [])], BIT),
     # controls
     Limit("fixed_negative_advantage", ["terms.0.advantage.value=1"], [(1, "sft", [OURS])], moved=False),
     Limit("shuffled_teacher", [], [(1, OPD, [])], BIT, world="token_7"),           # one gap has one order
@@ -184,6 +205,7 @@ MEANS = [  # variant, whose distribution the one token written has, what the gra
 PHASES = [  # variant whose schedule ends in the terms of another
     ("opd_then_rl", "grpo", [PER_TOKEN]),
     ("sft_then_opd", OPD, []),
+    ("paced", FULL, ["terms.0.weights=[pass_rate]"]),
 ]
 
 RECIPES = [  # these differ in who writes or rewrites (see test_rewriting): in the limit the whole recipe is the other's

@@ -75,7 +75,7 @@ def likely_to_teacher(columns: Columns, *, share: Annotated[float, Field(gt=0, l
 
 
 ROWS = {"all": Entry(all_rows, any_author=True, ignores_token=True), "sampled": Entry(sampled, ignores_token=True),
-        "golden": Entry(golden, any_author=True, ignores_token=True, disjoint=("sampled", "succeeded", "failed")),
         "succeeded": Entry(succeeded), "failed": Entry(failed, disjoint=("succeeded",)),
+        "golden": Entry(golden, any_author=True, ignores_token=True, disjoint=("sampled", "succeeded", "failed")),
         "mixed_groups": Entry(mixed_groups, grouped=True),
         "likely_to_teacher": Entry(likely_to_teacher, needs=("teacher",))}
