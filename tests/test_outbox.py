@@ -32,7 +32,7 @@ def test_a_killed_run_says_so_before_it_ships_anything_and_is_not_waited_for(mon
         begun(run)
         monkeypatch.setattr(outbox.Run, "_ship", never)
         raise KeyboardInterrupt
-    assert shipping.wait(60) and [found.info.status for found in runs()] == ["KILLED"]
+    assert shipping.wait(600) and [found.info.status for found in runs()] == ["KILLED"]
     assert "did not answer in 0.5 s" in capsys.readouterr().err
 
 

@@ -66,7 +66,7 @@ def run(tree, tmp_path_factory):
 
     def python(module, *arguments, expected=0):
         environment = {**os.environ, "OPD_HOME": str(home), "OPD_PROGRESS": "0", "PYTHONPATH": str(tree)}
-        result = subprocess.run([sys.executable, "-m", module, *arguments], cwd=tree, env=environment, timeout=300,
+        result = subprocess.run([sys.executable, "-m", module, *arguments], cwd=tree, env=environment, timeout=600,
                                 capture_output=True, text=True)
         assert result.returncode == expected, result.stderr
         return json.loads(result.stdout.splitlines()[-1]) if expected == 0 else result.stderr

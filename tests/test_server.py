@@ -19,7 +19,7 @@ def code_of(path, body=None):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         return opener.open(urllib.request.Request(os.environ["PREFECT_API_URL"] + path, body,
-                                                  {"content-type": "application/json"}), timeout=30).status
+                                                  {"content-type": "application/json"}), timeout=600).status
     except urllib.error.HTTPError as error:
         return error.code
 body = json.dumps({"include_secrets": True}).encode()

@@ -100,7 +100,7 @@ def reading_run(tmp_path):
     spec = json.dumps({"cell": 1, "effort": {"reading": str(reading)}})
     run = subprocess.Popen([sys.executable, "-m", "tests.stages_for_tests", "inline", "trained", spec, inputs],
                            cwd=launchers.ROOT, stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while not reading.exists() and run.poll() is None and time.monotonic() < until:
         time.sleep(0.01)
     assert reading.exists(), run.stderr.read()
@@ -111,14 +111,14 @@ def test_what_another_run_reads_is_not_retired_until_it_has_read(tmp_path):
     scores, run, reading = reading_run(tmp_path)
     assert not retire(scores, (HIDDEN,)) and (scores.path / HIDDEN).exists() and not artifacts.is_retired(scores)
     reading.unlink()
-    assert run.wait(60) == 0, run.stderr.read()
+    assert run.wait(600) == 0, run.stderr.read()
     assert retire(scores, (HIDDEN,)) and not (scores.path / HIDDEN).exists()
 
 
 def test_a_killed_reader_holds_no_lease(tmp_path):
     scores, run, _ = reading_run(tmp_path)
     run.kill()
-    run.wait(60)
+    run.wait(600)
     assert retire(scores, (HIDDEN,)) and not (scores.path / HIDDEN).exists()
 
 

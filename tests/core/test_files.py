@@ -35,7 +35,7 @@ def test_a_lock_whose_file_was_removed_is_taken_on_the_new_file(tmp_path):
         path.unlink()
     assert waiting.stdout.readline() == "mine\n"
     order.append(obtained(path))  # one who comes now meets the one who waited
-    waiting.communicate("", timeout=30)
+    waiting.communicate("", timeout=600)
     assert order == [False] and obtained(path)
 
 

@@ -32,18 +32,18 @@ def test_printing_to_a_reader_that_is_gone_is_no_error(tmp_path):
     run = subprocess.Popen(command(PRINT, str(tmp_path / "file")), cwd=ROOT, stdin=subprocess.PIPE,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run.stderr.close()
-    assert run.communicate("x", timeout=60)[0] == "went on\n" and run.returncode == 0
+    assert run.communicate("x", timeout=600)[0] == "went on\n" and run.returncode == 0
 
 
 def test_a_process_without_standard_error_prints_nowhere_and_no_file_gets_its_number(tmp_path):
     run = subprocess.run(["sh", "-c", 'exec "$@" 2>&-', "sh", *command(PRINT, str(tmp_path / "file"))], cwd=ROOT,
-                         input="x", stdout=subprocess.PIPE, text=True, timeout=60)
+                         input="x", stdout=subprocess.PIPE, text=True, timeout=600)
     assert (run.returncode, run.stdout, (tmp_path / "file").read_text()) == (0, "went on\n", "")
 
 
 def test_what_is_printed_arrives_where_somebody_reads():
     code = PRINT.split("assert")[0] + "print('one é', file=sys.stderr); print('two', end='', file=sys.stderr)"
-    run = subprocess.run(command(code), cwd=ROOT, capture_output=True, timeout=60,
+    run = subprocess.run(command(code), cwd=ROOT, capture_output=True, timeout=600,
                          env={**os.environ, "LC_ALL": "C.UTF-8"})
     assert run.stderr.decode() == "one é\ntwo"
 
@@ -55,6 +55,6 @@ def test_a_result_that_a_full_disk_loses_is_an_error_and_one_whose_reader_is_gon
     if read:
         os.close(read)
     run = subprocess.run([sys.executable, "-m", "flows.cli", "status"], cwd=ROOT, stdout=write,
-                         stderr=subprocess.PIPE, text=True, timeout=60)
+                         stderr=subprocess.PIPE, text=True, timeout=600)
     os.close(write)
     assert run.returncode == code and said in run.stderr and "Traceback" not in run.stderr

@@ -81,7 +81,7 @@ def served(tmp_path, opd_home):
         [sys.executable, "-m", "flows.cli", "serve", NAME, "--follow", "--port", str(port)], cwd=ROOT,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}, stderr=subprocess.PIPE, text=True)
 
-    def answers(wanted: int, seconds: float = 120) -> bool:
+    def answers(wanted: int, seconds: float = 600) -> bool:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with contextlib.suppress(OSError):
@@ -104,7 +104,7 @@ def test_the_champion_is_served_swapped_after_a_promotion_and_gone_with_the_comm
     time.sleep(5)
     assert answers(2)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=600)[1]
     assert "the server of version 3 did not answer" in said and "version 2 goes on" in said
     assert not answers(2, seconds=2)
 

@@ -70,7 +70,7 @@ def vllm_server(llama, tmp_path_factory):
         process = subprocess.Popen([str(part) for part in command], env=environment, stdout=said, stderr=said,
                                    start_new_session=True)
     try:
-        until = time.monotonic() + 240
+        until = time.monotonic() + 600
         while not is_up(f"http://127.0.0.1:{port}/health"):
             assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
             time.sleep(0.3)
