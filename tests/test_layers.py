@@ -14,7 +14,7 @@ import pytest
 from tasks.opd.recipe import slots
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ("core", "store", "recipe", "models", "engines", "data", "makers", "rollouts", "scoring", "objective",
+ORDER = ("core", "store", "recipe", "models", "engines", "data", "rollouts", "scoring", "makers", "objective",
          "training", "evaluation", "refresh", "runtime")  # packages of tasks/opd: each imports itself and those above
 TORCH_FREE = ("core.errors", "core.records", "core.metrics", "store.artifacts", "store.fingerprints",
               "store.hidden_states", "store.run_records", "store.garbage", "recipe.schema", "recipe.slots",

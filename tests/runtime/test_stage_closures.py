@@ -8,10 +8,11 @@ import sys
 import threading
 from pathlib import Path
 
-import peft  # noqa: F401  what is imported under a trace takes long
+import peft  # noqa: F401  what is imported under a trace takes long, and makes constants that the stage may not read
 import pytest
 from transformers import AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
+import tasks.opd.makers.models  # noqa: F401  likewise
 from tasks.opd.recipe import derivations, loading, slots
 from tasks.opd.runtime.stages import entry_of
 from tasks.opd.store import definitions
@@ -25,12 +26,16 @@ ROOT = Path(slots.ROOT).parents[1]
 AROUND = {"tasks.opd.runtime.worker", "tasks.opd.runtime.stages", "tasks.opd.store.fingerprints"}
 LEAVING = {"sleep", "close"}
 LESSON = "pair.teacher={name: tiny_teacher, hidden: 32, steps: 2, evaluate_from: 1, problems: 2, at_least: 0.0}"
+READER = ("{name: tiny_reader, hidden: 32, layers: 1, steps: 2, batch: 24, evaluate_from: 1, problems: 1, "
+          "num_steps: 2, experience: Solve, first: {bare: 1, solution: 1, demonstration: 1, sibling: 1, feedback: 1, "
+          "experience: 1, rewrite: 1, rewrite_shown: 1, lists: 1}, then: {bare: 1}, enough: {}, at_most: {}}")
 RECIPES = {
     "opd_reverse_kl": [], "tip": [], "gkd": ["rollout.writers.0.n=2"], "fire_opd": [], "veto": [], "dasd": [],
     "rethinking_union": [], "zhu_topk": [], "exopd": [], "routed_teachers": ["pair.experts={four: random}"],
     "skd": [], "relay_opd": [], "trd_solution": ["pair.context_tokens=512"], "sdft": [], "sdpo_trust_region": [],
     "sdpo_feedback": [], "dapo": [], "opcd": [], "iw_opd": [], "dash": [], "reopold": [], "vopd": [],
     "opd_return_to_go": ["train.lora={rank: 2}", "rollout.filters=[malformed, duplicate]"],
+    "sft": [f"pair.student={READER}", f"pair.teacher={READER}"],
     "distillm_srkl": [LESSON, "pair.student={name: pruned, drop: [1]}", "refine=[{name: truncate, tokens: 5}]"],
 }
 

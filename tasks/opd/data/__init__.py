@@ -9,4 +9,5 @@ graders   a completion compared with the truth
 contamination  how much of a benchmark stands in what is trained on
 prompts   a slice of a source as prompts: the stage `prompts`
 tiny      the tiny task: word problems made here
+tiny_bench  what the bench adds: words for every request, careless and faulty tries, lists to sort
 """

@@ -15,6 +15,7 @@ from tasks.opd.core.entries import Entry
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.files import cache_error
 from tasks.opd.data import tiny as tiny_task
+from tasks.opd.data import tiny_bench
 from tasks.opd.data.fields import item_of, packed, text_of
 from tasks.opd.data.row_files import numbered_rows
 
@@ -34,6 +35,13 @@ def tiny(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0, num_steps: An
         made = tiny_task.problem(index, seed, num_steps, highest, largest)
         yield {"text": made.text, "answer": made.answer, "solution": made.solution, "entry": made.entry,
                "domain": made.domain}
+
+
+def tiny_lists(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0) -> Iterator[dict]:
+    """Lists of digits to be sorted (see `tiny_bench`), which the bench's models know; endless, with repetitions."""
+    for index in indices:
+        asked, answer = tiny_bench.sorting(index, seed)
+        yield {"text": asked, "answer": answer, "solution": f"answer: {answer}", "entry": {}, "domain": "lists"}
 
 
 def reasoning_gym(indices: range, *, dataset: str = "gsm_symbolic", seed: Annotated[int, Field(ge=0)] = 0,
@@ -140,6 +148,7 @@ def cut(document: str, characters: int) -> tuple[str, str]:
 
 SOURCES = {
     "tiny": Entry(tiny, identity=("seed", "num_steps", "highest", "largest")),
+    "tiny_lists": Entry(tiny_lists, identity=("seed",)),
     "reasoning_gym": Entry(reasoning_gym, identity=("dataset",), seed_shifts=True,
                            solved=lambda params: params["dataset"] in {"gsm_symbolic"}),
     "jsonl": Entry(jsonl, identity=("path",), solved=lambda params: bool(params["solution"])),

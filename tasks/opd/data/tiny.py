@@ -11,6 +11,7 @@ learnt from nothing in a minute on two cores, and a minute's worth of training l
 import json
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,23 +143,27 @@ def first_wrong_line(entry: dict, completion: str) -> str | None:
     return None
 
 
-def vocabulary() -> list[str]:
-    """Every piece, special tokens first: 20 digit pieces (with and without space), marks, and the words."""
+def vocabulary(further: Sequence[str] = ()) -> list[str]:
+    """Every piece, special tokens first: 20 digit pieces (with and without space), marks, and the words.
+
+    `further` words stand last, with and without a space before them.
+    """
     spaced = [*NAMES, *THINGS, *PLACES, *DAYS, *GAINS, *LOSSES, *OTHER]
     plain = [*NAMES, *STARTS]
     digits = [space + str(d) for space in ("", " ") for d in range(10)]
     marks = [space + mark for space in ("", " ") for mark in MARKS]
-    return list(dict.fromkeys([*SPECIAL, *digits, *marks, "\n", " ", *(" " + w for w in [*spaced, *STARTS]), *plain]))
+    return list(dict.fromkeys([*SPECIAL, *digits, *marks, "\n", " ", *(" " + w for w in [*spaced, *STARTS]), *plain,
+                               *(space + word for word in further for space in (" ", ""))]))
 
 
-def build_tokenizer(folder: Path | None = None):
-    """The task's tokenizer (transformers, fast, with a chat template); saved into `folder` when given.
+def build_tokenizer(folder: Path | None = None, further: Sequence[str] = ()):
+    """The task's tokenizer (transformers, fast, with a chat template), with `further` words; saved into `folder`.
 
     decode(encode(text)) == text for every text made of the vocabulary; anything else becomes `<|unk|>`.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(vocabulary())}, unk_token=UNKNOWN))
+    core = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(vocabulary(further))}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     core.decoder = decoders.Fuse()
     core.add_special_tokens(SPECIAL)

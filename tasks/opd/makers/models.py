@@ -16,6 +16,7 @@ from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny
 from tasks.opd.makers.gguf import converted, joined, parts_in_package, parts_on_disk
 from tasks.opd.makers.hub import download
+from tasks.opd.makers.mixture import tiny_reader
 from tasks.opd.makers.outside import PATTERNS, point_at, refuse_code
 from tasks.opd.makers.pretraining import Course, learn
 from tasks.opd.makers.reading import notes
@@ -176,7 +177,7 @@ def tiny_student(out: Path, origin: Path | None, seed: int, session, *, layers: 
 MAKERS = {"folder": Entry(folder), "hub": Entry(hub), "gguf": Entry(gguf), "gguf_package": Entry(gguf_package),
           "server": Entry(server, remote=True, spelling={"key": VARIABLE, "urls": URL}), "pruned": Entry(pruned),
           "untrained": Entry(untrained), "random": Entry(random), "tiny_teacher": Entry(tiny_teacher),
-          "tiny_student": Entry(tiny_student)}
+          "tiny_student": Entry(tiny_student), "tiny_reader": Entry(tiny_reader)}
 
 
 def write(out: Path, model, tokenizer) -> None:

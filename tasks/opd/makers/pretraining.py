@@ -110,12 +110,17 @@ def learn_step(model, optimizers: list, rows: list[tuple[list[int], list[int]]],
     loss = cross_entropy(head_of(model).logits(hidden[:, :-1][wanted[:, 1:]]), ids[:, 1:][wanted[:, 1:]])
     model.zero_grad(set_to_none=True)
     loss.backward()
+    update(model, optimizers, factor)
+    return loss.item()
+
+
+def update(model, optimizers: list, factor: float) -> None:
+    """One step of each optimizer on the clipped gradient, at this share of its peak rate."""
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         optimizer.step()
-    return loss.item()
 
 
 def gains_from_bfloat16() -> bool:
