@@ -1,4 +1,6 @@
 """A suite's cells, one after the other; one that fails is kept as its error, for the others do not depend on it."""
+from collections.abc import Callable
+
 from prefect import tags
 
 from flows.distill import distill
@@ -11,9 +13,9 @@ from tasks.workers.pools import WorkerPool
 Key = tuple[str, int]                   # variant and seed
 
 
-def run_cells(cells: list[tuple[str, int, Recipe]], pool: WorkerPool, suite: str, tuning: dict[str, Tuned]
-              ) -> tuple[dict[Key, dict], dict[Key, Exception]]:
-    """What `distill` returned for the cells, and the errors of those that failed."""
+def run_cells(cells: list[tuple[str, int, Recipe]], pool: WorkerPool, suite: str, tuning: dict[str, Tuned],
+              show: Callable[[dict, dict], None]) -> tuple[dict[Key, dict], dict[Key, Exception]]:
+    """What `distill` returned for the cells, and the errors of those that failed; `show` is given both after each."""
     done, failed = {}, {}
     with held_for(cells, pool):
         for variant, seed, recipe in cells:
@@ -22,6 +24,7 @@ def run_cells(cells: list[tuple[str, int, Recipe]], pool: WorkerPool, suite: str
                 done[variant, seed] = run_cell(variant, recipe, suite, tuning.get(variant))
             except Exception as error:  # it is shown in the table
                 failed[variant, seed] = error
+            show(done, failed)
     return done, failed
 
 

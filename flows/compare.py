@@ -1,11 +1,13 @@
 """The product: every variant of a suite with every seed, each cell a distillation of its own, in one table."""
 import json
+from functools import partial
 
 from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.cells import run_cells
 from flows.pools import own_pool
+from flows.reports import show_suite
 from flows.tables import table_of
 from flows.tuning import tune
 from tasks.opd.evaluation import comparison_tables
@@ -30,7 +32,8 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
     with runs.suite_for(plan.name) as study, own_pool(first) as pool:
         tuning = tune(plan, trials, pool) if trials else {}
         cells = cells_with(suite, overrides, {variant: one.chosen or {} for variant, one in tuning.items()})
-        done, failed = run_cells(cells, pool, plan.name, tuning)
+        show = partial(show_suite, plan, overrides, cells, tuning, study)
+        done, failed = run_cells(cells, pool, plan.name, tuning, show)
         if not done:
             raise next(iter(failed.values()))
         benchmark = plan.benchmark or first.benchmarks[0].name

@@ -9,7 +9,7 @@ from tasks.findings import conclude, observe
 from tasks.grade import grade_rollouts
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
-from tasks.opd.store.run_records import recorded
+from tasks.pages import recorded_run
 from tasks.preflight import preflight
 from tasks.prompts import make_prompts, training_prompts
 from tasks.publish import publish
@@ -25,8 +25,7 @@ from tasks.workers import pools
 @flow(flow_run_name="{recipe.name}-seed{recipe.seed}", persist_result=False)
 def distill(recipe: Recipe, suite: str = "") -> dict:
     """Distil the teacher into the student on the student's own rollouts; benchmark it before, after, and on the way."""
-    this = recorded(f"{recipe.name}-seed{recipe.seed}", suite=suite, recipe=recipe.model_dump(mode="json"))
-    with pool_for(recipe) as pool, this, runs.run_for(recipe, suite or None) as run:
+    with pool_for(recipe) as pool, runs.run_for(recipe, suite or None) as run, recorded_run(recipe, suite) as page:
         models = make_models(recipe.pair, models_needed(recipe), pool)
         student, teacher, ask = models["student"], models.get("teacher"), {"context_tokens": recipe.pair.context_tokens}
         prompts = training_prompts(recipe, student, pool)
@@ -45,7 +44,7 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
     result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end,
               "evaluation": [*evaluation, *after], "findings": conclude(recipe, history, findings, start, end)}
     publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": tables.markdown_of_run(result)}, **run.links())
-    return result | {"mlflow_page": run.url(), "mlflow_charts": run.charts()}
+    return result | {"mlflow_page": run.url(), "mlflow_charts": run.charts(), "report": str(page)}
 
 
 def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, pool: pools.WorkerPool,

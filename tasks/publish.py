@@ -12,16 +12,16 @@ from tasks.tracking.client import ui_command
 
 @task(cache_policy=NO_CACHE, task_run_name="publish-{name}")
 def publish(name: str, texts: dict[str, str], url: str, folder: Path | None = None, *,
-            charts: str = "") -> Path | None:
+            charts: str = "", report: str = "") -> Path | None:
     """Write texts by file name to a folder, where one is given; Markdown and links become artifacts in Prefect."""
     if folder:
         write(texts, folder)
     key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     for text in (text for file, text in texts.items() if file.endswith(".md")):
         create_markdown_artifact(text, key=f"table-{key}")
-    create_link_artifact(url, key=f"mlflow-{key}", link_text="MLflow", description=how_to_open())
-    if charts:
-        create_link_artifact(charts, key=f"charts-{key}", link_text="All runs side by side", description=how_to_open())
+    links = (("report", report, "Report"), ("mlflow", url, "MLflow"), ("charts", charts, "All runs side by side"))
+    for kind, address, title in (link for link in links if link[1]):
+        create_link_artifact(address, key=f"{kind}-{key}", link_text=title, description=how_to_open())
     return folder
 
 

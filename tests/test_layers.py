@@ -19,8 +19,8 @@ ORDER = ("core", "store", "recipe", "models", "engines", "data", "rollouts", "sc
 TORCH_FREE = ("core.errors", "core.records", "core.metrics", "store.artifacts", "store.fingerprints",
               "store.hidden_states", "store.run_records", "store.garbage", "recipe.schema", "recipe.slots",
               "recipe.loading", "recipe.refreshes", "recipe.requirements", "recipe.checks.recipes",
-              "evaluation.comparison_tables", "evaluation.clusters", "evaluation.findings", "refresh.planning",
-              "refresh.candidates")
+              "evaluation.comparison_tables", "evaluation.clusters", "evaluation.findings", "evaluation.report.suites",
+              "evaluation.report.page", "refresh.planning", "refresh.candidates")
 HEAVY = {"torch", "transformers", "vllm", "mlflow", "datasets"}
 ONLY_IN = {"mlflow": "tasks/tracking/client.py", "vllm": "tasks/opd/engines/vllm_engine.py",
            "omegaconf": "tasks/opd/recipe/loading.py"}

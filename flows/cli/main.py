@@ -21,6 +21,7 @@ from flows.cli.machine import doctor
 from flows.cli.platform import add_logs_options, add_up_options, down, logs, status, up
 from flows.cli.recipes import check, variants
 from flows.cli.refreshes import add_refresh_commands
+from flows.cli.reports import add_report_options, report
 from flows.cli.runs import bootstrap, compare, distill, evaluate
 from flows.cli.store import add_options, gc
 from tasks.opd.core.errors import OpdError
@@ -139,6 +140,7 @@ def add_runs(command: Callable[..., argparse.ArgumentParser]) -> None:
     added.add_argument("--anyway", action="store_true", help="even if it cannot detect what it looks for (detect)")
     command(check, "is the recipe or suite sound? without loading a model; takes key=value", "recipe")
     command(bootstrap, "make a recipe's models and prompts; takes key=value", "recipe")
+    add_report_options(command(report, "the page of a suite or a run, made anew from the store, and opened", "name"))
     added = command(variants, "the variants in configs/variants: paper, arXiv id, idea, cost; --json: slots, placebo")
     added.add_argument("--markdown", action="store_true", help="print configs/variants/README.md")
     add_refresh_commands(command)

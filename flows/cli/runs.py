@@ -71,7 +71,8 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
                   f"report      {result['end'][name].path}", ""]
     result |= ended(started)
     lines += [f"finding     round {finding.rounds}, {finding.rule}: {finding.text}" for finding in result["findings"]]
-    return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", *ending(result)])
+    return result, "\n".join([*lines, f"checkpoint  {result['checkpoint'].path}", f"html        {result['report']}",
+                               *ending(result)])
 
 
 def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
@@ -90,7 +91,8 @@ def compare(arguments: argparse.Namespace) -> tuple[dict, str]:
         result = run(arguments.suite, arguments.overrides)
     text = result.pop("text")
     result |= ended(started) | {"detectable": power.detectable_by(plan, power.benchmark_of(plan, cells))}
-    return result, "\n".join([text, "", f"written to  {result['folder']}", *ending(result)])
+    lines = [f"written to  {result['folder']}", f"html        {result['folder']}/report.html", *ending(result)]
+    return result, "\n".join([text, "", *lines])
 
 
 def ended(started: float) -> dict:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tasks.tracking.client import tracking_uri
 
+REPORT = "report.html"      # among a run's files, the page of the run itself
 RUNS_PAGE = "?workflowType=machine_learning"  # without it MLflow shows an empty page for traces of language models
 
 
@@ -29,6 +30,11 @@ def pages() -> str:
     """
     uri = os.environ.get("OPD_MLFLOW_URL") or tracking_uri()
     return uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
+
+
+def file_page(state: dict, path: str) -> str:
+    """Where MLflow's pages show a file of a run, given by the state of its `Run`; empty while it is not there."""
+    return f"{pages()}/#/experiments/{state['experiment']}/runs/{state['run']}/artifacts/{path}" if state["run"] else ""
 
 
 def author_tags() -> dict[str, str]:

@@ -16,7 +16,7 @@ from tasks.opd.core.addresses import masked
 from tasks.opd.core.progress import print_line
 from tasks.opd.store.artifacts import Artifact, home
 from tasks.tracking import outages, states, view
-from tasks.tracking.about import RUNS_PAGE, About, author_tags, pages
+from tasks.tracking.about import REPORT, RUNS_PAGE, About, author_tags, file_page, pages
 from tasks.tracking.client import (
     KEY,
     SUPERSEDED,
@@ -90,8 +90,9 @@ class Run:
         return view.link(base, self.state["experiment"], self._view_key()) if self.state["run"] else base
 
     def links(self) -> dict[str, str]:
-        """Both addresses, as `publish` takes them."""
-        return {"url": self.url(), "charts": self.charts()}
+        """The addresses, as `publish` takes them."""
+        report = file_page(self.state, REPORT) if REPORT in self.files else ""
+        return {"url": self.url(), "charts": self.charts(), "report": report}
 
     def _work(self) -> None:
         status, pause = None, 0

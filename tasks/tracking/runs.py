@@ -11,7 +11,7 @@ from tasks.opd.evaluation.findings import Finding
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.opd.store.fingerprints import canonical
-from tasks.tracking.about import About
+from tasks.tracking.about import REPORT, About
 from tasks.tracking.outbox import KILLED, Run
 from tasks.tracking.params import params_of
 from tasks.tracking.points import PREFIXES, Note
@@ -34,6 +34,12 @@ def log_findings(findings: list[Finding]) -> None:
     run = _current.get()
     if run is not None and findings:
         run.files["findings.json"] = json.dumps([asdict(finding) for finding in findings], indent=1)
+
+
+def attach_report(html: str) -> None:
+    """Ship a page with the open run, if any; a later one takes an earlier one's place."""
+    if run := _current.get():
+        run.files[REPORT] = html
 
 
 @contextlib.contextmanager

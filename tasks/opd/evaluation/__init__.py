@@ -12,4 +12,5 @@ power               what a suite can detect, before it runs
 tuned               what tuning found, and what it cost
 comparison          variants paired over prompts and seeds
 comparison_tables   a comparison as text
+report              pages of suites and runs
 """

@@ -1,8 +1,9 @@
 """What every run refers to, in `.opd/runs`: the roots of garbage collection. No torch.
 
-A file is lines of JSON: what the run is, one line an artifact in the order it was asked for, and how it ended. A run
-writes `<name>-<key>.<uuid>.jsonl`, whose flock it holds while it works, and ends as `<name>-<key>.jsonl`, in place of
-what the same run left before. One that fails or is killed keeps its own file: the same command goes on from there.
+A file is lines of JSON: what the run is, one line an artifact in the order it was asked for, and how it ended, or why
+it failed. A run writes `<name>-<key>.<uuid>.jsonl`, whose flock it holds while it works, and ends as
+`<name>-<key>.jsonl`, in place of what the same run left before. One that fails or is killed keeps its own file: the
+same command goes on from there.
 """
 import contextlib
 import fnmatch
@@ -41,17 +42,31 @@ def folder() -> Path:
     return home() / "runs"
 
 
+def stem_of(name: str, **about) -> str:
+    """How the files of a run are called, up to the first dot."""
+    key = hashlib.sha256(canonical(about).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}-{key}"
+
+
+def files_of(stem: str) -> list[Path]:
+    """The files of a run, the one last written to first; none where it was never begun."""
+    found = [*folder().glob(f"{stem}.jsonl"), *folder().glob(f"{stem}.*.jsonl")]
+    return sorted(found, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+
+
 @contextlib.contextmanager
 def recorded(name: str, **about):
     """Write down every artifact that is asked for inside. Name, suite and all else in `about` say which run it is."""
-    key = hashlib.sha256(canonical(about).encode()).hexdigest()[:8]
-    stem = f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}-{key}"
+    stem = stem_of(name, **about)
     file = folder() / f"{stem}.{uuid.uuid4().hex[:8]}.jsonl"
     with flock(file):
         append(file, {"name": name, **about, "started": now()})
         token = _writing.set(file)
         try:
             yield
+        except Exception as error:
+            append(file, {"failed": f"{type(error).__name__}: {error}"})
+            raise
         finally:
             _writing.reset(token)
         append(file, {"ended": now()})

@@ -1,0 +1,87 @@
+"""Learning curves by round, and what a quantity is by position and round: the trust maps."""
+import re
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from tasks.opd.evaluation.report.lineage import Lineage, Round
+
+BY_POSITION = re.compile(r"(?:.*/)?position/(?P<quantity>.+)/(?P<bucket>\d+)$"
+                         r"|(?:.*/)?(?P<own>[A-Za-z_]+)_from_(?P<own_bucket>\d+)_nats$")
+GAP = re.compile(r"train/[^/]+/teacher_gap_mean_nats$")
+
+
+class Point(NamedTuple):
+    """A number after a round."""
+    round: int                              # rounds finished
+    tokens: int                             # trained up to there
+    seconds: float                          # of making, up to there
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Map:
+    """One quantity by round and position."""
+    quantity: str
+    rounds: list[int]                       # from 1
+    buckets: list[int]                      # first position of each
+    values: list[list[float | None]]        # mean over the round, a row a round; None: no token was there
+
+
+def curves_of(run: Lineage, benchmark: str) -> dict[str, list[Point]]:
+    """Mean reward and reverse KL on a benchmark, and loss and teacher gap in training; what was not measured is left
+    out. Reward and divergence have a point at the start."""
+    spent = {0: (0, 0.0)} | {one.index + 1: (one.trained_tokens, one.seconds) for one in run.rounds}
+    curves = {"reward": [(one.step, one.report.record["counts"]["avg"]) for one in run.on(benchmark)],
+              "reverse KL": [(one.step, value) for one in run.on(benchmark)
+                             if (value := one.reverse_kl()) is not None],
+              "loss": [(one.index + 1, value) for one in run.rounds
+                       if (value := mean_of(one, re.compile("train/loss_nats$"))) is not None],
+              "teacher gap": [(one.index + 1, value) for one in run.rounds
+                              if (value := mean_of(one, GAP)) is not None]}
+    return {name: [Point(round=step, tokens=spent[step][0], seconds=round(spent[step][1], 2), value=rounded(value))
+                   for step, value in points if step in spent] for name, points in curves.items() if points}
+
+
+def mean_of(one: Round, pattern: re.Pattern) -> float | None:
+    """The mean over a round's training of the metrics with such a key; None where there are none."""
+    values = [point["value"] for point in one.checkpoint.points() if pattern.match(point["key"])]
+    return statistics.fmean(values) if values else None
+
+
+def maps_of(run: Lineage) -> list[Map]:
+    """Every quantity that the rounds logged by position, as `position/<quantity>/<first position>`."""
+    found = defaultdict(lambda: defaultdict(list))
+    for one in run.rounds:
+        for point in (point for stage in one.stages for point in stage.points()):
+            if match := BY_POSITION.match(point["key"]):
+                quantity, bucket = match["quantity"] or match["own"], int(match["bucket"] or match["own_bucket"])
+                found[quantity][one.index + 1, bucket].append(point["value"])
+    return [map_of(quantity, cells) for quantity, cells in sorted(found.items())]
+
+
+def map_of(quantity: str, cells: dict[tuple[int, int], list[float]]) -> Map:
+    """A quantity's values by (round, bucket) as rows."""
+    rounds, buckets = ([*dict.fromkeys(sorted(place[axis] for place in cells))] for axis in (0, 1))
+    return Map(quantity=quantity.replace("_", " "), rounds=rounds, buckets=buckets,
+               values=[[rounded(statistics.fmean(cells[one, bucket])) if (one, bucket) in cells else None
+                        for bucket in buckets] for one in rounds])
+
+
+def thinned(items: list, most: int) -> list:
+    """At most `most` items, evenly spaced, the first and the last among them."""
+    if len(items) <= max(most, 2):
+        return items
+    return [items[round(i * (len(items) - 1) / (max(most, 2) - 1))] for i in range(max(most, 2))]
+
+
+def thin_map(one: Map, most: int) -> Map:
+    """A map of at most `most` rounds."""
+    kept = thinned([*zip(one.rounds, one.values)], most)
+    return replace(one, rounds=[number for number, _ in kept], values=[values for _, values in kept])
+
+
+def rounded(value: float) -> float:
+    """To four significant digits: what a figure can show."""
+    return float(f"{value:.4g}")

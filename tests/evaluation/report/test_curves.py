@@ -1,0 +1,47 @@
+"""Learning curves over rounds, tokens and seconds, and maps of position by round."""
+from tasks.opd.evaluation.report import curves, lineage
+from tasks.opd.store import run_records
+from tests.evaluation.report.made_runs import run
+
+
+def read(**options) -> lineage.Lineage:
+    return lineage.read(run_records.files_of(run(**options))[0])
+
+
+def test_curves_stand_at_the_rounds_finished_with_tokens_and_seconds_up_to_there():
+    values = {"train/teacher_gap/teacher_gap_mean_nats": -0.25}
+    found = curves.curves_of(read(rounds=2, trained=30, values=values), "tiny")
+    assert found["reward"] == [(0, 0, 0, 0.25), (2, 60, 8, 0.75)]       # a round of four stages takes 4 s
+    assert found["reverse KL"] == [(0, 0, 0, 0.5), (2, 60, 8, 0.25)]
+    assert found["loss"] == [(1, 30, 4, 1.0), (2, 60, 8, 0.5)]
+    assert found["teacher gap"] == [(1, 30, 4, -0.25), (2, 60, 8, -0.25)]
+
+
+def test_what_was_not_measured_has_no_curve():
+    found = curves.curves_of(read(error=ValueError()), "another")
+    assert [*found] == ["loss"]
+
+
+def test_whatever_was_logged_by_position_becomes_a_map():
+    values = {"position/reverse_kl/0": 1.0, "position/reverse_kl/16": 3.0, "train/position/student_entropy/8": 2.0,
+              "train/teacher_gap/teacher_gap_from_0010_nats": -1.0, "train/grad_norm": 9.0}
+    found = {one.quantity: one for one in curves.maps_of(read(rounds=2, values=values))}
+    assert [*found] == ["reverse kl", "student entropy", "teacher gap"]
+    assert (found["reverse kl"].rounds, found["reverse kl"].buckets) == ([1, 2], [0, 16])
+    assert found["reverse kl"].values == [[1.0, 3.0], [1.0, 3.0]]
+    assert (found["student entropy"].buckets, found["teacher gap"].buckets) == ([8], [10])
+
+
+def test_a_run_that_logs_nothing_by_position_has_no_maps():
+    assert curves.maps_of(read()) == []
+
+
+def test_a_bucket_that_a_round_did_not_reach_is_empty_there():
+    assert curves.map_of("x", {(1, 0): [1.0], (2, 0): [2.0, 4.0], (2, 16): [5.0]}).values == [[1.0, None], [3.0, 5.0]]
+
+
+def test_thinning_keeps_both_ends():
+    assert curves.thinned([*range(11)], 3) == [0, 5, 10]
+    assert curves.thinned([1, 2, 3], 3) == [1, 2, 3] and curves.thinned([1, 2, 3], 0) == [1, 3]
+    whole = curves.map_of("x", {(i, 0): [float(i)] for i in range(1, 8)})
+    assert (curves.thin_map(whole, 3).rounds, curves.thin_map(whole, 3).values) == ([1, 4, 7], [[1.0], [4.0], [7.0]])
