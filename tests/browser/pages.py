@@ -27,12 +27,13 @@ NEEDS_BROWSER = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def browser():
-    """A browser window of 1400 x 1500."""
+def browser(logs: dict[str, str] | None = None):
+    """A browser window of 1400 x 1500; `logs` says which of its logs are kept, and from which level on."""
     options = webdriver.ChromeOptions()
     options.binary_location = installed(BROWSERS)
     for switch in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1400,1500"):
         options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", logs or {})
     driver = webdriver.Chrome(options=options, service=Service(installed(DRIVERS)))
     try:
         yield Page(driver)
