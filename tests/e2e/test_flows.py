@@ -7,6 +7,7 @@ import shutil
 import time
 import urllib.request
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -185,13 +186,15 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     stages = {key.partition("/")[0] for key in run.data.metrics}
     assert stages - {"system"} == {"eval", "rollout", "grade", "score", "train", "trust", "round"}
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
-        "findings.json", "positions.json", "recipe.yaml", "rollouts.json", "stages.json"}
+        "findings.json", "positions.json", "recipe.yaml", "report.html", "rollouts.json", "stages.json"}
     found = json.load(open(client.download_artifacts(run.info.run_id, "findings.json")))
     assert [(finding["rule"], finding["rounds"]) for finding in found] == [("strangers", 1)]    # nobody trained these
     assert found == [asdict(finding) for finding in there.first["findings"]]
     profiles = json.load(open(client.download_artifacts(run.info.run_id, "positions.json")))
     assert [profile["round"] for profile in profiles] == [0, 1, 2]
     assert {"0", "8"} <= profiles[0]["teacher_gap_nats"].keys() == profiles[0]["reverse_kl_nats"].keys()
+    sent = open(client.download_artifacts(run.info.run_id, "report.html"), encoding="utf-8").read()
+    assert sent == Path(there.first["report"]).read_text(encoding="utf-8") and "opd_reverse_kl_full-seed0 is" in sent
     stages = json.load(open(client.download_artifacts(run.info.run_id, "stages.json")))
     assert {stage["kind"] for stage in stages} == {
         "model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report", "divergence"}
@@ -219,6 +222,7 @@ def test_a_runs_page_in_prefect_has_its_tasks_its_log_its_table_and_the_way_to_m
     assert "Mean reverse KL to the teacher" in table["data"] and f"over {tokens:,} tokens; start" in table["data"]
     assert there.first["mlflow_page"] in link["data"]
     assert f"--workers 1 --backend-store-uri sqlite:///{there.home}/mlflow.db" in link["description"]
+    assert shown["report-opd-reverse-kl-full-seed0"]["data"].endswith("/artifacts/report.html)")
     assert there.first["mlflow_charts"] in shown["charts-opd-reverse-kl-full-seed0"]["data"]
     tags = mlflow_runs("opd")["opd_reverse_kl_full-seed0"].data.tags
     assert tags["prefect.page"].endswith(f"/runs/flow-run/{tags['prefect.flow_run_id']}")
@@ -286,7 +290,12 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
     assert set(rows["opd_reverse_kl"]["by_seed"]) == {"0", "1"} and rows["start"]["verdict"] == "baseline"
     assert "gkd, seed 1: failed" in result["text"]
     assert (artifacts.home() / "suites" / "small" / "comparison.md").read_text().count("failed") >= 4
+    page = (artifacts.home() / "suites" / "small" / "report.html").read_text(encoding="utf-8")
+    assert "gkd, seed 0: PreflightError: preflight is red" in page and "Failed: gkd." in page
+    [cell_page] = (artifacts.home() / "reports").glob("gkd-seed0-*.html")
+    assert "preflight is red" in cell_page.read_text(encoding="utf-8")
     runs = mlflow_runs("small")
+    assert "report.html" in {file.path for file in client_at(tracking_uri()).list_artifacts(runs["small"].info.run_id)}
     assert {name: run.info.status for name, run in runs.items()} == {
         "small": "FINISHED", "gkd-seed0": "FAILED", "gkd-seed1": "FAILED", "opd_reverse_kl-seed0": "FINISHED",
         "opd_reverse_kl-seed1": "FINISHED"}
@@ -303,6 +312,15 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
 def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
     with pytest.raises(OpdError, match="preflight is red"):
         quietly(compare, write_suite(tmp_path, variants=["gkd"], seeds=[0]), ["accepts={shift: ''}"])
+    page = (artifacts.home() / "suites" / "small" / "report.html").read_text(encoding="utf-8")
+    assert "gkd, seed 0: " in page and "No variant has been compared with start yet." in page
+
+
+def test_a_report_that_cannot_be_made_is_a_warning_and_the_run_ends_well(opd_home):
+    opd_home.mkdir(exist_ok=True)
+    (opd_home / "reports").write_text("in the way")
+    result, said = quietly(distill, loading.load("opd_reverse_kl", [*TINY, "rounds=1"]))
+    assert "no report of opd_reverse_kl-seed0" in said and result["checkpoint"].path.exists()
 
 
 @pytest.mark.parametrize("keep", [False, True])

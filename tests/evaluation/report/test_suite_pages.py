@@ -40,7 +40,7 @@ def test_a_suite_that_ended_shows_every_variant_in_every_section():
     assert [(one.variant, one.gained, one.lost) for one in found.flips] == [("gkd", 3, 0), ("tip", 0, 1)]
     assert [answer.by for answer in found.questions[0].answers] == ["start", "gkd", "tip"]
     assert [*found.maps] == ["gkd", "tip"] and found.checklist_of == "gkd-seed0"
-    assert "terms.0.divergence.name" in found.differences.settings
+    assert "terms.0.divergence" in found.differences.settings
     assert (found.failures, found.retention, found.pass_at) == ([], None, [])
 
 

@@ -53,6 +53,12 @@ def test_a_refined_rollout_has_what_it_was_before():
     assert second.raw is None
 
 
+@pytest.mark.parametrize(("value", "shown"), [(-0.001, 0.0), (-1.234, -1.23), (float("nan"), None),
+                                              (float("-inf"), None)], ids=str)
+def test_numbers_are_rounded_and_what_is_not_finite_is_left_out(value, shown):
+    assert tokens.number(value) == shown and str(tokens.number(-0.001)) == "0.0"
+
+
 def test_characters_of_several_tokens_stand_whole_with_their_last():
     parts = {1: b"\xc3", 2: b"\xa9", 3: b"e", 4: b"\xf0", 5: b"\x9f\x98", 6: b"\x80"}
     pieces = Pieces(decode=lambda ids: b"".join(parts[i] for i in ids).decode(errors="replace"))

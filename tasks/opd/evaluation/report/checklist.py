@@ -1,4 +1,5 @@
 """The questions that every result is asked before it is believed, answered from a run's lineage."""
+import json
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -6,6 +7,7 @@ import pyarrow.parquet as pq
 from tasks.opd.core.records import Quarantined, read_rows
 from tasks.opd.evaluation.report.lineage import Lineage, Round, Stage
 from tasks.opd.evaluation.report.prompts import shortened
+from tasks.opd.evaluation.report.recipes import slot_text
 from tasks.opd.store.artifacts import Artifact
 
 FINE, LOOK, MISSING = "fine", "look", "missing"
@@ -33,12 +35,6 @@ def item(question: str, state: str, answer: str, examples: list[str] = ()) -> It
     return Item(question=question, state=state, answer=answer, examples=[*examples])
 
 
-def named(slot: dict) -> str:
-    """`demonstration(n=2)`."""
-    inside = ", ".join(f"{key}={value}" for key, value in (slot.get("params") or {}).items())
-    return f"{slot['name']}({inside})" if inside else slot["name"]
-
-
 def short(artifact: Artifact) -> str:
     """An artifact by kind, fingerprint and digest."""
     return f"{artifact.kind} {artifact.fingerprint[:12]}, digest {artifact.digest[:12]}"
@@ -55,8 +51,8 @@ def teacher(run: Lineage) -> Item:
             for name, stages in versions.items()]
     if not told:
         return item("Teacher version", MISSING if not run.rounds else FINE, "No teacher scored a rollout.")
-    return item("Teacher version", FINE, f"{'; '.join(told)}. The recipe's teacher is {asked['model']}, refreshed "
-                f"{named(asked['refresh'])}, and sees the context {named(asked['context'])}.")
+    return item("Teacher version", FINE, f"{'; '.join(told)}. In the recipe: teacher.model {asked['model']}, "
+                f"teacher.refresh {slot_text(asked['refresh'])}, teacher.context {slot_text(asked['context'])}.")
 
 
 def prompt_schema(run: Lineage) -> Item:
@@ -67,17 +63,17 @@ def prompt_schema(run: Lineage) -> Item:
         return item("Prompt schema", MISSING, "No prompts were made.")
     hashes = sorted({text[:12] for text in templates.values() if text})
     said = f"chat template {', '.join(hashes)}" if hashes else "no chat template: the questions as they stand"
-    counts = [f"{stage.record['spec'].get('name', '')}: {stage.record['counts'].get('prompts', 0):,}"
-              for stage in {stage.path: stage for stage in made}.values()]
-    dropped = sum(stage.record["counts"].get("quarantined", 0) for stage in {s.path: s for s in made}.values())
+    made = [*{stage.path: stage for stage in made}.values()]
+    counts = [f"{stage.record['counts'].get('prompts', 0):,} of {stage.record['spec'].get('name', '')}"
+              for stage in made]
+    dropped = sum(stage.record["counts"].get("quarantined", 0) for stage in made)
     return item("Prompt schema", LOOK if dropped else FINE,
-                f"{said}. Prompts: {'; '.join(counts)}; {dropped:,} were unfit.",
+                f"{said}. Prompts: {', '.join(counts)}; {dropped:,} were unfit.",
                 [text for stage in made for text in rows_in(stage, "quarantined.parquet")][:EXAMPLES])
 
 
 def template_of(report: Stage) -> str | None:
     """The SHA-256 of the chat template under which a report was made."""
-    import json
     return json.loads((report.path / "report.json").read_text(encoding="utf-8")).get("template_sha256")
 
 
@@ -87,7 +83,8 @@ def policy(run: Lineage) -> Item:
     writers = ", ".join(f"{writer['name']} x {writer['n']} for {writer['fraction']:.0%} of the prompts"
                         for writer in rollout["writers"])
     sampling = ", ".join(f"{key} {value}" for key, value in rollout["sampling"].items())
-    refined = f" Refined by {', '.join(named(slot) for slot in run.recipe['refine'])}." if run.recipe["refine"] else ""
+    refiners = ", ".join(map(slot_text, run.recipe["refine"]))
+    refined = f" Refined by {refiners}." if refiners else ""
     return item("Rollout policy", FINE, f"{writers}; {rollout['prompts_per_round']} prompts a round; {sampling}."
                 + refined)
 
@@ -102,7 +99,7 @@ def filters(run: Lineage) -> Item:
                 rows = rows_in(stage, file)
                 dropped[kind] = dropped.get(kind, 0) + len(rows)
                 examples += [f"round {one.index + 1}: {text}" for text in rows]
-    asked = ", ".join(named(slot) for slot in run.recipe["rollout"]["filters"]) or "none"
+    asked = ", ".join(slot_text(slot) for slot in run.recipe["rollout"]["filters"]) or "none"
     told = ", ".join(f"{count:,} at {kind}" for kind, count in dropped.items() if count) or "nothing"
     return item("Filters and what they dropped", LOOK if any(dropped.values()) else FINE,
                 f"Filters: {asked}. Of {total:,} rollouts dropped: {told}.", examples[:EXAMPLES])

@@ -2,10 +2,10 @@
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
-from tasks.opd.core.records import Prompt, read_rows
 from tasks.opd.evaluation.report.lineage import Evaluation
 from tasks.opd.store.artifacts import Artifact
 
@@ -66,10 +66,22 @@ def disputed(means: dict[str, Rewards]) -> list[str]:
     return [prompt for prompt in sorted(apart, key=lambda one: (-apart[one], one)) if apart[prompt] > 0][:ASKED]
 
 
-def asked(evaluation: Evaluation) -> dict[str, Prompt]:
+class Asked(NamedTuple):
+    """A question, and the truth."""
+    prompt_id: str
+    text: str
+    answer: str
+
+
+def asked(prompts: Artifact) -> dict[str, Asked]:
+    """The questions of prompts by id, without their tokens: there may be very many."""
+    table = pq.read_table(prompts.path / "prompts.parquet", columns=[*Asked._fields])
+    return {row["prompt_id"]: Asked(**row) for row in table.to_pylist()}
+
+
+def questions_of(evaluation: Evaluation) -> dict[str, Asked]:
     """The questions of an evaluation by id."""
-    place = Artifact.from_json(evaluation.report.record["inputs"]["prompts"]).path
-    return {prompt.prompt_id: prompt for prompt in read_rows(place / "prompts.parquet", Prompt)}
+    return asked(Artifact.from_json(evaluation.report.record["inputs"]["prompts"]))
 
 
 def answered(evaluation: Evaluation, by: str, characters: int = ANSWER_CHARACTERS) -> dict[str, Answer]:
@@ -87,19 +99,19 @@ def side_by_side(ends: dict[str, Evaluation], prompts: list[str], characters: in
     """
     if not ends or not prompts:
         return []
-    known, answers = asked(next(iter(ends.values()))), {by: answered(one, by, min(characters, ANSWER_CHARACTERS))
+    known, answers = questions_of(next(iter(ends.values()))), {by: answered(one, by, min(characters, ANSWER_CHARACTERS))
                                                        for by, one in ends.items()}
     return [question(known[prompt], [of[prompt] for of in answers.values() if prompt in of]) for prompt in prompts]
 
 
 def failed(evaluation: Evaluation, by: str, count: int) -> tuple[int, list[Question]]:
     """How many first answers are wrong, and the first `count` of them in the order of the benchmark."""
-    known, answers = asked(evaluation), answered(evaluation, by)
+    known, answers = questions_of(evaluation), answered(evaluation, by)
     wrong = [prompt for prompt in known if prompt in answers and answers[prompt].reward < 1]
     return len(wrong), [question(known[prompt], [answers[prompt]]) for prompt in wrong[:count]]
 
 
-def question(prompt: Prompt, answers: list[Answer]) -> Question:
+def question(prompt: Asked, answers: list[Answer]) -> Question:
     """A prompt with answers."""
     return Question(prompt_id=prompt.prompt_id, text=shortened(prompt.text, QUESTION_CHARACTERS),
                     truth=shortened(prompt.answer, QUESTION_CHARACTERS), answers=answers)

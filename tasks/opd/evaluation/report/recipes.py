@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-ABSENT = "(none)"
+ABSENT = "-"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,9 +26,28 @@ def differences(recipes: dict[str, dict[str, Any]]) -> Differences:
 
 
 def flattened(value: Any, above: str = "") -> Iterator[tuple[str, str]]:
-    """Every leaf as (dotted key, its JSON); an empty list or mapping is a leaf."""
+    """Every setting as (dotted key, what it says): a slot with its parameters is one, anything else its JSON.
+
+    An empty list or mapping is a setting, too.
+    """
+    if isinstance(value, dict) and {"name", "params"} <= value.keys():
+        yield above, slot_text(value)
+        value = {key: inner for key, inner in value.items() if key not in ("name", "params")}
+        if not value:
+            return
     items = value.items() if isinstance(value, dict) else [*enumerate(value)] if isinstance(value, list) else ()
     if not items:
-        yield above, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        yield above, text(value)
     for key, inner in items:
         yield from flattened(inner, f"{above}.{key}" if above else str(key))
+
+
+def slot_text(slot: dict) -> str:
+    """`jsd(beta 0.5)`."""
+    inside = ", ".join(f"{key} {text(value)}" for key, value in slot["params"].items())
+    return f"{slot['name']}({inside})" if inside else slot["name"]
+
+
+def text(value: Any) -> str:
+    """A string as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -15,7 +15,7 @@ from tasks.opd.store.artifacts import home
 
 SHARES = ((1024, 5), (512, 5), (1024, 0), (256, 3), (512, 0), (256, 0), (64, 0))   # tokens of a rollout, likeliest ones
 WRONG = 10                                  # answers of a benchmark that are shown
-STATES = {lineage.DONE: "ended well", lineage.FAILED: "failed", lineage.RUNNING: "at work",
+STATES = {lineage.DONE: "ended well", lineage.FAILED: "failed", lineage.RUNNING: "is at work",
           lineage.STOPPED: "was stopped; the same command goes on from there"}
 
 

@@ -3,18 +3,23 @@
 Only what the store keeps: the student's log-probability as it was sampled, the teacher's columns of `signal.parquet`.
 Weights, advantages and the student's entropies live in training only.
 """
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.opd.core.records import Prompt, Rollout, read_rows
-from tasks.opd.evaluation.report.lineage import Round, Stage
-from tasks.opd.evaluation.report.prompts import shortened
+from tasks.opd.core.records import Rollout
+from tasks.opd.evaluation.report.lineage import Round
+from tasks.opd.evaluation.report.prompts import asked, shortened
 from tasks.opd.store.artifacts import Artifact
 
 COUNT = 40                                  # rollouts a page
+BATCH = 16                                  # rows of a file that are looked at at once
 WINDOW = 6                                  # tokens before one that decide how it is spelt
 RAW_CHARACTERS, PROMPT_CHARACTERS = 4000, 1500
 
@@ -84,9 +89,9 @@ class Pieces:
         return found
 
 
-def decoder(prompts: Path) -> Callable[[list[int]], str]:
+def decoder(prompts: Artifact) -> Callable[[list[int]], str]:
     """What makes text of ids, by the tokenizer beside the prompts; ids in brackets where it has no tokenizer.json."""
-    file = prompts / "tokenizer" / "tokenizer.json"
+    file = prompts.path / "tokenizer" / "tokenizer.json"
     if not file.exists():
         return lambda ids: "".join(f"[{token}]" for token in ids)
     from tokenizers import Tokenizer
@@ -116,60 +121,75 @@ def shown_of(rounds: list[Round], pieces: Pieces, most_tokens: int, likeliest: i
 
 
 def of_round(one: Round, count: int, pieces: Pieces, most_tokens: int, likeliest: int) -> list[Shown]:
-    """Some rollouts of a round, as its training read them."""
-    read = Artifact.from_json(one.checkpoint.record["inputs"]["rollouts"]).path
-    rollouts = read_rows(read / "rollouts.parquet", Rollout)
-    asked = {prompt.prompt_id: prompt for prompt in read_rows(prompts_of(one) / "prompts.parquet", Prompt)}
-    signals, raw = {name: rows_of(stage) for name, stage in one.scores().items()}, raw_rollouts(one)
+    """Some rollouts of a round, as its training read them; only these are read whole."""
+    read = Artifact.from_json(one.checkpoint.record["inputs"]["rollouts"]).path / "rollouts.parquet"
+    chosen = evenly(pq.read_table(read, columns=["rollout_id"])["rollout_id"].to_pylist(), count)
+    rollouts = [Rollout(**as_lists(row)) for row in rows_of(read, chosen)]
+    questions = asked(prompts_of(one))
+    raw = raw_rollouts(one, [rollout.parent for rollout in rollouts if rollout.parent])
+    signals = {name: {row["rollout_id"].as_py(): row for row in rows_of(stage.path / "signal.parquet", chosen)}
+               for name, stage in one.scores().items()}
     found = []
-    for rollout in evenly(rollouts, count):
-        before = raw.get(rollout.parent) if rollout.parent else None
+    for rollout in rollouts:
+        before, question = raw.get(rollout.parent), questions.get(rollout.prompt_id)
         ids, student = rollout.token_ids[:most_tokens], [number(value) for value in rollout.logprobs[:most_tokens]]
         found.append(Shown(
             rollout_id=rollout.rollout_id, round=one.index + 1, origin=rollout.origin, finish=rollout.finish_reason,
-            question=shortened(asked[rollout.prompt_id].text, PROMPT_CHARACTERS) if rollout.prompt_id in asked else "",
-            prompt=shortened(pieces.decode(rollout.prompt_token_ids), PROMPT_CHARACTERS), reward=rollout.reward,
+            question=shortened(question.text, PROMPT_CHARACTERS) if question else "", reward=rollout.reward,
+            prompt=shortened(pieces.decode(rollout.prompt_token_ids), PROMPT_CHARACTERS),
             feedback=shortened(rollout.feedback or "", 300), tokens=pieces.spelt(ids),
             author=rollout.author[:most_tokens], student=student, left_out=len(rollout.token_ids) - len(ids),
-            said=[said_of(name, rows[rollout.rollout_id], student, pieces, most_tokens, likeliest)
-                  for name, rows in signals.items() if rows.get(rollout.rollout_id, {}).get("has_signal")],
+            said=[said_of(name, rows[rollout.rollout_id], student, pieces, likeliest) for name, rows in signals.items()
+                  if rollout.rollout_id in rows and rows[rollout.rollout_id]["has_signal"].as_py()],
             raw=shortened(pieces.decode(before.token_ids), RAW_CHARACTERS) if before else None,
             raw_reward=before.reward if before else None))
     return found
 
 
-def prompts_of(one: Round) -> Path:
+def prompts_of(one: Round) -> Artifact:
     """The prompts that a round's rollouts answer."""
-    return Artifact.from_json(one.last("rollouts").record["inputs"]["prompts"]).path
+    return Artifact.from_json(one.last("rollouts").record["inputs"]["prompts"])
 
 
-def raw_rollouts(one: Round) -> dict[str, Rollout]:
+def raw_rollouts(one: Round, parents: list[str]) -> dict[str, Rollout]:
     """What refiners were given, by rollout id; empty for a round that refines nothing."""
     refined = one.last("refined")
     if refined is None:
         return {}
-    given = Artifact.from_json(refined.record["inputs"]["rollouts"]).path
-    return {rollout.rollout_id: rollout for rollout in read_rows(given / "rollouts.parquet", Rollout)}
+    given = Artifact.from_json(refined.record["inputs"]["rollouts"]).path / "rollouts.parquet"
+    return {row["rollout_id"].as_py(): Rollout(**as_lists(row)) for row in rows_of(given, parents)}
 
 
-def rows_of(scores: Stage) -> dict[str, dict]:
-    """A teacher's columns by rollout id."""
-    table = pq.read_table(scores.path / "signal.parquet")
-    return {row["rollout_id"]: row for row in table.drop_columns(["teacher_prompt_ids"]).to_pylist()}
+def rows_of(file: Path, rollout_ids: list[str]) -> list[dict[str, pa.Scalar]]:
+    """The rows of these rollouts, in the file's order; of a file that may be far larger than they are."""
+    wanted, found = pa.array(rollout_ids, pa.string()), []
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=BATCH):
+        kept = batch.filter(pc.is_in(batch["rollout_id"], value_set=wanted))
+        found += [{name: kept[name][i] for name in kept.schema.names} for i in range(kept.num_rows)]
+    return found
 
 
-def said_of(model: str, row: dict, student: list[float | None], pieces: Pieces, most: int, likeliest: int) -> Said:
-    """A teacher's columns of one rollout, its first `most` tokens."""
-    logprobs = [number(value) for value in (row["sampled"] or [])[:most]]
-    tail, num_tokens = row["tail"] or [], len(student)
-    width = len(row["ids"]) // len(tail) if tail else 0
-    kept = min(width, likeliest)
-    places = [slice(t * width, t * width + kept) for t in range(num_tokens)] if kept else []
-    return Said(model=model, logprobs=logprobs, entropy=[number(value) for value in (row["entropy"] or [])[:most]],
-                gap=[None if s is None else number(t - s) for t, s in zip(logprobs, student)],
-                top=[[pieces.of_id(token) for token in row["ids"][place]] for place in places],
-                top_logprobs=[[number(value) for value in row["logprobs"][place]] for place in places],
-                tail=[number(value) for value in tail[:most]] if kept else [])
+def as_lists(row: dict[str, pa.Scalar]) -> dict:
+    """A row as Python has it."""
+    return {name: cell.as_py() for name, cell in row.items()}
+
+
+def said_of(model: str, row: dict[str, pa.Scalar], student: list, pieces: Pieces, likeliest: int) -> Said:
+    """A teacher's columns of one rollout, for as many tokens as `student` has log-probabilities."""
+    columns = {name: row[name].values.to_numpy(zero_copy_only=False) if row[name].is_valid else np.zeros(0)
+               for name in ("sampled", "ids", "logprobs", "tail", "entropy")}
+    num_tokens, tail = len(student), columns["tail"]
+    shape = (len(tail), -1) if len(tail) else (0, 0)
+    ids, top = (columns[name].reshape(shape)[:num_tokens, :likeliest].tolist() for name in ("ids", "logprobs"))
+    logprobs, entropy = (numbers(columns[name][:num_tokens]) for name in ("sampled", "entropy"))
+    return Said(model=model, logprobs=logprobs, entropy=entropy, tail=numbers(tail[:num_tokens]),
+                gap=[None if s is None or t is None else number(t - s) for t, s in zip(logprobs, student)],
+                top=[[pieces.of_id(token) for token in some] for some in ids], top_logprobs=[*map(numbers, top)])
+
+
+def numbers(values: Iterable[float]) -> list[float | None]:
+    """Each as `number` has it."""
+    return [number(float(value)) for value in values]
 
 
 def trimmed(one: Shown, most_tokens: int, likeliest: int) -> Shown:
@@ -184,5 +204,5 @@ def trimmed(one: Shown, most_tokens: int, likeliest: int) -> Shown:
 
 
 def number(value: float) -> float | None:
-    """To hundredths; None for NaN, which is no log-probability."""
-    return round(value, 2) + 0.0 if value == value else None
+    """To hundredths; None for what is not finite, which no figure shows."""
+    return round(value, 2) + 0.0 if math.isfinite(value) else None

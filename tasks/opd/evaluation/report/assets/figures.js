@@ -126,7 +126,8 @@ function pareto() {
     chart.replaceChildren(Plot.plot({
       width: width(chart), height: 350, marginLeft: 50, marginRight: 130, marginBottom: 40,
       x: {label: currency === "seconds" ? "seconds of all rounds"
-        : currency === "trained" ? "trained tokens" : `tokens: ${currency}`, grid: true, nice: true, tickFormat: short},
+        : currency === "trained" ? "trained tokens" : `tokens: ${currency}`, grid: true, tickFormat: short,
+        domain: [0, 1.05 * d3.max(points, (one) => one.x)]},
       y: {label: "mean reward, percent", grid: true, nice: true, domain: around(points.map((one) => one.y))},
       marks: [
         Plot.line(front, {x: "x", y: "y", curve: "step-after", stroke: "var(--muted)", strokeDasharray: "3 3"}),
