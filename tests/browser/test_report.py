@@ -85,7 +85,7 @@ def suite_page(answers: list[str] = ()) -> str:
              **{key: dict(zip("abcd", after)) for key, after in rewards.items()}, ("tip", 1): HOSTILE}
     spent = {key: Costs(tokens={TRAINED: 100.0 * i}, evaluation_tokens={}, seconds={"checkpoint": i}, size={})
              for i, key in enumerate(rewards, 1)}
-    table = compare(cells, "start", spent=spent, resamples=200)
+    table = compare(cells, "start", spent=spent)
     failed = {("tip", 1): HOSTILE}
     return suites.html_of(suites.state_of("s", "tiny", "start", {"device": "cpu"}, stems, failed, 0, table))
 

@@ -135,10 +135,10 @@ def run(variant: str = "gkd", seed: int = 0, suite: str = "", after: list[float]
     """A run of a variant, recorded; the start answers the first of four questions. Returns how its files are called.
 
     `options` are those of `round_of`, `texts` and `passes` of the last report, and `other`: whether there is a second
-    benchmark, of which every answer was right before and one is after.
+    benchmark, of which every answer was right before and one is after; `found` is what rules found.
     """
     last = {name: options.pop(name) for name in ("texts", "passes") if name in options}
-    other = options.pop("other", False)
+    other, found = options.pop("other", False), options.pop("found", ())
     recipe = loading.load(variant, [f"rounds={rounds}", "benchmarks=tiny", *overrides]).model_copy(
         update={"seed": seed}).model_dump(mode="json")
     recipe["benchmarks"] += [{"name": "other"}] if other else []
@@ -159,6 +159,8 @@ def run(variant: str = "gkd", seed: int = 0, suite: str = "", after: list[float]
                 asked += report(f"other{variant}{seed}", student, test, [1, 0, 0, 0], "other")
             for one in asked:
                 run_records.refer(one.kind, one.fingerprint)
+            for text in found:
+                run_records.note({"finding": {"rule": "loops", "rounds": 1, "text": text}})
             if error:
                 raise error
     return run_records.stem_of(f"{variant}-seed{seed}", **about)

@@ -32,6 +32,10 @@ def test_a_run_that_failed_says_why_and_has_what_it_had_made():
     assert len(found.rounds) == 2 and found.ends("tiny")[1] is None
 
 
+def test_what_rules_found_is_told():
+    assert read(run(found=["half are cut off"])).findings == ["after round 1, loops: half are cut off"]
+
+
 def test_a_run_that_was_taken_up_and_ended_is_not_failed_any_more():
     run(error=ValueError("first"))
     assert read(run()).state == "done"

@@ -22,7 +22,7 @@ def state(afters: dict[tuple[str, int], list[float]], failed: dict | None = None
     stems = [(*key, run(*key, suite="s", after=after, **options)) for key, after in afters.items()]
     stems += [(*key, run(*key, suite="s", error=ValueError(text))) for key, text in failed.items()]
     cells = {("start", 0): START, **{key: dict(zip(START, after)) for key, after in afters.items()}, **failed}
-    table = compare(cells, "start", spent=dict.fromkeys(afters, COSTS), resamples=100) if afters else None
+    table = compare(cells, "start", spent=dict.fromkeys(afters, COSTS)) if afters else None
     return suites.state_of("s", "tiny", "start", {"device": "cpu"}, stems, failed, left, table)
 
 
@@ -87,7 +87,7 @@ def test_a_suite_of_61_variants_and_two_seeds_stays_below_what_mlflow_shows():
     [(_, _, stem)] = given.cells
     names = [f"variant_with_a_long_name_{i}" for i in range(61)]
     rewards = {(name, seed): dict.fromkeys(START, i % 7 / 7) for i, name in enumerate(names) for seed in (0, 1)}
-    table = compare({("start", 0): START, **rewards}, "start", spent=dict.fromkeys(rewards, COSTS), resamples=100)
+    table = compare({("start", 0): START, **rewards}, "start", spent=dict.fromkeys(rewards, COSTS))
     cells = [(name, seed, stem) for name, seed in rewards]
     html = suites.html_of(suites.state_of("s", "tiny", "start", {}, cells, {}, 0, table))
     assert len(html.encode()) <= LIMIT and names[60] in html

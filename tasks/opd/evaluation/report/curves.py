@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from tasks.opd.evaluation.report.lineage import Lineage, Round
 
-BY_POSITION = re.compile(r"(?:.*/)?position/(?P<quantity>.+)/(?P<bucket>\d+)$"
-                         r"|(?:.*/)?(?P<own>[A-Za-z_]+)_from_(?P<own_bucket>\d+)_nats$")
+BY_POSITION = re.compile(r"(?:.*/)?position/(?P<quantity>.+)/(?P<bucket>\d+)$")
 GAP = re.compile(r"train/[^/]+/teacher_gap_mean_nats$")
 
 
@@ -53,11 +52,10 @@ def mean_of(one: Round, pattern: re.Pattern) -> float | None:
 def maps_of(run: Lineage) -> list[Map]:
     """Every quantity that the rounds logged by position, as `position/<quantity>/<first position>`."""
     found = defaultdict(lambda: defaultdict(list))
-    for one in run.rounds:
-        for point in (point for stage in one.stages for point in stage.points()):
-            if match := BY_POSITION.match(point["key"]):
-                quantity, bucket = match["quantity"] or match["own"], int(match["bucket"] or match["own_bucket"])
-                found[quantity][one.index + 1, bucket].append(point["value"])
+    logged = ((one, point) for one in run.rounds for stage in one.stages for point in stage.points())
+    for one, point in logged:
+        if match := BY_POSITION.match(point["key"]):
+            found[match["quantity"]][one.index + 1, int(match["bucket"])].append(point["value"])
     return [map_of(quantity, cells) for quantity, cells in sorted(found.items())]
 
 

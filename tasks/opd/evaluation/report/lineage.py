@@ -81,6 +81,7 @@ class Lineage:
     recipe: dict[str, Any]
     state: str                              # DONE, FAILED, STOPPED, RUNNING
     error: str                              # of one that failed
+    findings: list[str]                     # what rules found in its rounds, in words
     rounds: list[Round]
     evaluations: list[Evaluation]           # in the order of their steps
     others: list[Stage]                     # models, prompts and preflight
@@ -119,13 +120,20 @@ def read(file: Path) -> Lineage:
 def read_version(file: Path, version: tuple[int, int, int]) -> Lineage:
     """The run in a file of this version: a suite's page is made anew after every cell, and few of its runs change."""
     record, lines = run_records.read(file, version), file.read_bytes().split(b"\n")[:-1]
-    about, errors = json.loads(lines[0]), [line["failed"] for text in lines if "failed" in (line := json.loads(text))]
+    about, *rest = map(json.loads, lines)
+    errors = [line["failed"] for line in rest if "failed" in line]
     stages = [stage for key in record.artifacts if (stage := stage_at(*key))]
     return Lineage(name=record.name, suite=record.suite, recipe=about["recipe"], state=RUNNING,
-                   error=errors[-1] if errors else "",
+                   error=errors[-1] if errors else "", findings=[told(line["finding"]) for line in rest
+                                                                 if "finding" in line],
                    rounds=rounds_of([stage for stage in stages if stage.kind == "checkpoint"]),
                    evaluations=evaluations_of(stages),
                    others=[stage for stage in stages if stage.kind in ("model", "prompts", "preflight")])
+
+
+def told(finding: dict) -> str:
+    """A finding in words."""
+    return f"after round {finding['rounds']}, {finding['rule']}: {finding['text']}"
 
 
 def state_of(record: run_records.RunRecord, error: str) -> str:

@@ -57,6 +57,7 @@ class Page:
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)               # what rules say is going wrong
     forest: list[dict[str, Any]] = field(default_factory=list)      # a comparison's rows that have an interval
     lines: list[Line] = field(default_factory=list)
     pareto: list[dict[str, Any]] = field(default_factory=list)      # variant, mean, costs by name

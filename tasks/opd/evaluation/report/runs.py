@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.files import room_to_write
-from tasks.opd.evaluation import cell_costs
+from tasks.opd.evaluation import cell_costs, comparison_tables
+from tasks.opd.evaluation.clusters import clusters_of
 from tasks.opd.evaluation.comparison import START, Comparison, compare
 from tasks.opd.evaluation.report import checklist, curves, lineage, prompts, recipes, tokens, verdicts
 from tasks.opd.evaluation.report.lineage import DONE, Evaluation, Lineage
@@ -56,9 +57,12 @@ def page_of(run: Lineage, wanted: list[int] | None = None) -> Page:
     return Page(
         title=run.name, subject="run", command="opd report " + "/".join(filter(None, (run.suite, run.name))),
         benchmark=main, baseline=START, verdict=verdict, facts=facts_of(run),
-        tables=[Table(title=name if len(tables) > 1 else "", rows=table.tables()[0]) for name, table in tables.items()],
-        notes=next(iter(tables.values())).note()[:2] if tables else [], failures=[run.error] if run.error else [],
-        costs=[Table(title="", rows=rows) for table in [*tables.values()][:1] for rows in table.tables()[1:]],
+        tables=[Table(title=name if len(tables) > 1 else "", rows=comparison_tables.cells(table))
+                for name, table in tables.items()],
+        notes=comparison_tables.note(tables[main])[:2] if main in tables else [], findings=run.findings,
+        failures=[run.error] if run.error else [],
+        costs=[Table(title="", rows=rows) for table in [*tables.values()][:1]
+               for rows in comparison_tables.tables(table)[1:]],
         lines=[Line(variant=run.variant, seed=run.seed, curves=curves.curves_of(run, main))],
         maps={run.variant: made} if (made := curves.maps_of(run)) else {}, rollouts=shown, pieces=pieces.texts,
         wrong=[question for name in names if (end := run.ends(name)[1])
@@ -93,7 +97,8 @@ def comparisons(run: Lineage) -> dict[str, Comparison]:
         found[name] = compare(
             {(START, 0): start.rewards(), key: end.rewards()}, START,
             spent={key: cell_costs.costs_of(run.rounds[-1].checkpoint.artifact, evaluation)},
-            divergences={cell: value for cell, value in apart.items() if value is not None})
+            divergences={cell: value for cell, value in apart.items() if value is not None},
+            clusters=clusters_of(start.report.artifact))
     return found
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.files import room_to_write
-from tasks.opd.evaluation import cell_costs
+from tasks.opd.evaluation import cell_costs, comparison_tables
 from tasks.opd.evaluation.comparison import START, Comparison
 from tasks.opd.evaluation.report import checklist, curves, lineage, prompts, recipes, runs, verdicts
 from tasks.opd.evaluation.report.lineage import Evaluation, Lineage
@@ -51,12 +51,13 @@ def file_of(suite: str) -> Path:
 def state_of(suite: str, benchmark: str, baseline: str, facts: dict[str, str], cells: list[tuple[str, int, str]],
              failed: dict[Key, str], num_left: int, table: Comparison | None) -> State:
     """A suite's state with its table, if there is one yet."""
-    on_costs = {cell_costs.NOTE, *table.trained_note()} if table else set()
-    notes = table.note() if table else []
+    on_costs = {cell_costs.NOTE, *comparison_tables.trained_note(table)} if table else set()
+    notes = comparison_tables.note(table) if table else []
     return State(suite=suite, benchmark=benchmark, baseline=baseline, facts=facts, cells=cells, num_left=num_left,
                  failed=[(*key, text) for key, text in failed.items()],
                  rows=json.loads(table.to_json())["rows"] if table else [],
-                 tables=table.tables() if table else [], notes=[note for note in notes if note not in on_costs],
+                 tables=comparison_tables.tables(table) if table else [],
+                 notes=[note for note in notes if note not in on_costs],
                  cost_notes=[note for note in notes if note in on_costs])
 
 
@@ -112,6 +113,7 @@ def page_of(state: State, found: Runs, num_questions: int) -> Page:
         tables=[Table(title="", rows=rows) for rows in state.tables[:1]], notes=state.notes,
         costs=[Table(title="", rows=rows) for rows in state.tables[1:]], cost_notes=state.cost_notes,
         failures=[f"{variant}, seed {seed}: {text}" for variant, seed, text in state.failed],
+        findings=[f"{run.name}, {told}" for run in found.values() for told in run.findings],
         forest=sorted((row for row in state.rows if row["interval"]), key=lambda row: -row["difference"]),
         lines=lines_of(state, found), pareto=pareto_of(state.rows), maps=maps_of(found),
         flips=[prompts.flips_of(variant, own, means[state.baseline]) for variant, own in means.items()
