@@ -4,34 +4,15 @@ from dataclasses import replace
 from tasks.opd.evaluation import cell_costs, comparison, findings
 from tasks.opd.evaluation.clusters import clusters_of
 from tasks.opd.evaluation.comparison_tables import to_markdown
-from tasks.opd.evaluation.reports import divergence_of, rewards
+from tasks.opd.evaluation.reports import divergence_line, divergence_of, overlap_line, rewards
 from tasks.opd.evaluation.tuned import Tuned
 from tasks.opd.recipe.schema import Recipe
-from tasks.opd.store.artifacts import Artifact
 
 
 def of_run(result: dict) -> dict[str, comparison.Comparison]:
     """A run's student against the one it started from, by benchmark."""
     return {name: table_of({(result["recipe"], result["seed"]): result}, {}, name, comparison.START)
             for name in result["end"]}
-
-
-def divergence_line(start: Artifact, end: Artifact) -> str:
-    """How far a run's student is from its teacher on a benchmark's answers; empty where that was not measured."""
-    def described(report: Artifact) -> str:
-        return f"{report.counts['reverse_kl_mean_nats']:.3f} over {report.counts['divergence_tokens']:,} tokens"
-    if not (start.counts.get("divergence_tokens") and end.counts.get("divergence_tokens")):
-        return ""
-    return f"Mean reverse KL to the teacher in nats a token, on the student's answers: {described(end)}; " \
-           f"start {described(start)}."
-
-
-def overlap_line(report: Artifact) -> str:
-    """What a benchmark's questions share with the prompts trained on; empty where nobody looked."""
-    if "contaminated_share" not in report.counts:
-        return ""
-    return (f"{report.counts['overlapping_share']:.1%} of the questions share 13 words in a row with a prompt trained "
-            f"on, {report.counts['contaminated_share']:.1%} most of their words.")
 
 
 def markdown_of_run(result: dict) -> str:

@@ -1,8 +1,9 @@
 """What a run's tables say beside the numbers: shared questions, and what rules found."""
 import json
 
-from flows.tables import markdown_of_run, overlap_line
+from flows.tables import markdown_of_run
 from tasks.opd.evaluation.findings import Finding
+from tasks.opd.evaluation.reports import overlap_line
 from tasks.opd.store.artifacts import Artifact
 
 

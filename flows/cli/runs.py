@@ -60,7 +60,8 @@ def distill(arguments: argparse.Namespace) -> tuple[dict, str]:
     from prefect import tags
 
     from flows.distill import distill as run
-    from flows.tables import divergence_line, of_run, overlap_line
+    from flows.tables import of_run
+    from tasks.opd.evaluation.reports import divergence_line, overlap_line
     with tags(f"variant:{recipe.name}", f"seed:{recipe.seed}", terminal()):
         result, lines = run(recipe), []
     result["comparison"] = {}

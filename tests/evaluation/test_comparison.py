@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from flows.tables import divergence_line, markdown_of_run, table_of
+from flows.tables import markdown_of_run, table_of
 from tasks.opd.core.costs import NAMES, counted
 from tasks.opd.evaluation.cell_costs import Costs
 from tasks.opd.evaluation.comparison import compare
 from tasks.opd.evaluation.comparison_tables import note, provenance, to_markdown, to_text
+from tasks.opd.evaluation.reports import divergence_line
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
 

@@ -102,19 +102,22 @@ def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
     reasons = Counter(row.reason.split(":")[0] for row in quarantined)
     write_rows(out / "quarantined.parquet", quarantined, Quarantined)
     refuse_many(spec, len(prompts), quarantined)
-    known = {}
-    if "train" in inputs:
-        train = read_rows(inputs["train"] / "prompts.parquet", Prompt)
-        refuse_overlap(prompts, train, spec["name"])
-        known = refuse_contaminated(prompts, train, spec)
-        (out / FILE).write_text(json.dumps(known))
+    known = apart_from(inputs["train"], prompts, spec, out) if "train" in inputs else {}
     write_rows(out / "prompts.parquet", prompts, Prompt)
     tokenizer.save_pretrained(out / "tokenizer")
     lengths = [len(p.token_ids) for p in prompts]
     return {"prompts": len(prompts), "quarantined": len(quarantined),
             "length_median_tokens": statistics.median(lengths), "length_max_tokens": max(lengths),
-            **{name: value for name, value in known.items() if name != "examples"},
-            **{f"quarantined_{name}": n for name, n in sorted(reasons.items())}}
+            **known, **{f"quarantined_{name}": n for name, n in sorted(reasons.items())}}
+
+
+def apart_from(train: Path, prompts: list[Prompt], spec: dict, out: Path) -> dict[str, float]:
+    """What prompts share with those trained on, as numbers; with examples in out/FILE. Raises: DataError for too much."""
+    trained = read_rows(train / "prompts.parquet", Prompt)
+    refuse_overlap(prompts, trained, spec["name"])
+    found = refuse_contaminated(prompts, trained, spec)
+    (out / FILE).write_text(json.dumps(found))
+    return {name: value for name, value in found.items() if name != "examples"}
 
 
 def prompt_of(item: dict, prompt_id: str, index: int, token_ids: list[int], domain: str) -> Prompt:

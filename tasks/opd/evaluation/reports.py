@@ -1,4 +1,4 @@
-"""What a report says of a student: its mean reward a prompt, its divergence to the teacher. No torch."""
+"""What a report says of a student, in numbers and sentences: rewards, divergence, overlap with training. No torch."""
 import json
 
 from tasks.opd.store.artifacts import Artifact
@@ -12,3 +12,21 @@ def rewards(report: Artifact) -> dict[str, float]:
 def divergence_of(report: Artifact) -> float | None:
     """Mean reverse KL to the teacher in nats a token of the answers; None where it was not measured."""
     return report.counts["reverse_kl_mean_nats"] if report.counts.get("divergence_tokens") else None
+
+
+def divergence_line(start: Artifact, end: Artifact) -> str:
+    """How far a run's student is from its teacher on a benchmark's answers; empty where that was not measured."""
+    def described(report: Artifact) -> str:
+        return f"{report.counts['reverse_kl_mean_nats']:.3f} over {report.counts['divergence_tokens']:,} tokens"
+    if not (start.counts.get("divergence_tokens") and end.counts.get("divergence_tokens")):
+        return ""
+    return f"Mean reverse KL to the teacher in nats a token, on the student's answers: {described(end)}; " \
+           f"start {described(start)}."
+
+
+def overlap_line(report: Artifact) -> str:
+    """What a benchmark's questions share with the prompts trained on; empty where nobody looked."""
+    if "contaminated_share" not in report.counts:
+        return ""
+    return (f"{report.counts['overlapping_share']:.1%} of the questions share 13 words in a row with a prompt trained "
+            f"on, {report.counts['contaminated_share']:.1%} most of their words.")
