@@ -276,8 +276,8 @@ def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) ->
                 begun = student().counts.get("tokens_seen", 0)
                 yield index
                 came = index + 1
-                if pool.made > made:                # the whole store is measured
-                    full, made = full or disk.warn(log_line), pool.made
+                full = full or pool.made > made and disk.warn(log_line)  # which measures the whole store
+                made = pool.made
                 pool.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:
