@@ -1,8 +1,8 @@
 """Ticks of a refresh in processes of their own that a test may kill, forked from one that has imported everything.
 
 `python -m tests.refresh_ticks` reads lines of JSON, {"flow": name, "parameters": {..}, "environment": {..}}; answers
-each are {"status": how the process ended, "result": what the flow returned, "error": ..}. Nothing is run before a
-fork, so that no thread is lost in it.
+each are {"status": how the process ended, "result": what the flow returned, "error": ..}. No flow is run before a
+fork, so that no thread is lost in it; but the source that fingerprints are of is read, which takes a second.
 """
 import json
 import os
@@ -41,7 +41,7 @@ class Ticks:
     def close(self) -> None:
         """End the process, which has no child by then."""
         self.process.stdin.close()
-        self.process.wait(60)
+        self.process.wait(600)
         self.process.stdout.close()
 
 
@@ -64,7 +64,10 @@ def main() -> None:
     from flows.promote import promote
     from flows.refresh import refresh
     from flows.rollback import rollback
+    from tasks.opd.store.definitions import source_of
     from tasks.opd.training import round as training  # noqa: F401
+    for module in [name for name in sys.modules if name.startswith("tasks.opd")]:
+        source_of(module)
     flows = {"refresh": refresh, "promote": promote, "rollback": rollback}
     for line in sys.stdin:
         with tempfile.TemporaryDirectory() as folder:

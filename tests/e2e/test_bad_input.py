@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 from safetensors.torch import load_file, save_file
 
 from flows.cli import main as cli
 from tasks.opd.core.records import Prompt, Quarantined, Rollout, read_rows
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact, read_record
+from tests import prefect_harness
 
 ROOT = Path(__file__).resolve().parents[2]
 NOISE = {
@@ -35,7 +35,7 @@ def environment(tmp_path_factory):
     """One Prefect server and one MLflow store for all; what a command sets in the environment ends with the module."""
     before = dict(os.environ)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    with prefect_test_harness(server_startup_timeout=600):
+    with prefect_harness.prefect_server():
         os.environ["PREFECT_API_URL"] = PREFECT_API_URL.value()
         yield
     os.environ.clear()

@@ -14,7 +14,6 @@ import pytest
 from prefect import flow
 from prefect.blocks.system import Secret
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.bootstrap import bootstrap
 from flows.compare import compare
@@ -32,6 +31,7 @@ from tasks.opd.store.artifacts import Artifact, read_record
 from tasks.score import teacher_of
 from tasks.tracking.client import client_at, tracking_uri
 from tasks.workers import pools
+from tests import prefect_harness
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=3",
         "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16",
@@ -42,7 +42,7 @@ TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pa
 @pytest.fixture(scope="session", autouse=True)
 def prefect_server():
     """A server of these tests' own, started once."""
-    with prefect_test_harness(server_startup_timeout=600):
+    with prefect_harness.prefect_server():
         yield
 
 

@@ -12,7 +12,6 @@ import yaml
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Scheduled
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.cli import main as cli
 from flows.promote import promote
@@ -21,6 +20,7 @@ from tasks.opd.refresh import gate, journal
 from tasks.opd.refresh.failpoints import POINTS
 from tasks.ticks import collapse_missed
 from tasks.tracking import registry
+from tests import prefect_harness
 from tests.refresh_ticks import Ticks
 
 SET = ["workers=inline", "pair.student=random", "pair.teacher={name: random, hidden: 96}", "rounds=6",
@@ -32,7 +32,7 @@ GREEDY = {"temperature": 0.0, "max_new_tokens": 1}
 @pytest.fixture(scope="module", autouse=True)
 def prefect_server():
     """A server of this module's own."""
-    with prefect_test_harness(server_startup_timeout=600):
+    with prefect_harness.prefect_server():
         yield
 
 

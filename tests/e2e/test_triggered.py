@@ -13,7 +13,6 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Scheduled
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.forms import fields
 from flows.forms.registration import Deployed, register
@@ -22,6 +21,7 @@ from tasks.opd.core.errors import EngineError
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.tracking.client import client_at, tracking_uri
+from tests import prefect_harness
 from tests.e2e.test_flows import flow_run, lately, mlflow_runs, pages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ POOL = "tests"
 @pytest.fixture(scope="module", autouse=True)
 def server():
     """A server of these tests' own with a process work pool of one slot."""
-    with prefect_test_harness(server_startup_timeout=600), get_client(sync_client=True) as client:
+    with prefect_harness.prefect_server(), get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", concurrency_limit=1))
         yield client
 
