@@ -124,6 +124,17 @@ def test_a_file_that_nobody_wrote_is_named_in_a_retired_artifact_too(planted):
         assert not isinstance(caught.value, CorruptArtifact)    # for which the artifact would be made again
 
 
+def test_a_link_to_a_folder_is_refused_whatever_its_name_and_one_to_a_file_by_its_own(tmp_path, capfd):
+    artifact = made({"model/w": "123"})
+    (artifact.path / "notes").symlink_to(tmp_path / "nowhere")
+    verify(artifact)
+    assert f"{artifact.path / 'notes'} is not among the files that were written; nothing" in capfd.readouterr().err
+    artifacts._verified.clear()
+    (artifact.path / "model" / "more").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="model/more is not among the files that were written, and what reads"):
+        verify(artifact)
+
+
 def test_a_retired_checkpoint_keeps_its_record_and_loses_its_weights():
     artifact = made({"model/w": "123", "trainer.safetensors": "4", "metrics.jsonl": "5"})
     assert artifacts.model_folder(artifact.path) == artifact.path / "model"
