@@ -1,9 +1,9 @@
 """The bench's tasks: the tiny word problems with words for every request, careless and faulty solutions, and lists.
 
 A model that is to use its prompt must know the words in it: those of every teacher's context and of the rewriting
-request stand in this vocabulary. A careless solution forgets to carry: where a line crosses a ten, its result keeps the
-tens digit of before ("18 + 4 = 12"), and the lines after it go on from there. Lists of digits to be sorted are a task
-of its own that nobody trains on: what a model forgets shows there.
+request stand in this vocabulary. A careless solution forgets to carry and borrows twice: where a line crosses a ten its
+result is ten too low ("18 + 4 = 12"), and the lines after it go on from there. Lists of digits to sort are a task of
+its own that nobody trains on: what a model forgets shows there.
 """
 import random
 from collections.abc import Callable
@@ -39,14 +39,14 @@ def written(problem: Problem, result: Callable[[int, int, int], int]) -> str:
 
 
 def careless(problem: Problem, rng: random.Random, share: float) -> str:
-    """A solution in which each addition that crosses a ten forgets to carry, with probability `share`.
+    """A solution in which each line that crosses a ten is ten too low, with probability `share`.
 
-    Where the values that follow would have one digit, or three, it forgets for certain, or borrows nothing.
+    Where a value would not have two digits it keeps the tens digit of the one before.
     """
     def result(i: int, before: int, step: int) -> int:
-        after = before + step
-        forgets = step > 0 and after // 10 != before // 10 and rng.random() < share
-        return before // 10 * 10 + after % 10 if forgets or not 10 <= after <= 99 else after
+        crosses = (before + step) // 10 != before // 10
+        after = before + step - (10 if crosses and rng.random() < share else 0)
+        return after if 10 <= after <= 99 else before // 10 * 10 + after % 10
     return written(problem, result)
 
 

@@ -25,7 +25,7 @@ class Question:
     problem: tiny.Problem
     rng: random.Random
     tokenizer: Any
-    careless: float = 0.0           # share of the additions crossing a ten that go wrong in answers to bare problems
+    careless: float = 0.0           # share of the lines crossing a ten that go wrong in answers to bare problems
     experience: str = ""            # system message of the kind `experience`
 
     @functools.cached_property
