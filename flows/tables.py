@@ -4,6 +4,7 @@ from dataclasses import replace
 from tasks.opd.evaluation import cell_costs, comparison, findings
 from tasks.opd.evaluation.clusters import clusters_of
 from tasks.opd.evaluation.comparison_tables import to_markdown
+from tasks.opd.evaluation.pass_curves import curves_of
 from tasks.opd.evaluation.reports import divergence_line, divergence_of, overlap_line, rewards
 from tasks.opd.evaluation.tuned import Tuned
 from tasks.opd.recipe.schema import Recipe
@@ -30,14 +31,15 @@ def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Ex
     """What `distill` returned for cells, and the errors of others, on one benchmark; a suite's stand in its order."""
     start = next(iter(done.values()))["start"][benchmark]
     errors = {cell: f"{type(error).__name__}: {' '.join(str(error).split())}"[:300] for cell, error in failed.items()}
-    ends = {cell: rewards(result["end"][benchmark]) for cell, result in done.items()}
-    apart = {(comparison.START, 0): divergence_of(start),
-             **{cell: divergence_of(result["end"][benchmark]) for cell, result in done.items()}}
+    reports = {(comparison.START, 0): start, **{cell: result["end"][benchmark] for cell, result in done.items()}}
+    clusters = clusters_of(start)
+    apart = {cell: divergence_of(report) for cell, report in reports.items()}
     order = dict.fromkeys((variant, seed) for variant, seed, _ in cells)
+    finished = {cell: rewards(report) for cell, report in reports.items()}
     found = comparison.compare(
-        {(comparison.START, 0): rewards(start), **order, **errors, **ends}, baseline,
+        {(comparison.START, 0): None, **order, **errors, **finished}, baseline,
         spent={cell: cell_costs.costs_of(result["checkpoint"], result["evaluation"])
                for cell, result in done.items()},
         divergences={cell: value for cell, value in apart.items() if value is not None},
-        placebos={variant: recipe.about.placebo for variant, _, recipe in cells}, clusters=clusters_of(start))
-    return replace(found, tuning=tuning or {})
+        placebos={variant: recipe.about.placebo for variant, _, recipe in cells}, clusters=clusters)
+    return replace(found, tuning=tuning or {}, pass_at=curves_of(reports, baseline, clusters))

@@ -112,7 +112,7 @@ def make_prompts(inputs: dict[str, Path], spec: dict, out: Path, session) -> dic
 
 
 def apart_from(train: Path, prompts: list[Prompt], spec: dict, out: Path) -> dict[str, float]:
-    """What prompts share with those trained on, as numbers; with examples in out/FILE. Raises: DataError for too much."""
+    """What prompts share with those trained on, as numbers; out/FILE has examples. Raises: DataError for too much."""
     trained = read_rows(train / "prompts.parquet", Prompt)
     refuse_overlap(prompts, trained, spec["name"])
     found = refuse_contaminated(prompts, trained, spec)

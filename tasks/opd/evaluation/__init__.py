@@ -11,6 +11,7 @@ statistics          intervals over seeds and prompts, many comparisons, what can
 power               what a suite can detect, before it runs
 tuned               what tuning found, and what it cost
 comparison          variants paired over prompts and seeds
+pass_curves         pass@k over k against the baseline
 comparison_tables   a comparison as text
 report              pages of suites and runs
 """

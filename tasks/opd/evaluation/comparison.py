@@ -55,6 +55,15 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PassAt:
+    """One variant at one k."""
+    k: int
+    mean: float | None                          # pass@k over prompts and the seeds that finished
+    difference: float | None                    # to the baseline's
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """Variants compared with a baseline."""
     baseline: str
@@ -65,6 +74,7 @@ class Comparison:
     trained_equal: bool | None                  # whether that is at most EQUAL
     rows: list[Row]
     tuning: dict[str, Tuned] = field(default_factory=dict)  # by variant; empty: the suite does not tune
+    pass_at: dict[str, list[PassAt]] = field(default_factory=dict)  # by variant, over k; empty: no k above 1
 
     def to_json(self) -> str:
         """One JSON object."""

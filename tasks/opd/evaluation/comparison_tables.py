@@ -3,12 +3,11 @@ import shlex
 import textwrap
 from datetime import UTC, datetime
 
-from tasks.opd.core.tables import aligned, in_markdown
-from tasks.opd.evaluation import tuned
+from tasks.opd.core.tables import aligned, in_markdown, percent, points
+from tasks.opd.evaluation import pass_curves, tuned
 from tasks.opd.evaluation.cell_costs import NOTE, cost_tables
 from tasks.opd.evaluation.comparison import BEATEN, EQUAL, START, Comparison, Row
-from tasks.opd.evaluation.statistics import ALPHA, LEVEL, MIN_SEEDS, Interval
-from tasks.opd.evaluation.tuned import tuning_table
+from tasks.opd.evaluation.statistics import ALPHA, LEVEL, MIN_SEEDS
 
 WIDTH = 120                       # of the note in a terminal, characters
 
@@ -18,7 +17,7 @@ def to_markdown(found: Comparison, facts: dict[str, str] | None = None) -> str:
     seeds = ", ".join(map(str, found.seeds))
     above = ["; ".join(f"{name}: {fact}" for name, fact in {**facts, "seeds": seeds}.items()), ""] if facts else []
     lines = [line for table in tables(found) for line in (*in_markdown(table), "")]
-    listed = [f"- {line}" for line in [*placebos(found), *failures(found)]]
+    listed = [f"- {line}" for line in [*pass_curves.narrowed(found), *placebos(found), *failures(found)]]
     return "\n".join([*above, *lines, " ".join(note(found)), *([""] if listed else []), *listed])
 
 
@@ -26,7 +25,7 @@ def to_text(found: Comparison) -> str:
     """The same, aligned for a terminal, the note wrapped."""
     lines = [line for table in tables(found) for line in (*aligned(table), "")]
     said = [textwrap.fill(sentence, WIDTH, break_on_hyphens=False) for sentence in note(found)]
-    return "\n".join([*lines, *said, *placebos(found), *failures(found)])
+    return "\n".join([*lines, *said, *pass_curves.narrowed(found), *placebos(found), *failures(found)])
 
 
 def provenance(suite: str, overrides: list[str], benchmark: str, environment: dict) -> dict[str, str]:
@@ -38,12 +37,12 @@ def provenance(suite: str, overrides: list[str], benchmark: str, environment: di
 
 
 def tables(found: Comparison) -> list[list[list[str]]]:
-    """The rewards, what they cost where that is known, and tuning where there was; each a header and rows, as text.
+    """The rewards, pass@k where asked for, what they cost where that is known, tuning; each a header and rows, as text.
 
     The untrained student cost nothing and has no line among the costs.
     """
-    tuning = tuning_table(found.tuning)
-    return [cells(found), *costs_of(found), *([tuning] if tuning else ())]
+    curves, tuning = pass_curves.curve_table(found), tuned.tuning_table(found.tuning)
+    return [cells(found), *filter(None, [curves]), *costs_of(found), *filter(None, [tuning])]
 
 
 def costs_of(found: Comparison) -> list[list[list[str]]]:
@@ -97,8 +96,8 @@ def note(found: Comparison) -> list[str]:
                     "answers: 0 where both are the same.")
     if costs_of(found):
         said += [NOTE, *trained_note(found)]
-    if found.tuning:
-        said.append(tuned.NOTE)
+    said += [pass_curves.NOTE] if found.pass_at else []
+    said += [tuned.NOTE] if found.tuning else []
     if any_placebo(found):
         said.append(f"A variant marked `{BEATEN[0]}` was not shown to do more than its control: its paired difference "
                     f"to its placebo is not above 0 (Holm over the comparisons with placebos, {ALPHA:.0%}); "
@@ -164,16 +163,3 @@ def failures(found: Comparison) -> list[str]:
     """One line a failed cell, or trial."""
     return [f"{row.variant}, seed {seed}: failed: {(error.strip().splitlines() or ['no message'])[-1]}"
             for row in found.rows for seed, error in row.errors.items()] + tuned.failures(found.tuning)
-
-
-def percent(value: float | None) -> str:
-    """`12.3`; empty when there is none."""
-    return "" if value is None else f"{100 * value:.1f}"
-
-
-def points(difference: float | None, interval: Interval | None) -> str:
-    """`+1.2 [-0.3 +2.7]`, without an interval `+1.2`; empty when there is neither."""
-    if difference is None:
-        return ""
-    within = "" if interval is None else f" [{100 * interval[0]:+.1f} {100 * interval[1]:+.1f}]"
-    return f"{100 * difference:+.1f}{within}"

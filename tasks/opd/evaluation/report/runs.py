@@ -62,7 +62,7 @@ def page_of(run: Lineage, wanted: list[int] | None = None) -> Page:
         notes=comparison_tables.note(tables[main])[:2] if main in tables else [], findings=run.findings,
         failures=[run.error] if run.error else [],
         costs=[Table(title="", rows=rows) for table in [*tables.values()][:1]
-               for rows in comparison_tables.tables(table)[1:]],
+               for rows in comparison_tables.costs_of(table)],
         lines=[Line(variant=run.variant, seed=run.seed, curves=curves.curves_of(run, main))],
         maps={run.variant: made} if (made := curves.maps_of(run)) else {}, rollouts=shown, pieces=pieces.texts,
         wrong=[question for name in names if (end := run.ends(name)[1])
