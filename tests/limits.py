@@ -137,6 +137,10 @@ TABLE = [
     Limit("stable_opd", ["terms.1.coefficient=0", "terms.2.coefficient=0"], [(1, "ppo_clip", [])], BIT),
     Limit("stable_opd", [HALF], [(1, "ppo_clip", [HALF]), (0.1, "sft", [HALF, "terms.0.rows=golden"]),
                                  (0.01, FULL, [HALF, "terms.0.target={name: reference, model: start}"])]),
+    Limit("prune_opd", ["terms.0.weights.0.drop=0", "terms.0.weights.0.base=0"], [(1, THINK + "only_student", [])],
+          BIT),
+    Limit("prune_opd", ["terms.0.weights.0.drop=0"], [(1.5, THINK + "only_student", [])]),
+    Limit("short_to_long", [], [(1, OPD, [])], BIT),                               # nothing repeats
     Limit("esr_100", [], [(1, FULL, [])], BIT),                                    # of what is written, the loss
     # rewards and a teacher
     Limit("scope", FLAT, [(1 / 3, OPD, ["terms.0.reduction=rollout_sum"])], world="all_wrong"),
@@ -165,6 +169,8 @@ TABLE = [
     Limit("tropd", [*(f"terms.{i}.weights.0.limit=0" for i in (0, 1)), f"terms.1.support.k={V}"], [(1, FORWARD, [])]),
     Limit("top_d", ["terms.0.advantage={name: proximal_gap, share: 1, future: false, standardise: false}"],
           [(1, "ppo_clip", [])], BIT),
+    Limit("open_mopd", ["terms.0.reduction=token"], [(1, THINK + "only_student", ["teacher.model=routed"])], BIT),
+    Limit("open_mopd", [], [(1, THINK + "only_student", ["teacher.model=routed"])], BIT, world="four"),
     Limit("opsa", ["terms.0.advantage.power=0"], [(1, "fixed_negative_advantage", [])], BIT),
     # curriculum
     Limit("paced", ["terms.0.weights.0.right=0", "terms.0.weights.0.wrong=0"], [(1, FORWARD, [])], BIT),

@@ -34,6 +34,9 @@ OPINION = 3.0                     # standard deviation of a model's logits, nats
 SETTINGS = ["workers=inline", "rounds=2", "benchmarks=[]", "prompts.count=64", "rollout.prompts_per_round=6",
             "rollout.sampling.max_new_tokens=24", "train.learning_rate=1e-3", "train.max_grad_norm=1.0",
             "accepts={shift: these models were never trained}"]
+HELPED = {  # random models repeat themselves when they are cold, and are sure of nothing
+    "short_to_long": ["terms.0.weights.0.repeats=2", "terms.0.weights.0.sure=-100", "loss.temperature=0.2",
+                      "rollout.sampling.temperature=0.2"]}
 STANDING_STILL = {"self_as_teacher"}                # the student is its own teacher: nothing moves but rounding
 
 
@@ -76,12 +79,13 @@ def place(tmp_path_factory):
 
 def recipe_of(variant: str, pair):
     """The variant on the pair, small; a second pass where a clip needs a moved student, patches from round 1 on."""
-    plain = loading.load(variant, [f"pair={pair}", *SETTINGS])
+    settings = [f"pair={pair}", *SETTINGS, *HELPED.get(variant, [])]
+    plain = loading.load(variant, settings)
     n = sum(writer.n for writer in plain.rollout.writers)
     more = [f"rollout.prompts_per_round={max(6, 24 // n)}"]
     clips = [term.estimator.params.get(key) for term in plain.terms for key in ("clip_low", "clip_high", "ratio_cap")]
     more += ["train.epochs=2", "train.batch_rollouts=8"] if any(clip is not None for clip in clips) else []
-    recipe = loading.load(variant, [f"pair={pair}", *SETTINGS, *more])
+    recipe = loading.load(variant, [*settings, *more])
     patches = [patch.model_copy(update={"round": 1, "at": None}) for patch in recipe.schedule]
     return recipe.model_copy(update={"schedule": patches})
 

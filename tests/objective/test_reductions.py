@@ -13,11 +13,12 @@ from tests.tiny_models import prepared, rollout, term, with_teacher
 LIMIT = 10
 
 
-def batch(lengths, group, mask=None):
+def batch(lengths, group, mask=None, domain=None):
     """An optimizer batch of rollouts of these lengths; every token of the mask counts once."""
     of = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     mask = torch.ones(of.numel(), dtype=torch.bool) if mask is None else torch.tensor(mask)
-    return Batch(mask=mask, count=mask.double(), rollout=of, group=torch.tensor(group), completion_limit=LIMIT)
+    return Batch(mask=mask, count=mask.double(), rollout=of, group=torch.tensor(group), completion_limit=LIMIT,
+                 domain=torch.tensor(domain or [0] * len(lengths)))
 
 
 def nll_of(rollouts, chosen=None, **spec):
@@ -30,6 +31,13 @@ def nll_of(rollouts, chosen=None, **spec):
     student = StudentTokens(logits=logits, token_ids=columns.token_ids)
     loss = chunk_loss(terms, took, coefficient, torch.arange(columns.num_tokens), student, {}, Stats())
     return loss, torch.autograd.grad(loss, logits)[0], student.sampled.detach(), logits
+
+
+def test_every_domain_has_the_same_share_whatever_its_tokens():
+    # one domain of 10 tokens, another of 2: a token's weight is 1/20 or 1/4, that is .6 / 12 and 3 / 12
+    uneven = batch([6, 2, 4], [0, 1, 2], domain=[0, 1, 0])
+    assert REDUCTIONS["domain"](uneven).tolist() == [20] * 6 + [4] * 2 + [20] * 4
+    assert REDUCTIONS["domain"](batch([6, 2], [0, 1])).tolist() == [8] * 8           # one domain: the mean over tokens
 
 
 def test_rollout_sum_divides_by_the_prompts_that_take_part():
@@ -65,7 +73,7 @@ def test_reductions_coincide_up_to_a_number_where_lengths_and_groups_are_equal()
     divisors = {name: REDUCTIONS[name](even) for name in REDUCTIONS}
     assert all(found.tolist() == [found[0].item()] * 12 for found in divisors.values())
     assert {name: found[0].item() for name, found in divisors.items()} == {
-        "token": 12, "sequence": 12, "prompt": 12, "sum": 1, "constant": 4 * LIMIT, "rollout_sum": 2}
+        "token": 12, "sequence": 12, "prompt": 12, "domain": 12, "sum": 1, "constant": 4 * LIMIT, "rollout_sum": 2}
     single = batch([1] * 3, [0, 1, 2])                     # one token a prompt: all means are one
     for name in ("sequence", "prompt", "rollout_sum"):
         assert torch.equal(REDUCTIONS[name](single), REDUCTIONS["token"](single))

@@ -156,6 +156,22 @@ def test_a_budget_grows_while_answers_are_cut_and_shrinks_after_three_rounds_wit
     assert recipe.at(9, history).rollout.sampling.max_new_tokens == 104
 
 
+def budgets(variant: str, metric: str, values: list[float]) -> list[int]:
+    """What the student may write in each round, where the rounds before had these values of a metric."""
+    recipe, history = loading.load(variant, ["pair=tiny", "rounds=20"]), []
+    for value in (*values, 0.0):
+        now = recipe.at(len(history), history).rollout.writers[0].params["tokens"]
+        history.append(record(len(history), chosen={"rollout.writers.0.tokens": now}, **{metric: value}))
+    return [one["set"]["rollout.writers.0.tokens"] for one in history]
+
+
+def test_a_variants_own_controller_moves_its_writers_budget():
+    metric = "train/candidate_gap/prune_suffix_reached_share"
+    assert budgets("prune_opd", metric, [0.1, 0.5, 0.0, 0.0, 0.0, 0.0]) == [48, 56, 64, 64, 64, 56, 56]
+    metric = "train/teacher_gap/before_loop_effective_length_p90_tokens"
+    assert budgets("short_to_long", metric, [40.0, 30.0, 100.0, 2.0]) == [96, 50, 38, 96, 8]   # 1.25 times, in bounds
+
+
 def test_a_negative_gain_lowers_what_is_above_its_target():
     assert controllers.proportional(1.0, [record(e=2.2)], metric="e", target=2.0, gain=-0.5) == pytest.approx(0.95)
 

@@ -65,6 +65,12 @@ class Columns:
         """R."""
         return self.lengths.numel()
 
+    @property
+    def domain_index(self) -> Tensor:
+        """Each rollout's domain as a number: [R] long."""
+        names = {name: i for i, name in enumerate(dict.fromkeys(self.domain))}
+        return torch.tensor([names[name] for name in self.domain], dtype=torch.long)
+
     def named(self, name: str) -> Tensor:
         """The column [N] under the name by which entries need it: `entropy`, `overlap:16`; NaN where nobody asked."""
         kind, _, k = name.partition(":")

@@ -62,7 +62,8 @@ def coefficients(terms: list[Term], prepared: list[Prepared], columns: Columns, 
     out = []
     for term, p in zip(terms, prepared):
         divisor = term.reduction(Batch(mask=masks[shares(term)], count=counts[shares(term)], rollout=columns.rollout,
-                                       group=columns.group, completion_limit=completion_limit))
+                                       group=columns.group, domain=columns.domain_index,
+                                       completion_limit=completion_limit))
         weight = torch.where(here, p.weight, 0.0) * term.coefficient
         out.append(torch.where(divisor > 0, weight / divisor.clamp(min=1e-300), 0.0))
     return torch.stack(out)

@@ -19,6 +19,7 @@ class Batch:
     count: Tensor                 # [N] float64, what each token adds to the term's denominator
     rollout: Tensor               # [N] long, index of the token's rollout
     group: Tensor                 # [R] long, index of the rollout's prompt
+    domain: Tensor                # [R] long, index of its domain
     completion_limit: int         # tokens a completion may have
 
     @property
@@ -40,6 +41,15 @@ def sequence(batch: Batch) -> Tensor:
 def prompt(batch: Batch) -> Tensor:
     """The mean over prompts of the token means over all of their rollouts: prompts times the prompt's count. [N]."""
     return mean_of_means(batch, batch.group)
+
+
+def domain(batch: Batch) -> Tensor:
+    """The mean over domains of the token means over all of their rollouts: domains times the domain's count. [N].
+
+    However few or short its rollouts, every domain has the same share of the gradient.
+    Source: Open-MOPD, arXiv:2608.19098 (its weights 1 / (domains * the domain's share of the tokens)).
+    """
+    return mean_of_means(batch, batch.domain)
 
 
 def total(batch: Batch) -> Tensor:
@@ -70,5 +80,6 @@ def mean_of_means(batch: Batch, unit: Tensor) -> Tensor:
     return (size * num_units)[unit][batch.rollout]
 
 
-REDUCTIONS = {"token": Entry(token), "sequence": Entry(sequence), "prompt": Entry(prompt), "sum": Entry(total),
+REDUCTIONS = {"token": Entry(token), "sequence": Entry(sequence), "prompt": Entry(prompt), "domain": Entry(domain),
+              "sum": Entry(total),
               "constant": Entry(constant), "rollout_sum": Entry(rollout_sum)}

@@ -23,7 +23,7 @@ from tasks.opd.objective.statistics import (
     quantile,
     scatter,
 )
-from tasks.opd.objective.suffixes import prune_suffix
+from tasks.opd.objective.suffixes import before_loop, prune_suffix
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Scope = Literal["rollout", "batch"]
@@ -260,4 +260,5 @@ WEIGHTS = {
     "perplexity": Entry(perplexity,
                         needs=lambda params: ("teacher",) if params["model"] == "teacher" else ("old_logprobs",)),
     "prune_suffix": Entry(prune_suffix, needs=lambda params: (f"overlap:{params['k']}",)),
+    "before_loop": Entry(before_loop, needs=("teacher",)),
     "sampler_ratio": Entry(sampler_ratio, needs=("old_logprobs",))}
