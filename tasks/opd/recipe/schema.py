@@ -76,7 +76,7 @@ class Clip(Model):
 class Term(Model):
     """One summand of the loss."""
     coefficient: float = setting(1.0, "Coefficient", "Multiplies the term.")
-    rows: Slot = setting(Slot(name="sampled"), "Rows", "Which rollouts: all, sampled, succeeded, failed, "
+    rows: Slot = setting(Slot(name="sampled"), "Rows", "Which rollouts: all, sampled, golden, succeeded, failed, "
         "mixed_groups, likely_to_teacher.")
     domains: list[str] = setting([], "Domains", "Only rollouts of prompts of these domains; empty: all.")
     target: Slot = setting(Slot(name="teacher"), "Target", "Which distribution is aimed at.")
@@ -89,7 +89,7 @@ class Term(Model):
     clip: Clip = setting(Clip(), "Clip", "What is cut off the divergence.")
     weights: list[Slot] = setting([Slot(name="uniform")], "Weights", "Which tokens count, and how much; multiplied.")
     reduction: Slot = setting(Slot(name="token"), "Reduction", "How token losses become one number: token, sequence, "
-        "prompt, sum, constant, rollout_sum.")
+        "prompt, domain, sum, constant, rollout_sum.")
     denominator: str = setting(
         "valid", "Denominator", "Tokens divided by: valid, kept (weight > 0), weighted (sum of weights), or a name "
         "that terms share.")
