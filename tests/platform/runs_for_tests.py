@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 300                  # of a test that is going to fail; a busy machine is slow
 
 
-def wait_for(happened, what: str):
+def wait_for(happened, what: str, seconds: float = PATIENCE_SECONDS):
     """What `happened()` returns, once that is true."""
-    until = time.monotonic() + PATIENCE_SECONDS
+    until = time.monotonic() + seconds
     while not (result := happened()):
-        assert time.monotonic() < until, f"waited {PATIENCE_SECONDS} s for {what}"
+        assert time.monotonic() < until, f"waited {seconds} s for {what}"
         time.sleep(0.2)
     return result
 

@@ -11,7 +11,7 @@ from flows.platform import api, lifecycle, reconcile, settings
 from flows.platform.servers import POOL
 from tasks.opd.refresh import journal
 from tests.e2e.test_refresh import write_prompts, write_refresh
-from tests.platform.runs_for_tests import ROOT, wait_for
+from tests.platform.runs_for_tests import PATIENCE_SECONDS, ROOT, wait_for
 
 pytestmark = pytest.mark.faults
 SECONDS = float(os.environ.get("OPD_SOAK_SECONDS", "180"))  # that prompts come in
@@ -68,7 +68,7 @@ def test_no_two_refreshes_run_at_once_and_every_prompt_is_taken_once(platform, t
     while writer.is_alive():
         done()
         time.sleep(0.2)
-    wait_for(done, "a tick that finds nothing new")
+    wait_for(done, "a tick that finds nothing new", 4 * PATIENCE_SECONDS)  # after two whole ones, on a busy machine
     platform.patch(f"/deployments/{deployment}", {"paused": True})
     wait_for(lambda: not platform.post("/flow_runs/count", {"flow_runs": {"state": {
         "type": {"any_": [*reconcile.ACTIVE]}}}}), "the last tick")
