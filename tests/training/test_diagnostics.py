@@ -163,6 +163,15 @@ def test_a_reference_term_does_not_take_the_teachers_place(pair):
     assert both == pytest.approx(alone)
 
 
+def test_a_round_in_which_the_teacher_said_nothing_while_another_term_learnt_has_its_groups_alone(pair):
+    student, teacher, rollouts = *pair, random_rollouts(LENGTHS)
+    silent = scored_set(rollouts, [None] * 5, teacher)
+    terms = [SAMPLED, term(divergence="nll", rows="succeeded")]
+    assert said(student, silent, terms, "trust/") == pytest.approx({"group_solved_share": 0.4,
+                                                                    "group_all_right_share": 0.4})
+    assert said(student, silent, terms, "position/") == {}
+
+
 def test_a_part_of_the_tokens_is_compared_closely_evenly_over_any_stretch():
     assert chosen_tokens(LEAST).all() and chosen_tokens(0).numel() == 0
     assert int(chosen_tokens(8 * 1000).sum()) == pytest.approx(1000, abs=10)

@@ -91,13 +91,14 @@ class Diagnostics:
         return torch.where(written, torch.exp(-gap) - 1 + gap, torch.nan)
 
     def values(self) -> dict[str, float]:
-        """The metrics of what was seen; none of what was not."""
+        """The metrics of what was seen; none of what was not, but for the groups."""
         found = {name: (torch.cat([flat for flat, _ in parts]), torch.cat([values for _, values in parts]))
                  for name, parts in self.seen.items()}
-        if not found:
-            return {}
+        of_groups = {f"trust/{name}": value for name, value in self.of_groups().items()}
+        if "student" not in found:  # none of the lead's tokens was trained on, whatever other terms did
+            return of_groups
         self.add_signalled_entropy(found)
-        return {f"trust/{name}": value for name, value in (self.of_round(found) | self.of_groups()).items()} | {
+        return of_groups | {f"trust/{name}": value for name, value in self.of_round(found).items()} | {
             f"position/{name}/{STARTS[bucket]}": value for name, by_bucket in self.by_position(found).items()
             for bucket, value in by_bucket.items()}
 
