@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tasks import server
+from tasks.opd.core.errors import EngineError
 
 ROOT = Path(__file__).resolve().parents[1]
 DEAD = "http://127.0.0.1:9"             # a port at which nobody listens
@@ -44,3 +47,12 @@ def test_a_password_in_prefects_address_is_moved_to_the_variable_that_is_not_sho
     monkeypatch.setattr(os, "environ", {"PREFECT_API_URL": "https://me:p%40ss@prefect.local:4200/api"})
     server.start()  # one is named: none is started
     assert os.environ == {"PREFECT_API_URL": "https://prefect.local:4200/api", "PREFECT_API_AUTH_STRING": "me:p@ss"}
+
+
+def test_while_the_server_starts_its_address_is_known_and_something_else_is_done(opd_home, monkeypatch):
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING", server.OWN):
+        monkeypatch.setenv(name, "")
+    known = []
+    with pytest.raises(EngineError, match="did not start within 0 s"):  # it is waited for afterwards
+        server.start(0, meanwhile=lambda: known.append(os.environ["PREFECT_API_URL"]))
+    assert known == [os.environ[server.OWN]] and known[0].startswith("http://127.0.0.1:")
