@@ -1,6 +1,7 @@
 """Rollouts token by token: spelling, columns that the store has, what was refined."""
 import pytest
 
+from tasks.opd.core.records import STUDENT, TEACHER
 from tasks.opd.evaluation.report import lineage, tokens
 from tasks.opd.evaluation.report.tokens import Pieces
 from tasks.opd.store import run_records
@@ -21,6 +22,12 @@ def test_a_token_has_its_spelling_author_log_probabilities_and_gap():
     assert (first.prompt, first.question, first.round) == ("<s> one", "what is 0?", 1)
     assert [pieces[i] for i in second.tokens][:2] == ["</script>", "<img src=x onerror=alert(1)>"]
     assert third.student == [None, None] and third.said[0].gap == [None, None]
+
+
+def test_a_token_that_the_teacher_wrote_has_no_log_probability_of_the_students():
+    mixed = rollout("0:p:0:student:0:skd", [1, 2], author=[STUDENT, TEACHER], logprobs=[-1.0, -0.25])
+    [first], _ = shown(rollouts=[mixed])
+    assert first.student == [-1.0, None] and first.said[0].gap == [-0.5, None]
 
 
 def test_the_teachers_likeliest_and_the_tail_are_there_where_they_were_kept():

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tasks.opd.core.records import Rollout
+from tasks.opd.core.records import STUDENT, Rollout
 from tasks.opd.evaluation.report.lineage import Round
 from tasks.opd.evaluation.report.prompts import asked, shortened
 from tasks.opd.store.artifacts import Artifact
@@ -49,7 +49,7 @@ class Shown:
     finish: str
     tokens: list[int]                       # [T] indices into `pieces`
     author: list[int]                       # [T] as in core.records
-    student: list[float | None]             # [T] log-probability as sampled, nats
+    student: list[float | None]             # [T] log-probability as sampled, nats; None where another wrote
     said: list[Said]
     left_out: int                           # tokens behind the first T
     raw: str | None                         # what it was refined from; None: it was not
@@ -132,7 +132,8 @@ def of_round(one: Round, count: int, pieces: Pieces, most_tokens: int, likeliest
     found = []
     for rollout in rollouts:
         before, question = raw.get(rollout.parent), questions.get(rollout.prompt_id)
-        ids, student = rollout.token_ids[:most_tokens], [number(value) for value in rollout.logprobs[:most_tokens]]
+        ids, wrote = rollout.token_ids[:most_tokens], zip(rollout.author, rollout.logprobs[:most_tokens])
+        student = [number(value) if author == STUDENT else None for author, value in wrote]
         found.append(Shown(
             rollout_id=rollout.rollout_id, round=one.index + 1, origin=rollout.origin, finish=rollout.finish_reason,
             question=shortened(question.text, PROMPT_CHARACTERS) if question else "", reward=rollout.reward,

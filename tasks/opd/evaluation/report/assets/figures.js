@@ -186,20 +186,21 @@ function passCurve() {
 function heat(map) {
   const cells = map.values.flatMap((row, i) => row.map((value, j) => (
     {round: map.rounds[i], position: map.buckets[j], value}))).filter((cell) => cell.value !== null);
-  const low = d3.min(cells, (cell) => cell.value), high = d3.max(cells, (cell) => cell.value);
+  const [low, high] = around(cells.map((cell) => cell.value));
   const dark = matchMedia("(prefers-color-scheme: dark)").matches;
-  const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
+  const most = d3.max(cells, (cell) => Math.abs(cell.value)) || 1;
   const ramp = (...colours) => d3.piecewise(d3.interpolateRgb, colours);
-  const color = low < 0
+  const color = cells.some((cell) => cell.value < 0)
     ? {type: "diverging", domain: [-most, most],
       interpolate: dark ? ramp("#ff7b6e", "#20262d", "#6cb2ff") : ramp("#b2182b", "#f7f7f7", "#2166ac")}
-    : {type: "linear", interpolate: dark ? ramp("#20262d", "#6cb2ff") : ramp("#eef4fb", "#0b4a8f")};
+    : {type: "linear", domain: [low, high], interpolate: dark ? ramp("#20262d", "#6cb2ff") : ramp("#eef4fb", "#0b4a8f")};
   const shown = map.rounds.filter((_, i) => i % Math.ceil(map.rounds.length / 12) === 0);
   return Plot.plot({
     width: 350, height: 74 + 20 * map.buckets.length, marginLeft: 48, marginBottom: 34, padding: 0,
     x: {label: "round", domain: map.rounds, ticks: shown, tickFormat: "d"},
     y: {label: "position", domain: [...map.buckets].reverse(), tickFormat: "d"},
-    color: {...color, legend: true, label: null, width: 240, marginLeft: 18, marginRight: 18, ticks: 4},
+    color: {...color, legend: true, label: null, width: 260, marginLeft: 22, marginRight: 22, ticks: 3,
+      tickFormat: d3.format(".4~g")},
     marks: [Plot.cell(cells, {x: "round", y: "position", fill: "value", tip: true, inset: 0.5})]});
 }
 

@@ -73,7 +73,7 @@ function columns(rollouts) {
     add("student's log-probability", (one, t) => one.student[t] ?? null);
   }
   add("author", (one, t) => one.author[t]);
-  return found;
+  return found.filter((column) => rollouts.some((one) => one.tokens.some((_, t) => column.of(one, t) !== null)));
 }
 
 function reach(rollouts, column) {
