@@ -284,7 +284,7 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
     assert "gkd, seed 1: failed" in result["text"]
     assert (artifacts.home() / "suites" / "small" / "comparison.md").read_text().count("failed") >= 4
     page = (artifacts.home() / "suites" / "small" / "report.html").read_text(encoding="utf-8")
-    assert "gkd, seed 0: PreflightError: preflight is red" in page and "Failed: gkd." in page
+    assert "gkd, seed 0: " in page and "preflight is red" in page and "Failed: gkd." in page
     [cell_page] = (artifacts.home() / "reports").glob("gkd-seed0-*.html")
     assert "preflight is red" in cell_page.read_text(encoding="utf-8")
     runs = mlflow_runs("small")
@@ -307,13 +307,6 @@ def test_a_suite_of_which_no_cell_finishes_fails_with_a_cells_error(tmp_path):
         quietly(compare, write_suite(tmp_path, variants=["gkd"], seeds=[0]), ["accepts={shift: ''}"])
     page = (artifacts.home() / "suites" / "small" / "report.html").read_text(encoding="utf-8")
     assert "gkd, seed 0: " in page and "No variant has been compared with start yet." in page
-
-
-def test_a_report_that_cannot_be_made_is_a_warning_and_the_run_ends_well(opd_home):
-    opd_home.mkdir(exist_ok=True)
-    (opd_home / "reports").write_text("in the way")
-    result, said = quietly(distill, loading.load("opd_reverse_kl", [*TINY, "rounds=1"]))
-    assert "no report of opd_reverse_kl-seed0" in said and result["checkpoint"].path.exists()
 
 
 @pytest.mark.parametrize("keep", [False, True])
