@@ -33,7 +33,8 @@ class State:
     failed: list[tuple[str, int, str]]      # variant, seed, why
     num_left: int                           # cells that have not been run
     rows: list[dict[str, Any]]              # the comparison's; none while it cannot be made
-    tables: list[list[list[str]]]           # as the terminal shows them, the comparison first, then costs
+    tables: list[list[list[str]]]           # as the terminal shows them, the comparison first
+    costs: list[list[list[str]]]
     notes: list[str]
     cost_notes: list[str]
 
@@ -53,10 +54,12 @@ def state_of(suite: str, benchmark: str, baseline: str, facts: dict[str, str], c
     """A suite's state with its table, if there is one yet."""
     on_costs = {cell_costs.NOTE, *comparison_tables.trained_note(table)} if table else set()
     notes = comparison_tables.note(table) if table else []
+    costs = comparison_tables.costs_of(table) if table else []
     return State(suite=suite, benchmark=benchmark, baseline=baseline, facts=facts, cells=cells, num_left=num_left,
                  failed=[(*key, text) for key, text in failed.items()],
                  rows=json.loads(table.to_json())["rows"] if table else [],
-                 tables=comparison_tables.tables(table) if table else [],
+                 tables=[one for one in comparison_tables.tables(table) if one not in costs] if table else [],
+                 costs=costs,
                  notes=[note for note in notes if note not in on_costs],
                  cost_notes=[note for note in notes if note in on_costs])
 
@@ -110,8 +113,8 @@ def page_of(state: State, found: Runs, num_questions: int) -> Page:
         title=state.suite, subject="suite", command=f"opd report {state.suite}", benchmark=state.benchmark,
         baseline=state.baseline, facts=state.facts,
         verdict=verdicts.of_suite(state.rows, state.baseline, state.benchmark, state.num_left),
-        tables=[Table(title="", rows=rows) for rows in state.tables[:1]], notes=state.notes,
-        costs=[Table(title="", rows=rows) for rows in state.tables[1:]], cost_notes=state.cost_notes,
+        tables=[Table(title="", rows=rows) for rows in state.tables], notes=state.notes,
+        costs=[Table(title="", rows=rows) for rows in state.costs], cost_notes=state.cost_notes,
         failures=[f"{variant}, seed {seed}: {text}" for variant, seed, text in state.failed],
         findings=[f"{run.name}, {told}" for run in found.values() for told in run.findings],
         forest=sorted((row for row in state.rows if row["interval"]), key=lambda row: -row["difference"]),
