@@ -11,12 +11,13 @@ from tasks.bootstrap import models_needed
 from tasks.opd.core.entries import Entry
 from tasks.opd.objective.loss import target_logprobs
 from tasks.opd.objective.supports import TeacherTokens
-from tasks.opd.objective.terms import bind_terms
+from tasks.opd.objective.terms import bind_terms, prepare
 from tasks.opd.recipe import loading, requirements, slots
 from tasks.opd.recipe.checks import recipes, schedules
 from tasks.opd.recipe.schedule import set_dotted
 from tasks.opd.recipe.schema import Recipe, Term
 from tasks.opd.training.preflight import check_stops
+from tests.column_fixtures import columns
 from tests.tiny_models import prepared, rollout, term, with_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,12 @@ def tokens_of_a_teacher(bound, ids):
         return target_logprobs(bound, ids, None, {"teacher": teacher}).tolist()
     except AttributeError:
         return "no head"
+
+
+def compared_with() -> list[float]:
+    """What the ratio of a policy gradient is to where the student said -1 and the teacher -3."""
+    bound = bind_terms([term(advantage="teacher_gap", estimator="policy_gradient")])[0]
+    return prepare(bound, columns([1], old_logprobs=[-1.0], teacher=[-3.0])).old_logprobs.tolist()
 
 
 def sees_student() -> str:
@@ -94,6 +101,7 @@ FACTS = {  # fact -> (kind, entry, value, what is looked at, before, after)
     "takes": ("estimator", "exact", "advantage", refused("needs an advantage, but", terms=[FULL]), False, True),
     "estimates": ("estimator", "k2", ("jsd", "teacher"), refused("estimates jsd to target teacher", terms=[
         {"divergence": "reverse_kl", "estimator": "k2"}]), False, True),
+    "old_share": ("estimator", "policy_gradient", 0.25, compared_with, [-1.0], [-2.5]),
     "authors": ("writer", "student", (), refused("takes only the student's"), False, True),
     "on_policy": ("writer", "student", False, refused("learns from tokens written", rollout__sampling__top_p=0.5),
                   True, False),

@@ -129,7 +129,7 @@ def test_the_table_read_is_the_table_imported(kind):
         parameters = slots.signature(kind, name)
         assert list(entry.function.__kwdefaults__ or {}) == [
             key for key, p in parameters.items() if p.default is not slots.UNSET]
-        needed = {key: next(value for value in ("x", 1, ["x"], [1]) if not slots.fit(p.annotation, value)[1])
+        needed = {key: next(value for value in ("x", 1, ["x"], [1], {}) if not slots.fit(p.annotation, value)[1])
                   for key, p in parameters.items() if p.default is slots.UNSET}
         slot = Slot(name=name, params=needed)
         assert slots.entry_of(slot, kind) == dataclasses.replace(entry.at(slots.bind(slot, kind)), function=None)

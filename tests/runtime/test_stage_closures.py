@@ -36,6 +36,8 @@ RECIPES = {
     "sdpo_feedback": [], "dapo": [], "opcd": [], "iw_opd": [], "dash": [], "reopold": [], "vopd": [],
     "opd_return_to_go": ["train.lora={rank: 2}", "rollout.filters=[malformed, duplicate]"],
     "sft": [f"pair.student={READER}", f"pair.teacher={READER}"],
+    "scope": ["rollout.writers.0.n=2"], "srpo": ["rollout.writers.0.n=2"], "trrd": ["rollout.writers.0.n=2"],
+    "luffy": ["rollout.writers.0.n=2"], "aopd": [], "top_d": [], "open_mopd": ["pair.experts={four: random}"],
     "distillm_srkl": [LESSON, "pair.student={name: pruned, drop: [1]}", "refine=[{name: truncate, tokens: 5}]"],
 }
 
