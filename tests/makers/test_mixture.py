@@ -15,6 +15,7 @@ from tasks.opd.makers.mixture import Mixture, examples, learn_step, loss_sum, ro
 from tasks.opd.makers.models import make_model
 from tasks.opd.makers.pretraining import optimizers_of
 from tasks.opd.models.tokenizers import render
+from tasks.opd.recipe import loading
 
 WORDS = tiny_bench.build_tokenizer()
 COURSE = Mixture(layers=1, hidden=32, steps=4, batch=6, learning_rate=0.01, embedding_rate=0.01, first={"lists": 1},
@@ -103,3 +104,20 @@ def test_careless_are_the_answers_to_bare_problems_only():
     texts = {kind: KINDS[kind](Question(problem=problem, rng=random.Random(0), tokenizer=WORDS, careless=1.0,
                                         experience="Take care."))[1] for kind in KINDS if kind != "lists"}
     assert texts.pop("bare") != problem.solution and set(texts.values()) == {problem.solution}
+
+
+def test_the_benchs_system_message_is_the_one_that_opcds_teacher_sees():
+    recipe = loading.load("opcd", ["pair=bench"])
+    assert recipe.pair.student.params["experience"] == recipe.pair.teacher.params["experience"]
+    assert recipe.pair.student.params["experience"] == recipe.teacher.context.params["text"]
+
+
+def test_the_benchs_longest_request_and_its_rewrite_have_room():
+    recipe = loading.load("trd_solution", ["pair=bench"])
+    params = recipe.prompts.source.params
+    made = [tiny.problem(i, num_steps=params["num_steps"], highest=params["highest"], largest=params["largest"])
+            for i in range(50)]
+    asked = [Question(problem=p, rng=random.Random(0), tokenizer=WORDS) for p in made]
+    longest = max(len(KINDS["rewrite_shown"](one)[0]) for one in asked)
+    assert longest + recipe.rollout.sampling.max_new_tokens <= recipe.pair.context_tokens
+    assert max(len(WORDS.encode(p.solution)) + 1 for p in made) <= recipe.rollout.sampling.max_new_tokens
