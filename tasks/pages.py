@@ -17,7 +17,7 @@ def recorded_run(recipe: Recipe, suite: str) -> Iterator[Path]:
     stem = run_records.stem_of(name := f"{recipe.name}-seed{recipe.seed}", **about)
     try:
         with run_records.recorded(name, **about):
-            yield runs.file_of(stem)
+            yield run_records.page_of(stem)
     except Exception:
         show_run(stem)
         raise
@@ -28,7 +28,7 @@ def show_run(stem: str) -> None:
     """Write a run's page, and have its run in MLflow hold it."""
     with only_warned(stem):
         html = runs.html_of(lineage.read(run_records.files_of(stem)[0]))
-        attach_report(runs.write(runs.file_of(stem), html))
+        attach_report(runs.write(run_records.page_of(stem), html))
 
 
 @contextlib.contextmanager

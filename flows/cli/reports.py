@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tasks.opd.evaluation.report import lineage, runs, suites
 from tasks.opd.recipe import loading
+from tasks.opd.store import run_records
 
 
 def round_numbers(text: str) -> list[int]:
@@ -44,7 +45,7 @@ def of_suite(state: suites.State) -> tuple[Path, str]:
 def of_run(name: str, rounds: list[int]) -> tuple[Path, str]:
     """Where the page of the run last begun of that name lies, and the page."""
     record = runs.named(name)
-    return runs.file_of(record.name.partition(".")[0]), runs.html_of(lineage.read(record), rounds)
+    return run_records.page_of(record.name.partition(".")[0]), runs.html_of(lineage.read(record), rounds)
 
 
 def has_display() -> bool:

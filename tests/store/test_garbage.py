@@ -67,7 +67,12 @@ def test_a_run_that_is_forgotten_frees_what_is_its_own():
     assert found(forget=["one"]) == {"scores a", "checkpoint a"}
     assert found(forget=["demo"]) == {"scores a", "checkpoint a", "scores b", "checkpoint b", "model m"}
     assert found() == set() and len(run_records.read_all()) == 2  # to look forgets nobody
+    pages = [run_records.page_of(record.path.stem) for record in run_records.read_all()]
+    for page in pages:
+        page.parent.mkdir(exist_ok=True)
+        page.touch()
     collect(survey(forget=["o*"]))
+    assert [page.exists() for page in pages] == [page.name.startswith("two") for page in pages]
     assert [record.name for record in run_records.read_all()] == ["two"] and found() == set()
     assert find("model", "m" * 32) and find("checkpoint", "b" * 32) and not find("checkpoint", "a" * 32)
 

@@ -140,9 +140,10 @@ def needed_files(record: RunRecord, last: int) -> set[Key]:
 
 
 def collect(found: Survey) -> list[Garbage]:
-    """Remove what a survey found, the records of forgotten runs first; returns what somebody uses, which is left."""
+    """Remove what a survey found, forgotten runs with their pages first. Returns what somebody uses, which is left."""
     for record in found.forgotten:
         record.path.unlink(missing_ok=True)
+        run_records.page_of(record.path.name.partition(".")[0]).unlink(missing_ok=True)
     left = [item for item in found.garbage if not remove(item)]
     remove_locks()
     return left

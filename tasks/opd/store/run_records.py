@@ -48,6 +48,11 @@ def stem_of(name: str, **about) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}-{key}"
 
 
+def page_of(stem: str) -> Path:
+    """Where the page of a run lies, whether or not it has one."""
+    return home() / "reports" / f"{stem}.html"
+
+
 def files_of(stem: str) -> list[Path]:
     """The files of a run, the one last written to first; none where it was never begun."""
     found = [*folder().glob(f"{stem}.jsonl"), *folder().glob(f"{stem}.*.jsonl")]

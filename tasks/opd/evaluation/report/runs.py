@@ -20,11 +20,6 @@ STATES = {lineage.DONE: "ended well", lineage.FAILED: "failed", lineage.RUNNING:
           lineage.STOPPED: "was stopped; the same command goes on from there"}
 
 
-def file_of(stem: str) -> Path:
-    """Where a run's page lies."""
-    return home() / "reports" / f"{stem}.html"
-
-
 def write(file: Path, html: str) -> str:
     """Put a page in its place, in one step: a browser may read it meanwhile. Returns the page."""
     with room_to_write(file):
