@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tasks.opd.core.errors import OpdError
+from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.data import tiny, tiny_bench
 from tasks.opd.engines.pool import Session
 from tasks.opd.makers.kinds import KINDS, Question
@@ -20,7 +20,8 @@ from tasks.opd.recipe import loading
 WORDS = tiny_bench.build_tokenizer()
 COURSE = Mixture(layers=1, hidden=32, steps=4, batch=6, learning_rate=0.01, embedding_rate=0.01, first={"lists": 1},
                  then={"bare": 1, "solution": 0}, switch_at=0.5, num_steps=2, highest=29, largest=5, careless=0.0,
-                 experience="Take care.", learn_shown=False, evaluate_from=1, evaluate_every=2, problems=2, enough={})
+                 experience="Take care.", learn_shown=False, evaluate_from=1, evaluate_every=2, problems=2, enough={},
+                 asked=("lists",))
 SMALL = {"layers": 1, "hidden": 32, "steps": 4, "batch": 3, "num_steps": 2, "evaluate_from": 2, "evaluate_every": 2,
          "problems": 2, "first": {"bare": 1, "lists": 1}, "then": {"feedback": 1}}
 
@@ -97,6 +98,13 @@ def test_a_course_that_ends_below_enough_or_above_at_most_fails_by_kind(tmp_path
         make(tmp_path / "a", enough={"bare": 0.5, "lists": 0.0})
     with pytest.raises(OpdError, match=r"after 4 steps with lists 0.00 \(at least 1.0\), bare 0.00 \(at most -1\)"):
         make(tmp_path / "b", enough={"lists": 1.0}, at_most={"bare": -1})
+    counts = make(tmp_path / "c", at_most={"rewrite": 0.5})     # a kind that is not learnt
+    assert counts["accuracy_rewrite"] == 0 and "accuracy_sibling" not in counts
+
+
+def test_a_course_without_any_kind_is_refused_before_it_begins(tmp_path):
+    with pytest.raises(DataError, match="weights of `first` and of `then`"):
+        make(tmp_path / "a", then={"bare": 0})
 
 
 def test_careless_are_the_answers_to_bare_problems_only():

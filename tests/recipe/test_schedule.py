@@ -172,6 +172,24 @@ def test_a_variants_own_controller_moves_its_writers_budget():
     assert budgets("short_to_long", metric, [40.0, 30.0, 100.0, 2.0]) == [96, 50, 38, 96, 8]   # 1.25 times, in bounds
 
 
+def test_a_writers_budget_stays_within_the_recipes_limit_from_which_it_then_falls_at_once():
+    metric = "train/candidate_gap/prune_suffix_reached_share"
+    recipe = loading.load("prune_opd", ["pair=tiny", "rounds=20", "rollout.sampling.max_new_tokens=60"])
+    history = []
+    for value in (0.5, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0):
+        now = recipe.at(len(history), history).rollout.writers[0].params["tokens"]
+        history.append(record(len(history), chosen={"rollout.writers.0.tokens": now}, **{metric: value}))
+    assert [one["set"]["rollout.writers.0.tokens"] for one in history] == [48, 56, 60, 60, 60, 60, 52]
+
+
+def test_a_round_without_the_metric_moves_nothing_and_one_with_it_is_looked_back_to():
+    history = [record(0, m=2.0), record(1)]
+    assert controllers.multiple(1.0, history, metric="m", factor=2.0) == 4.0
+    assert controllers.proportional(1.0, history, metric="m", target=1.0, gain=0.5, limit=1.0) == 1.5
+    assert controllers.stepwise(5.0, [record(0, m=0.0), record(1), record(2, m=0.0)], metric="m", above=1.0, step=1.0,
+                                patience=2) == 4.0
+
+
 def test_a_negative_gain_lowers_what_is_above_its_target():
     assert controllers.proportional(1.0, [record(e=2.2)], metric="e", target=2.0, gain=-0.5) == pytest.approx(0.95)
 

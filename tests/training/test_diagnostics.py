@@ -8,7 +8,7 @@ import torch
 from tasks.opd.core.records import TEACHER
 from tasks.opd.objective.supports import StudentTokens, TeacherTokens
 from tasks.opd.objective.terms import largest_share
-from tasks.opd.training.diagnostics import LEAST, MOST, chosen_tokens, compared
+from tasks.opd.training.diagnostics import LEAST, MOST, Diagnostics, chosen_tokens, compared
 from tests.tiny_models import random_rollouts, term, tiny_llama
 from tests.training.test_round import LENGTHS, scored_by, scored_set, signal_of
 from tests.training.test_training_metrics import trained
@@ -89,6 +89,34 @@ def test_the_comparison_by_hand():
     assert found.pop("margin_nats") == math.inf           # a token that the teacher excludes is among the student's 16
     assert found == pytest.approx({"student_entropy_nats": 1.029653, "teacher_entropy_nats": 0.801819,
                                    "reverse_kl_nats": 0.342585, "overlap@16": 1, "shared_mass@16": 1}, abs=1e-6)
+
+
+def test_looking_changes_no_gradient(pair, monkeypatch):
+    student, teacher, rollouts = *pair, random_rollouts(LENGTHS)
+    scored, terms = scored_by(teacher, rollouts), [SAMPLED, FULL]   # the second needs what the first did not compute
+    _, _, seen = trained(student, scored, terms)
+    monkeypatch.setattr(Diagnostics, "look", lambda *_: None)
+    _, _, unseen = trained(student, scored, terms)
+    _, _, alone = trained(student, scored, [SAMPLED])
+    weights = [torch.cat([p.flatten() for p in model.parameters()]) for model in (seen, unseen, alone)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_prompt_is_solved_by_what_the_student_wrote_not_by_a_worked_solution(pair):
+    student, teacher, rollouts = *pair, random_rollouts(LENGTHS)
+    given = [replace(r, reward=0.0) for r in rollouts]
+    given[0] = replace(given[0], reward=1.0, author=[TEACHER] * len(given[0].token_ids))
+    found = said(student, scored_by(teacher, given), [SAMPLED], "trust/")
+    assert found["group_solved_share"] == 0
+    given[1] = replace(given[1], reward=1.0)
+    assert said(student, scored_by(teacher, given), [SAMPLED], "trust/")["group_solved_share"] > 0
+
+
+def test_without_any_gradient_nobody_has_a_share_of_it(pair):
+    student, teacher, rollouts = *pair, random_rollouts(LENGTHS)
+    idle = term(advantage={"name": "fixed", "params": {"value": 0.0}}, estimator="policy_gradient")
+    found = said(student, scored_by(teacher, rollouts), [idle], "position/")
+    assert found and not any(name.startswith("gradient_share") for name in found)
 
 
 def test_by_position_each_bucket_has_its_own_tokens_and_the_rollouts_that_are_that_long(pair):

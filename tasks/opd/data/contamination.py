@@ -1,9 +1,10 @@
 """How much of a benchmark stands in what is trained on, by runs of words: questions that are known are no measure.
 
-Words are compared without case and punctuation. A text shares what it has of runs of 13 words (all of it, where it has
-fewer) with the texts trained on. Runs that stand in more than 10 of these are a template or an instruction, and tell
-nothing: they are left out. Two shares are said of a benchmark: `overlapping_share`, the questions that share any run,
-and `contaminated_share`, those of whose words 80 % and more lie in shared runs.
+Words are compared without case and punctuation. A text shares what it has of runs of 13 words with the texts trained
+on. One of fewer words is a single run, which a text of the same words has: inside a longer one it is not found. Runs
+that stand in more than 10 of the texts are a template or an instruction, and tell nothing: they are left out.
+Two shares are said of a benchmark: `overlapping_share`, the questions that share any run, and `contaminated_share`,
+those of whose words 80 % and more lie in shared runs.
 Source: 13 words, and any run: GPT-3, arXiv:2005.14165, appendix C; more than 10 texts: NeMo Curator's max_matches,
 after it; 80 % of the words: Llama 2, arXiv:2307.09288, A.6.
 """

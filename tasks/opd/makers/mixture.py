@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch.nn.functional import cross_entropy
 
-from tasks.opd.core.errors import OpdError
+from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.data import tiny, tiny_bench
 from tasks.opd.data.answers import completion_text
@@ -57,6 +57,7 @@ class Mixture:
     evaluate_every: int         # steps
     problems: int               # held-out problems of a kind an evaluation
     enough: Mapping[str, float]  # kind -> accuracy; the course ends when all are reached
+    asked: tuple[str, ...]      # kinds whose accuracy is measured at the end
     muon: str = "float32"
 
 
@@ -77,13 +78,16 @@ def tiny_reader(out: Path, origin: Path | None, seed: int, session, *, first: di
     kind of `enough` is answered so well, greedily. `careless`: the share of the lines crossing a ten in its answers to
     bare problems that go wrong (see `tiny_bench`); `experience`: the system message under which none does.
 
-    Raises: OpdError when a kind of `enough` ends below, or one of `at_most` above it.
+    Raises: OpdError when a kind of `enough` ends below, or one of `at_most` above it; DataError without weights.
     """
+    if not all(any(weights.values()) for weights in (first, then)):
+        raise DataError("tiny_reader draws kinds by the weights of `first` and of `then`: give each one above 0")
+    asked = tuple(kind for kind in KINDS if first.get(kind) or then.get(kind) or kind in {**enough, **at_most})
     course = Mixture(layers=layers, hidden=hidden, steps=steps, batch=batch, learning_rate=learning_rate,
                      embedding_rate=embedding_rate, first=first, then=then, switch_at=switch_at, num_steps=num_steps,
                      highest=highest, largest=largest, careless=careless, experience=experience,
                      learn_shown=learn_shown, evaluate_from=evaluate_from, evaluate_every=evaluate_every,
-                     problems=problems, enough=enough)
+                     problems=problems, enough=enough, asked=asked)
     taken, found = learn_mixture(out, derive_seed(seed, "tiny_reader"), session, course)
     wrong = [f"{kind} {found[kind]:.2f} (at least {least})" for kind, least in enough.items() if found[kind] < least]
     wrong += [f"{kind} {found[kind]:.2f} (at most {most})" for kind, most in at_most.items() if found[kind] > most]
@@ -116,8 +120,7 @@ def learn_mixture(out: Path, seed: int, session, course: Mixture) -> tuple[int, 
             bar.update(1)
             if done:
                 break
-    kinds = [kind for kind in KINDS if course.first.get(kind) or course.then.get(kind) or kind in course.enough]
-    return step, accuracies(folder, tokenizer, seed, course, kinds)
+    return step, accuracies(folder, tokenizer, seed, course, course.asked)
 
 
 def examples(tokenizer, seed: int, step: int, course: Mixture) -> list[Row]:

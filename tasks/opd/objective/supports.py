@@ -64,6 +64,10 @@ class StudentTokens:
             return self
         return StudentTokens(logits=self.logits[index], token_ids=self.token_ids[index])
 
+    def detached(self) -> "StudentTokens":
+        """The same student without a graph, for who only looks: what this one computes it keeps, with its graph."""
+        return StudentTokens(logits=self.logits.detach(), token_ids=self.token_ids)
+
     @cached_property
     def normaliser(self) -> Tensor:
         """logsumexp of the logits, [n, 1]."""
@@ -86,7 +90,12 @@ class StudentTokens:
     @cached_property
     def entropy(self) -> Tensor:
         """Entropy over the whole vocabulary, [n] nats."""
-        return -(self.full.exp() * torch.where(self.full > -torch.inf, self.full, 0.0)).sum(-1)
+        return entropy_of(self.full)
+
+
+def entropy_of(logprobs: Tensor) -> Tensor:
+    """The entropy of distributions [n, V], [n] nats."""
+    return -(logprobs.exp() * torch.where(logprobs > -torch.inf, logprobs, 0.0)).sum(-1)
 
 
 def gathered(values: Tensor, ids: Tensor) -> Tensor:

@@ -26,6 +26,15 @@ def metric_of(record: Record, metric: str) -> float:
     return known[metric]
 
 
+def measured(history: list[Record], metric: str) -> list[float]:
+    """A metric's means over the finished rounds that have it: one whose term learnt from nothing reports nothing.
+
+    Raises: RecipeError when no round has it.
+    """
+    return [record["metrics"][metric] for record in history if metric in record["metrics"]] \
+        or [metric_of(history[-1], metric)]
+
+
 def proportional(value: float, history: list[Record], *, metric: str, target: Annotated[float, Field(gt=0)],
                  gain: float = 0.1, limit: Annotated[float, Field(gt=0)] = 0.2) -> float:
     """value * (1 + gain * error), with error = (metric - target) / target cut to +-limit.
@@ -35,7 +44,7 @@ def proportional(value: float, history: list[Record], *, metric: str, target: An
     temperature, for an entropy. A whole number moves only by steps of one half and more.
     Source: Ziegler et al., arXiv:1909.08593, section 2.2 (gain 0.1, limit 0.2).
     """
-    error = (metric_of(history[-1], metric) - target) / target
+    error = (measured(history, metric)[-1] - target) / target
     return value * (1 + gain * min(max(error, -limit), limit))
 
 
@@ -48,8 +57,8 @@ def stepwise(value: float, history: list[Record], *, metric: str, above: float, 
     Source: Prune-OPD, arXiv:2605.07804 (above 0.1, step 100, patience 3, from 1024 to 12288 tokens).
     """
     below = 0
-    for record in reversed(history):
-        if metric_of(record, metric) >= above:
+    for known in reversed(measured(history, metric)):
+        if known >= above:
             break
         below += 1
     return value + step if below == 0 else value - step if below % patience == 0 else value
@@ -61,7 +70,7 @@ def multiple(value: float, history: list[Record], *, metric: str,
 
     Source: ShortOPD, arXiv:2607.13124, with the length that nine tenths of the rollouts need; 1.25 is reconstructed.
     """
-    return factor * metric_of(history[-1], metric)
+    return factor * measured(history, metric)[-1]
 
 
 CONTROLLERS = {"multiple": Entry(multiple),

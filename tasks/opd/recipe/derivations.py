@@ -22,7 +22,8 @@ STAGE_SLOTS = {     # where a stage's spec has slots; * stands for any index. Ab
 ENGINES, COLUMNS = ("engines.pool", "ENGINES"), ("training.prepass", "COLUMNS")  # tables that are no slots
 SESSION = (f"{PACKAGE}.engines.pool", "Session")    # what every stage is given
 OUTSIDE = frozenset(f"{PACKAGE}.{name}" for name in (  # they report, or compare bytes with their hashes
-    "core.metrics", "core.progress", "store.artifacts:Artifact", "store.artifacts:read_record",
+    "core.metrics", "core.progress", "training.diagnostics", "training.repetition", "objective.positions",
+    "store.artifacts:Artifact", "store.artifacts:read_record",
     "store.artifacts:verify", "store.artifacts:hash_record", "store.artifacts:agreed", "core.files:damage_named"))
 
 

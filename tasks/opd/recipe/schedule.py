@@ -5,6 +5,8 @@ of a finished round (`tasks.history.round_record`) holds `round`, `set` (what co
 `counts` (of its checkpoint) and `metrics` (means over the round, by name).
 """
 import copy
+import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,8 +29,15 @@ def resolved(data: dict, round_index: int, history: Sequence[dict]) -> dict:
         if round_index >= patch["round"] if patch["at"] is None else behind >= patch["at"]:
             apply(data, patch["set"])
     for controller in controllers if round_index else ():
-        apply(data, {controller["moves"]: decided(controller, history, value_at(data, controller["moves"]))})
+        value = decided(controller, history, value_at(data, controller["moves"]), limit_of(controller["moves"], data))
+        apply(data, {controller["moves"]: value})
     return data
+
+
+def limit_of(key: str, data: dict) -> float:
+    """What a setting exceeds without effect: of a writer's tokens the recipe's limit, which cuts them off anyway."""
+    tokens = re.fullmatch(r"rollout\.writers\.\d+(\.params)?\.tokens", key)
+    return data["rollout"]["sampling"]["max_new_tokens"] if tokens else math.inf
 
 
 def share_behind(round_index: int, rounds: int, budget: int, history: Sequence[dict]) -> float:
@@ -38,11 +47,11 @@ def share_behind(round_index: int, rounds: int, budget: int, history: Sequence[d
     return history[-1]["counts"]["tokens_seen"] / budget if history else 0.0
 
 
-def decided(controller: dict, history: Sequence[dict], start: float) -> float:
+def decided(controller: dict, history: Sequence[dict], start: float, limit: float = math.inf) -> float:
     """What a controller sets after the rounds of `history`: within its bounds, a whole number where `start` is one."""
-    before = history[-1]["set"].get(controller["moves"], start)
+    before = min(history[-1]["set"].get(controller["moves"], start), limit)
     value = CONTROLLERS[controller["name"]](before, list(history), **controller["params"])
-    value = min(max(value, controller["low"]), controller["high"])
+    value = min(max(value, controller["low"]), controller["high"], limit)
     return round(value) if isinstance(start, int) else value
 
 

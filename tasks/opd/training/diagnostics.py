@@ -2,8 +2,9 @@
 
 Everything is seen once, as training sees it: in the first pass over the tokens that are trained on, without a forward
 of its own. Whole distributions are compared at a part of the tokens only, chosen by hash: the comparison costs more
-than a loss does. Models and tokens are those of the first term that asks a teacher, all its parts; where none does,
-those of the first term, without what needs a teacher.
+than a loss does. Models and tokens are those of the first term that asks a teacher, all its domains, of a mixture its
+first model; where none does, those of the first term, without what needs a teacher. Tokens to which that term's rows
+and weights give nothing are not seen: numbers of variants that choose tokens otherwise are of other tokens.
 
 Over the round, as `trust/<quantity>`, means over tokens:
 
@@ -17,7 +18,7 @@ Over the round, as `trust/<quantity>`, means over tokens:
     margin_nats                         over the student's 16: the teacher's largest log-probability - their mean
     sampler_kl_nats                     KL(sampler || trainer), k3 estimate, before the first step
     horizon_tokens                      see `positions.signal_horizon`, of the gap
-    group_solved_share, group_all_right_share    prompts with a success; with nothing else
+    group_solved_share, group_all_right_share    prompts with a success of the student's; with nothing else
 
 By position, as `position/<quantity>/<first position of the bucket>`: teacher_gap_nats and teacher_gap_std_nats,
 advantage and advantage_std, teacher_perplexity (of the bucket's tokens), the entropies, reverse_kl_nats, overlap@16,
@@ -35,7 +36,8 @@ from tasks.opd.core.records import STUDENT
 from tasks.opd.objective.columns import Columns
 from tasks.opd.objective.divergences import relative
 from tasks.opd.objective.positions import STARTS, moments_of, signal_horizon
-from tasks.opd.objective.supports import StudentTokens, TeacherTokens
+from tasks.opd.objective.rows import sampled
+from tasks.opd.objective.supports import StudentTokens, TeacherTokens, entropy_of
 from tasks.opd.objective.terms import Prepared, Term, largest_share
 from tasks.opd.training.scored_set import ScoredSet
 
@@ -62,7 +64,7 @@ class Diagnostics:
     def look(self, term: Term, prepared: Prepared, flat: Tensor, student: StudentTokens,
              models: dict[str, TeacherTokens]) -> None:
         """See a chunk of a term's tokens, `flat` [n], with what student and models say there."""
-        if term.group != self.lead.group:
+        if term.group != self.lead.group or term.share < 1 and term is not self.lead:
             return
         main = models[next(iter(term.models.values()))] if term.models and term.needs_teacher else None
         self.note("student", flat, student.sampled)
@@ -76,7 +78,7 @@ class Diagnostics:
         some = self.closely[flat].nonzero()[:, 0]
         if some.numel():
             there = some.to(student.logits.device)
-            values = compared(student.select(there), main.select(there) if main is not None else None)
+            values = compared(student.detached().select(there), main.select(there) if main is not None else None)
             for name, value in values.items():
                 self.note(name, flat[some], value)
 
@@ -132,9 +134,9 @@ class Diagnostics:
         return float((-total[count > 0] / count[count > 0]).exp().mean())
 
     def of_groups(self) -> dict[str, float]:
-        """Shares of the graded groups: with a success, and with nothing else; none where nothing was graded."""
+        """Shares of the groups, of what the student wrote and was graded: with a success, and with nothing else."""
         columns = self.columns
-        graded = ~columns.reward.isnan()
+        graded = ~columns.reward.isnan() & sampled(columns)
         if not graded.any():
             return {}
         right = torch.where(graded, columns.reward >= 1, False).double()
@@ -158,7 +160,8 @@ class Diagnostics:
                 tables[shown], counts[shown] = moments[name].variance.sqrt(), moments[name].count
         if "gradient" in moments:
             size = moments["gradient"].mean * moments["gradient"].count
-            tables["gradient_share"], counts["gradient_share"] = size / size.sum(), moments["gradient"].count
+            if size.sum() > 0:
+                tables["gradient_share"], counts["gradient_share"] = size / size.sum(), moments["gradient"].count
         rollouts = self.columns.rollout[found["student"][0]].unique()
         tables |= {"tokens": counts["tokens"],
                    "rollouts": (self.columns.lengths[rollouts][:, None] > STARTS).sum(0).double()}
@@ -177,21 +180,15 @@ def chosen_tokens(num_tokens: int) -> Tensor:
 @torch.no_grad()
 def compared(student: StudentTokens, teacher: TeacherTokens | None) -> dict[str, Tensor]:
     """What OF_DISTRIBUTIONS names, [n] each, as far as the teacher's signal goes: whole, its likeliest, or nothing."""
-    ours = student.full.detach()
-    values = {"student_entropy_nats": entropy(ours)}
+    ours, values = student.full, {"student_entropy_nats": student.entropy}
     if teacher is None or teacher.hidden is None and (teacher.ids is None or teacher.ids.shape[1] < K):
         return values
     top, ids = ours.topk(min(K, ours.shape[-1]), -1), teacher.ids
     if teacher.hidden is not None:
         theirs = teacher.full.to(ours)
         at_ours, ids = theirs.gather(1, top.indices), theirs.topk(top.indices.shape[1], -1).indices
-        values |= {"teacher_entropy_nats": entropy(theirs), "reverse_kl_nats": relative(ours, theirs).sum(-1),
+        values |= {"teacher_entropy_nats": entropy_of(theirs), "reverse_kl_nats": relative(ours, theirs).sum(-1),
                    "margin_nats": at_ours.amax(-1) - at_ours.mean(-1)}
     shared = (top.indices[:, :, None] == ids[:, None, :K]).any(-1)
     return values | {f"overlap@{K}": shared.double().mean(-1),
                      f"shared_mass@{K}": torch.where(shared, top.values.exp(), 0.0).sum(-1)}
-
-
-def entropy(logprobs: Tensor) -> Tensor:
-    """The entropy of distributions [n, V], [n] nats."""
-    return -(logprobs.exp() * torch.where(logprobs > -torch.inf, logprobs, 0.0)).sum(-1)
