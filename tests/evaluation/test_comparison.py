@@ -93,6 +93,18 @@ def test_verdicts_are_adjusted_for_the_number_of_comparisons():
     assert "A verdict is adjusted for all 2 comparisons with sft (Holm, 5%)" in to_markdown(found)
 
 
+@pytest.mark.parametrize("variants", [10, 86])
+def test_seeds_far_apart_are_not_taken_for_differences_of_any_of_many_variants(variants):
+    rng, prompts, wrong, suites = np.random.default_rng(variants), 60, 0, 2000 // variants
+    start = {("start", 0): {str(p): 0.0 for p in range(prompts)}}
+    for _ in range(suites):                              # no variant differs but by the luck of its three seeds
+        drawn = rng.normal(0, 0.2, (variants, 3, 1)) + rng.normal(0, 0.35, (variants, 3, prompts))
+        cells = {(f"v{v}", s): dict(zip(start["start", 0], drawn[v, s])) for v in range(variants) for s in range(3)}
+        wrong += any(row.verdict in ("better", "worse") for row in compare(start | cells, "start").rows)
+    # by Satterthwaite's p one suite in five with 10 variants; 5% and two standard errors of so few suites
+    assert wrong / suites <= 0.05 + 2 * (0.05 * 0.95 / suites) ** 0.5
+
+
 def test_kin_prompts_count_as_one_cluster():
     cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 0, 0)}
     found = compare(cells, "sft", clusters={"a": "t", "b": "t", "c": "u", "d": "u"})

@@ -2,8 +2,9 @@
 
 Each cell (variant, seed) is a mean reward a prompt. A variant's difference to the baseline is taken prompt by prompt
 and seed by seed; its interval covers the choice of both where there are three seeds or more, else that of the prompts
-alone (see `statistics`). Verdicts are adjusted for the number of comparisons. The difference to a variant's placebo is
-made the same way. A cell that failed stays a failed cell. `comparison_tables` prints it. No torch.
+alone (see `statistics`). Verdicts are adjusted for the number of comparisons: of several it is not p but its bound that
+is adjusted, since p is an approximation that fails at small levels where seeds are few. The difference to a variant's
+placebo is made the same way. A cell that failed stays a failed cell. `comparison_tables` prints it. No torch.
 """
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +21,8 @@ EQUAL = 0.01                      # trained tokens are called equal when no two 
 START = "start"                   # the untrained student: one cell, the same for every seed
 VERDICTS = ("worse", "not distinguishable", "better")
 BEATEN = ("not above its placebo", "above its placebo")
-NOTHING = Estimate(difference=None, error=None, degrees=0.0, interval=None, p=None, seed_sd=None)
+NOTHING = Estimate(difference=None, error=None, degrees=0.0, interval=None, p=None, p_bound=None,
+                   seed_sd=None)
 
 Rewards = dict[str, float]                      # prompt_id -> mean reward over its samples
 Cells = dict[int, np.ndarray]                   # seed -> mean rewards, prompts in one order
@@ -37,8 +39,9 @@ class Row:
     difference: float | None                    # mean paired difference to the baseline
     interval: Interval | None                   # of the difference; None: not to be had
     seeds_covered: bool                         # whether the interval covers the choice of seeds too
-    p: float | None                             # of no difference
-    p_adjusted: float | None                    # the same by Holm's method over the comparisons with the baseline
+    p: float | None                             # of no difference, that of the interval
+    p_bound: float | None                       # at least its true value, however small
+    p_adjusted: float | None                    # p; of several comparisons with the baseline, p_bound by Holm's method
     difference_seed_sd: float | None            # between seeds, what prompts add taken out; None: not estimable
     difference_by_seed: dict[int, float]        # of the seeds that both sides finished
     verdict: str                                # better, worse, not distinguishable, baseline, failed, no baseline
@@ -46,7 +49,8 @@ class Row:
     placebo_difference: float | None            # mean paired difference to the placebo; None: not to be had
     placebo_interval: Interval | None
     placebo_p: float | None
-    placebo_p_adjusted: float | None            # by Holm's method over the comparisons with placebos
+    placebo_p_bound: float | None
+    placebo_p_adjusted: float | None            # as p_adjusted, over the comparisons with placebos
     placebo_difference_by_seed: dict[int, float]
     placebo_verdict: str                        # one of BEATEN; empty: not compared
     costs: Costs                                # means over the seeds that finished
@@ -131,10 +135,12 @@ def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells],
                by_seed=own | dict.fromkeys(errors), seed_sd=float(np.std(means, ddof=1)) if means[1:] else None,
                reverse_kl=float(np.mean(divergences)) if divergences else None,
                difference=found.difference, interval=found.interval, seeds_covered=found.seed_sd is not None,
-               p=found.p, p_adjusted=None, difference_seed_sd=found.seed_sd, difference_by_seed=by_seed,
+               p=found.p, p_bound=found.p_bound, p_adjusted=None, difference_seed_sd=found.seed_sd,
+               difference_by_seed=by_seed,
                verdict="baseline" if variant == baseline and own else "failed" if not own else "no baseline",
                placebo=placebo, placebo_difference=control.difference, placebo_interval=control.interval,
-               placebo_p=control.p, placebo_p_adjusted=None, placebo_difference_by_seed=control_by_seed,
+               placebo_p=control.p, placebo_p_bound=control.p_bound, placebo_p_adjusted=None,
+               placebo_difference_by_seed=control_by_seed,
                placebo_verdict="", costs=mean_of(list(spent.values())), errors=errors,
                trained_by_seed={s: c.tokens[TRAINED] for s, c in sorted(spent.items()) if TRAINED in c.tokens})
 
@@ -157,10 +163,17 @@ def spread(cells: Cells, name: str, other: Cells) -> Cells:
 
 def judged(rows: list[Row]) -> list[Row]:
     """The rows with their verdicts: p values adjusted over all comparisons with the baseline, and all with placebos."""
+    against = adjusted([row.p for row in rows], [row.p_bound for row in rows])
+    controls = adjusted([row.placebo_p for row in rows], [row.placebo_p_bound for row in rows])
     return [replace(row, p_adjusted=p, placebo_p_adjusted=control, verdict=verdict_of(row, p),
                     placebo_verdict="" if row.placebo_difference is None else
                     BEATEN[int(is_told(control) and row.placebo_difference > 0)])
-            for row, p, control in zip(rows, holm([row.p for row in rows]), holm([row.placebo_p for row in rows]))]
+            for row, p, control in zip(rows, against, controls)]
+
+
+def adjusted(single: list[float | None], bounds: list[float | None]) -> list[float | None]:
+    """A single comparison's p as it is; of several their bounds by Holm's method."""
+    return single if sum(p is not None for p in single) < 2 else holm(bounds)
 
 
 def verdict_of(row: Row, p: float | None) -> str:

@@ -4,11 +4,16 @@ The model of a difference, of seed s on prompt p: d[s, p] = mu + a_s + b_p + e_s
 be alike within a cluster of prompts (those made from one template). Variance components by the method of moments
 (Henderson, 1953), degrees of freedom by Satterthwaite (1946). scipy gives the quantiles. No torch.
 
+At 0.05 / m, the level of one among m comparisons, Satterthwaite's approximation fails with few seeds: a variance
+between three of them is often estimated near 0, which then also gives many degrees of freedom (simulated: 3 to 23 times
+as many false positives as allowed). What is adjusted for m is therefore Banerjee's (1960) bound of p, see `p_bound_of`.
+
 Left out: a likelihood (REML) fit, which differs little from the moments in balanced layouts and needs an optimizer.
 """
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +22,8 @@ ALPHA = 0.05                      # 1 - LEVEL
 POWER = 0.8
 MIN_SEEDS = 3                     # of fewer the variance between seeds is not estimated
 ROUNDING = 1e-12                  # a standard error, or a difference, below this is 0
+LEAST_P = 1e-100                  # of smaller ones the quantiles lose their digits
+QUANTILES = 200                   # of each variance's distribution, over which the power is averaged
 RESAMPLES = 10_000
 CHUNK = 500                       # resamples drawn at once
 
@@ -30,7 +37,8 @@ class Estimate:
     error: float | None           # standard error; None of a single cluster: not estimable
     degrees: float                # of freedom
     interval: Interval | None     # LEVEL, two-sided
-    p: float | None               # two-sided, of no difference
+    p: float | None               # two-sided, of no difference, by Satterthwaite: that of the interval
+    p_bound: float | None         # at least p's true value at every level: what is adjusted for many comparisons
     seed_sd: float | None         # between seeds, what prompts add to their means taken out; None: not estimable
 
 
@@ -41,6 +49,7 @@ def paired_difference(differences: np.ndarray, clusters: Sequence[Hashable] | No
     e_sp: Var(mean) = max(A, E) + max(C, E) - E, and its degrees of freedom are
     Var^2 / (A^2 / (S - 1) + C^2 / df_C + E^2 / df_E). With fewer than MIN_SEEDS seeds it is C, over the choice of
     prompts alone. Where prompts of a cluster are no more alike than others, the interval is somewhat too wide.
+    In simulations the interval covers the truth in 92 to 97 %, least with three seeds that lie far apart.
     """
     num_seeds, num_prompts = differences.shape
     clusters = range(num_prompts) if clusters is None else clusters
@@ -48,16 +57,18 @@ def paired_difference(differences: np.ndarray, clusters: Sequence[Hashable] | No
     by_seed, by_prompt = differences.mean(axis=1), differences.mean(axis=0)
     mean, seed_sd = float(by_seed.mean()), None
     if members.max() == 0:
-        return Estimate(difference=mean, error=None, degrees=0.0, interval=None, p=None, seed_sd=None)
-    variance, degrees = of_mean(by_prompt[None], members, rows=1)
+        return Estimate(difference=mean, error=None, degrees=0.0, interval=None, p=None, p_bound=None, seed_sd=None)
+    parts = [of_mean(by_prompt[None], members, rows=1)]
+    variance, degrees = parts[0]
     if num_seeds >= MIN_SEEDS:
         between = float(by_seed.var(ddof=1)) / num_seeds
         residuals = differences - by_seed[:, None] - by_prompt + mean
         rest, rest_degrees = of_mean(residuals, members, rows=num_seeds - 1)
         rest /= num_seeds
         seed_sd = math.sqrt(max(between - rest, 0) * num_seeds)
-        variance, degrees = crossed((between, num_seeds - 1), (variance, degrees), (rest, rest_degrees))
-    return with_interval(mean, math.sqrt(variance), degrees, seed_sd)
+        parts.append((between, num_seeds - 1.0))
+        variance, degrees = crossed(parts[1], parts[0], (rest, rest_degrees))
+    return with_interval(mean, math.sqrt(variance), degrees, seed_sd, p_bound_of(mean, parts))
 
 
 def of_mean(values: np.ndarray, members: np.ndarray, rows: int) -> tuple[float, float]:
@@ -96,15 +107,47 @@ def crossed(*parts: tuple[float, float]) -> tuple[float, float]:
     return variance, variance ** 2 / spread if spread else parts[1][1]
 
 
-def with_interval(mean: float, error: float, degrees: float, seed_sd: float | None) -> Estimate:
+def reach_of(level: float, parts: Sequence[tuple[Any, float]]) -> Any:
+    """How far from 0 a mean must lie to be told from it at `level`: sqrt(sum v t(degrees, 1 - level / 2)^2).
+
+    `parts` are (variance v, degrees of freedom) of estimates whose expectations add up to Var(mean) or more; v may be
+    arrays. With w the shares of Var(mean), z standard normal and x_i = chi-squared / degrees, the test keeps its level
+    since P(z^2 <= sum w t^2 x) >= sum w P(z^2 <= t^2 x) = 1 - level: the distribution function of z^2 is concave.
+    Source: Banerjee, Sankhya 22, 1960.
+    """
+    from scipy import special
+    return np.sqrt(sum(variance * special.stdtrit(degrees, 1 - level / 2) ** 2 for variance, degrees in parts))
+
+
+def p_bound_of(mean: float, parts: Sequence[tuple[float, float]]) -> float:
+    """The level at which `mean` is just told from 0 by `reach_of`; of a single part Student's p.
+
+    It lies between Student's p with the most and with the fewest degrees of freedom. Never below LEAST_P.
+    """
+    from scipy import optimize, special
+    error = math.sqrt(sum(variance for variance, _ in parts))
+    if error < ROUNDING or abs(mean) < ROUNDING:
+        return float(abs(mean) < ROUNDING)
+    low, high = (max(2 * float(special.stdtr(which(degrees for _, degrees in parts), -abs(mean) / error)), LEAST_P)
+                 for which in (max, min))
+    if high <= low:
+        return high
+
+    def beyond(log_level: float) -> float:
+        return float(reach_of(math.exp(log_level), parts)) - abs(mean)
+    low, high = math.log(low) - 1e-6, min(math.log(high) + 1e-6, 0.0)
+    return math.exp(optimize.brentq(beyond, low, high)) if beyond(low) > 0 > beyond(high) else math.exp(high)
+
+
+def with_interval(mean: float, error: float, degrees: float, seed_sd: float | None, p_bound: float) -> Estimate:
     """The estimate with Student's interval and p; of an error of 0 a point, that differs from 0 or does not."""
     from scipy import special
     if error < ROUNDING:
         return Estimate(difference=mean, error=0.0, degrees=degrees, interval=(mean, mean), seed_sd=seed_sd,
-                        p=float(abs(mean) < ROUNDING))
+                        p=float(abs(mean) < ROUNDING), p_bound=float(abs(mean) < ROUNDING))
     reach = float(special.stdtrit(degrees, 1 - ALPHA / 2)) * error
     return Estimate(difference=mean, error=error, degrees=degrees, interval=(mean - reach, mean + reach),
-                    seed_sd=seed_sd, p=float(2 * special.stdtr(degrees, -abs(mean) / error)))
+                    seed_sd=seed_sd, p=float(2 * special.stdtr(degrees, -abs(mean) / error)), p_bound=p_bound)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
@@ -124,8 +167,9 @@ def detectable(*, num_seeds: int, num_prompts: int, seed_sd: float, prompt_sd: f
                comparisons: int = 1, power: float = POWER) -> float:
     """The smallest true difference that is told from 0 with probability `power`, given the components' deviations.
 
-    The test is that of `paired_difference` with Holm's first step, ALPHA / comparisons, on prompts without clusters;
-    with fewer than MIN_SEEDS seeds it is over the choice of prompts alone. By the noncentral t distribution.
+    The test is that of `paired_difference` on prompts without clusters: of several comparisons `p_bound` at Holm's
+    first step, ALPHA / comparisons, of one `p`, by the noncentral t distribution; with fewer than MIN_SEEDS seeds it is
+    over the choice of prompts alone.
     Raises: ValueError for fewer than two prompts.
     """
     from scipy import special
@@ -135,10 +179,30 @@ def detectable(*, num_seeds: int, num_prompts: int, seed_sd: float, prompt_sd: f
     variance, degrees = prompt_sd ** 2 / num_prompts + rest, num_prompts - 1.0
     if num_seeds >= MIN_SEEDS:
         seeds = seed_sd ** 2 / num_seeds + rest
+        if comparisons > 1:
+            return told_by_bound((seeds, num_seeds - 1.0), (variance, degrees), seeds + variance - rest,
+                                 level=ALPHA / comparisons, power=power)
         variance, degrees = crossed((seeds, num_seeds - 1), (variance, degrees),
                                     (rest, (num_seeds - 1) * degrees))
     critical = special.stdtrit(degrees, 1 - ALPHA / comparisons / 2)
     return float(special.nctdtrinc(degrees, 1 - power, critical)) * math.sqrt(variance)
+
+
+def told_by_bound(seeds: tuple[float, float], prompts: tuple[float, float], variance: float, *, level: float,
+                  power: float) -> float:
+    """The true difference at which a mean of `variance` lies beyond `reach_of` with probability `power`.
+
+    `seeds` and `prompts` are expected variances with their degrees of freedom; their estimates, independent and
+    chi-squared over the degrees, are averaged over QUANTILES of each.
+    """
+    from scipy import optimize, special
+    if variance < ROUNDING ** 2:
+        return 0.0
+    shares = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    drawn = [expected * special.chdtri(degrees, shares) / degrees for expected, degrees in (seeds, prompts)]
+    reach = reach_of(level, [(drawn[0][:, None], seeds[1]), (drawn[1], prompts[1])])
+    error = math.sqrt(variance)
+    return optimize.brentq(lambda true: special.ndtr((true - reach) / error).mean() - power, 0, reach.max() + 9 * error)
 
 
 def bootstrap(differences: np.ndarray, seed: int, resamples: int = RESAMPLES) -> Interval:
