@@ -25,7 +25,7 @@ def test_a_generated_question_belongs_to_its_template():
     assert len(found) == len(set(truth)) > 70 and all(len(templates) == 1 for templates in found.values())
 
 
-@pytest.mark.parametrize("entry", [{}, [], {"metadata": {"variables": {}}}, {"metadata": "none"}])
+@pytest.mark.parametrize("entry", [{}, [], {"cluster": None}, {"metadata": {"variables": {}}}, {"metadata": "none"}])
 def test_other_questions_are_their_own_and_the_same_one_is_one(entry):
     alone, again, other = prompt(0, "How  many?", entry), prompt(1, "how many?", entry), prompt(2, "Why?", entry)
     assert cluster_of(alone) == cluster_of(again) != cluster_of(other)

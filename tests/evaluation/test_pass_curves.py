@@ -65,6 +65,16 @@ def test_a_variant_that_is_better_at_every_k_or_at_none_is_not_named(report):
     assert "rose" not in to_text(found) and len(curve_table(found)) == 4
 
 
+def test_a_fall_whose_interval_holds_0_is_not_named(report):
+    rise = [(1, 1)] * 30 + [(0, 0)] * 10                     # pass@2 from 32/40 to 30/40: 2 of 40, 0.05 +- 0.0706
+    plain = compare({("start", 0): {"x": 0.0}, ("gkd", 0): {"x": 0.0}}, "start")
+    found = replace(plain, pass_at=curves_of({("start", 0): report("a", BEFORE), ("gkd", 0): report("b", rise)},
+                                             "start", {}))
+    one, two = found.pass_at["gkd"]
+    assert one.interval[0] > 0 > two.difference and two.interval == pytest.approx((-0.1206, 0.0206), abs=1e-4)
+    assert "rose" not in to_text(found)
+
+
 def test_without_a_k_above_1_or_without_the_baseline_there_is_no_curve(report):
     one = {("start", 0): report("a", BEFORE, (1,)), ("gkd", 0): report("b", AFTER, (1,))}
     assert curves_of(one, "start", {}) == {} and curves_of({("gkd", 0): report("c", AFTER)}, "sft", {}) == {}

@@ -21,11 +21,13 @@ def clusters_of(report: Artifact) -> dict[str, str]:
 def cluster_of(prompt: Prompt) -> str:
     """What a prompt's `entry` states under `cluster`; else the template of a generated question, else the question.
 
+    `cluster: null` states nothing.
+
     reasoning-gym gives the variables of a template's question (in gsm_symbolic each of 85 templates has names of its
     own); a question is compared without case and surplus spaces.
     """
     entry = json.loads(prompt.entry)
-    if isinstance(entry, dict) and STATED in entry:
+    if isinstance(entry, dict) and entry.get(STATED) is not None:
         return f"stated: {json.dumps(entry[STATED], sort_keys=True)}"
     metadata = entry.get("metadata") if isinstance(entry, dict) else None
     variables = metadata.get("variables") if isinstance(metadata, dict) else None

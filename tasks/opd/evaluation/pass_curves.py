@@ -57,10 +57,14 @@ def curve_table(found: Comparison) -> Table:
 
 
 def narrowed(found: Comparison) -> list[str]:
-    """One line a variant whose least pass@k is above the baseline's, its interval above 0, and a greater one below."""
+    """One line a variant whose pass@k is above the baseline's at the least k and below it at a greater one.
+
+    Both intervals must leave out 0: a fall that is not told from none is no fall.
+    """
     said = []
-    for variant, (first, *others) in found.pass_at.items():
-        below = [point for point in others if point.difference is not None and point.difference < 0]
+    for variant, curve in found.pass_at.items():
+        first, *others = sorted(curve, key=lambda point: point.k)
+        below = [point for point in others if point.interval and point.interval[1] < 0]
         if below and first.interval and first.interval[0] > 0:
             last = below[-1]
             rise, fall = (points(point.difference, point.interval) for point in (first, last))
