@@ -41,6 +41,48 @@ def test_cells_have_the_settings_chosen_for_their_variant_and_the_suites_own_see
     assert all(recipe.rounds == 3 and recipe.benchmarks[0].name == "demo" for _, _, recipe in cells)
 
 
+def test_validation_changes_what_it_says_of_the_benchmark_and_nothing_beside_it():
+    changed = [TUNED[0], TUNED[1], "validation={first: 2000000, sampling: {temperature: 0}, grader: math, name: other}"]
+    trial = load_trials("demo", [*changed, "benchmarks.0.sampling.max_new_tokens=17"])[0]
+    [asked] = trial.recipe.benchmarks
+    assert (asked.sampling.temperature, asked.sampling.max_new_tokens) == (0, 17)
+    assert asked.grader.name == "math" and asked.name == "demo-validation"
+    source = load_trials("demo", [*TUNED[:2], "validation={source: {name: tiny}}"])[0].recipe.benchmarks[0].source
+    assert source.name == "tiny"                                              # of another source nothing is kept
+    with pytest.raises(RecipeError, match="validation: benchmarks.0.pass_at.3: no such entry"):
+        load_trials("demo", [*TUNED[:2], "validation={pass_at: {3: 1}}"])
+
+
+@pytest.fixture
+def tuned(tmp_path) -> str:
+    """A suite whose file tunes."""
+    file = tmp_path / "tuned.yaml"
+    file.write_text("name: tuned\nvariants: [gkd]\nseeds: [0]\nbaseline: start\nset: [pair=demo]\ntrials: 2\n"
+                    "tune: {train.learning_rate: [1.0e-4, 5.0e-4]}\nvalidation: {first: 2000000, count: 50}\n")
+    return str(file)
+
+
+def test_tuning_is_switched_off_or_replaced_on_the_command_line(tuned, capsys):
+    assert load_trials(tuned, ["tune={}"]) == [] and len(load_trials(tuned)) == 2
+    assert [trial.settings for trial in load_trials(tuned, ["tune={train.epochs: [1, 2]}"])] == [
+        {"train.epochs": 1}, {"train.epochs": 2}]
+    assert main(["jobs", tuned]) == 10 and "tune={}" in capsys.readouterr().err
+    assert main(["jobs", tuned, "tune={}"]) == 0 and '"opd"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("override, first, count", [
+    ("validation={first: 3000000}", 3_000_000, 200), ("validation.first=3000000", 3_000_000, 50)])
+def test_validation_is_replaced_as_a_whole_or_changed_by_key(tuned, override, first, count):
+    [asked] = load_trials(tuned, [override])[0].recipe.benchmarks
+    assert (asked.first, asked.count) == (first, count)
+
+
+def test_a_suite_over_another_tunes_by_its_own_mapping(tuned, tmp_path):
+    over = tmp_path / "over.yaml"
+    over.write_text("defaults: tuned.yaml\ntune: {train.epochs: [1, 2]}\n")
+    assert [trial.settings for trial in load_trials(over)] == [{"train.epochs": 1}, {"train.epochs": 2}]
+
+
 @pytest.mark.parametrize("overrides, said", [
     (TUNED[:2], "a suite that tunes needs validation"), ([*TUNED, "tune_seed=1"], "tune_seed 1 is one of seeds"),
     ([*TUNED, "trials=5"], "trials is 5, but tune has only 4 settings"),

@@ -21,10 +21,8 @@ def clusters_of(report: Artifact) -> dict[str, str]:
 def cluster_of(prompt: Prompt) -> str:
     """What a prompt's `entry` states under `cluster`; else the template of a generated question, else the question.
 
-    `cluster: null` states nothing.
-
-    reasoning-gym gives the variables of a template's question (in gsm_symbolic each of 85 templates has names of its
-    own); a question is compared without case and surplus spaces.
+    `cluster: null` states nothing. reasoning-gym gives the variables of a template's question (in gsm_symbolic each of
+    85 templates has names of its own); a question is compared without case and surplus spaces.
     """
     entry = json.loads(prompt.entry)
     if isinstance(entry, dict) and entry.get(STATED) is not None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")}
 NAMED = {("pair",), ("prompts",), ("benchmarks", "*")}  # replaced wholesale under another name, as slots are
+WHOLE = ("tune", "validation")  # a suite's: given as a mapping it is all there is, an empty one nothing
 REFERENCE = re.compile(r"\$\{[A-Za-z0-9_.\[\]]+\}")  # a key of the recipe; resolvers (oc.env and the like) are off
 
 
@@ -93,10 +94,16 @@ def lines(node: "yaml.Node", path: tuple[str, ...] = ()) -> list[tuple[tuple[str
 
 
 def merged(below: Layer, above: Layer, label: str = "") -> Layer:
-    """`above` over `below`; sources of what is replaced are forgotten. Raises RecipeError for an entry a list lacks."""
-    sources = dict(below.sources)
+    """`above` over `below`; sources of what is replaced are forgotten. Raises RecipeError for an entry a list lacks.
+
+    A mapping goes into the one below it, but one of WHOLE replaces it where `above` gives the key itself, as
+    `validation={first: 5}` does and `validation.first=5` does not.
+    """
+    replaced = {key for key in WHOLE if (key,) in above.sources}
+    sources = {path: source for path, source in below.sources.items() if not replaced.intersection(path[:1])}
+    kept = {key: value for key, value in below.data.items() if key not in replaced}
     try:
-        data = merge(below.data, above.data, (), sources)
+        data = merge(kept, above.data, (), sources)
     except IndexError as error:
         raise RecipeError(f"{label}{error}") from error
     return Layer(data, sources | above.sources)

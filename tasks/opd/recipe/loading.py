@@ -4,7 +4,7 @@ Later wins: the chain of `defaults:` < the variant file < the pair's file < file
 command line. A string at `pair`, `prompts` or `benchmarks` names a file in configs/pairs, configs/prompts or
 configs/benchmarks; which prompts and benchmarks is said by the command line, else by the variant file, else by the
 pair's file. Lists are replaced; a mapping is merged, but for a slot, pair, source or benchmark under another `name`,
-which replaces the earlier one wholesale.
+which replaces the earlier one wholesale, as a suite's `tune` and `validation` always do.
 """
 import copy
 import functools

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tasks.opd.core.seeds import derive_seed
 from tasks.opd.recipe import loading, validation
+from tasks.opd.recipe.layers import Layer, merged
 from tasks.opd.recipe.questions import Benchmark
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.recipe.suite import Suite
@@ -50,7 +51,7 @@ def trials_of(plan: Suite, variant: str, file: Path, overrides: Sequence[str]) -
     """One variant's trials. Raises RecipeError."""
     recipe = loading.cells_of(plan, variant, file, overrides)[0][2]
     test = next((one for one in recipe.benchmarks if one.name == plan.benchmark), recipe.benchmarks[0])
-    asked = test.model_dump(mode="json") | plan.validation | {"name": f"{test.name}-validation"}
+    asked = validation_of(plan, test)
     alone = plan.model_copy(update={"seeds": [plan.tune_seed], "benchmark": ""})
     found = []
     for number, settings in enumerate(grid(plan)):
@@ -58,6 +59,17 @@ def trials_of(plan: Suite, variant: str, file: Path, overrides: Sequence[str]) -
         [(_, _, tried)] = loading.cells_of(alone, variant, file, chosen)
         found.append(Trial(variant, settings, tried.model_copy(update={"name": f"{tried.name}-trial{number}"}), test))
     return found
+
+
+def validation_of(plan: Suite, test: Benchmark) -> dict[str, Any]:
+    """The questions of trials as a benchmark: `validation` over the test benchmark, as an override goes over it.
+
+    Raises: RecipeError for an entry that a list of the benchmark lacks.
+    """
+    below = Layer({"benchmarks": [test.model_dump(mode="json")]}, {})
+    above = Layer({"benchmarks": {"0": {**plan.validation, "name": test.name}}}, {})
+    [asked] = merged(below, above, "validation: ").data["benchmarks"]
+    return {**asked, "name": f"{test.name}-validation"}
 
 
 def cells_with(path: str | Path, overrides: Sequence[str], chosen: dict[str, Settings]
