@@ -1,5 +1,5 @@
 """The first line of a page."""
-from tasks.opd.evaluation.report.verdicts import of_run, of_suite
+from tasks.opd.evaluation.report.verdicts import of_run, of_suite, ranked
 
 
 def row(variant: str, difference: float | None, verdict: str) -> dict:
@@ -19,6 +19,14 @@ def test_without_a_better_variant_none_is_claimed():
     rows = [row("a", 0.05, "not distinguishable"), row("b", -0.3, "worse")]
     assert of_suite(rows, "start", "tiny").startswith(
         "No variant is better than start on tiny; a comes nearest with +5.0 points [-5.0, +15.0].")
+
+
+def test_a_larger_difference_that_is_not_shown_does_not_stand_before_one_that_is():
+    rows = [{"variant": "noisy", "difference": 0.2, "interval": [-0.05, 0.45], "verdict": "not distinguishable"},
+            {"variant": "solid", "difference": 0.15, "interval": [0.1, 0.2], "verdict": "better"}]
+    assert of_suite(rows, "start", "tiny").startswith(
+        "solid is better than start on tiny: +15.0 points [+10.0, +20.0].")
+    assert [row["variant"] for row in ranked(rows)] == ["solid", "noisy"]
 
 
 def test_a_suite_that_has_compared_nothing_says_so():

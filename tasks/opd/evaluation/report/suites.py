@@ -137,10 +137,10 @@ def firsts(found: Runs) -> list[Key]:
 
 
 def best_of(state: State, found: Runs) -> Lineage | None:
-    """The first run of the variant with the largest difference; without a comparison, of the first that has any."""
-    ranked = sorted((row for row in state.rows if row["interval"]), key=lambda row: -row["difference"])
+    """The first run of the best variant; without a comparison, of the first that has any."""
     first = {variant: found[variant, seed] for variant, seed in firsts(found)}
-    return next((first[row["variant"]] for row in ranked if row["variant"] in first), next(iter(first.values()), None))
+    ranked = (first[row["variant"]] for row in verdicts.ranked(state.rows) if row["variant"] in first)
+    return next(ranked, next(iter(first.values()), None))
 
 
 def lines_of(state: State, found: Runs) -> list[Line]:

@@ -9,8 +9,7 @@ def of_suite(rows: list[dict], baseline: str, benchmark: str, left: int = 0) -> 
 
     `left` is how many cells have not been run.
     """
-    compared = sorted((row for row in rows if row["interval"]), key=lambda row: -row["difference"])
-    trained = [row for row in compared if row["variant"] not in (baseline, "start")]
+    trained = [row for row in ranked(rows) if row["variant"] not in (baseline, "start")]
     failed = [row["variant"] for row in rows if row["verdict"] == "failed"]
     told = [first(trained, baseline, benchmark)] if trained else [f"No variant has been compared with {baseline} yet."]
     if trained[1:]:
@@ -22,10 +21,16 @@ def of_suite(rows: list[dict], baseline: str, benchmark: str, left: int = 0) -> 
     return " ".join(told)
 
 
+def ranked(rows: list[dict]) -> list[dict]:
+    """The rows that were compared, the best first: those that are better, then the others, each by its difference."""
+    return sorted((row for row in rows if row["interval"]),
+                  key=lambda row: (row["verdict"] != BETTER, -row["difference"]))
+
+
 def first(trained: list[dict], baseline: str, benchmark: str) -> str:
-    """What the best variant did, and whether that is shown."""
-    best, leaders = trained[0], [row for row in trained if row["verdict"] == BETTER]
-    if not leaders:
+    """What the best variant did, and whether that is shown; `trained` as `ranked` has them."""
+    best = trained[0]
+    if best["verdict"] != BETTER:
         return (f"No variant is better than {baseline} on {benchmark}; {best['variant']} comes nearest with "
                 f"{points(best)}.")
     return f"{best['variant']} is better than {baseline} on {benchmark}: {points(best)}."
