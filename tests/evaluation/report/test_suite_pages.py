@@ -76,6 +76,23 @@ def test_a_state_is_read_as_it_was_written_and_gives_the_same_page(opd_home):
         suites.read_state("s")
 
 
+@pytest.mark.parametrize("left", [b'{"suite": "s", "cel', b"\xff"], ids=["half", "bytes"])
+def test_a_state_that_cannot_be_read_is_refused_with_the_way_out(opd_home, left):
+    suites.write_state(state({("gkd", 0): [1, 1, 1, 1]}))
+    (opd_home / "suites" / "s" / "state.json").write_bytes(left)
+    with pytest.raises(DataError, match="state.json cannot be read: .*; opd compare s writes it anew"):
+        suites.read_state("s")
+
+
+def test_a_state_takes_the_place_of_the_one_before_in_one_step(opd_home):
+    suites.write_state(state({("gkd", 0): [1, 1, 1, 1]}))
+    file = opd_home / "suites" / "s" / "state.json"
+    with open(file, "rb") as opened:                         # as a reader has it that began before
+        before = file.read_bytes()
+        suites.write_state(state({("gkd", 0): [1, 1, 1, 1]}, left=3))
+        assert opened.read() == before != file.read_bytes()
+
+
 def test_several_ks_become_a_curve_and_what_is_not_compared_a_table_of_forgetting():
     found = page(state({("gkd", 0): [1, 1, 1, 1]}, passes={"pass@4": 0.75, "pass@1": 0.5}, other=True))
     assert found.pass_at == [{"variant": "gkd", "points": [(1, 0.5), (4, 0.75)]}]

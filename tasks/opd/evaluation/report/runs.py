@@ -20,14 +20,14 @@ STATES = {lineage.DONE: "ended well", lineage.FAILED: "failed", lineage.RUNNING:
           lineage.STOPPED: "was stopped; the same command goes on from there"}
 
 
-def write(file: Path, html: str) -> str:
-    """Put a page in its place, in one step: a browser may read it meanwhile. Returns the page."""
+def write(file: Path, text: str) -> str:
+    """Put a page in its place, in one step: it may be read meanwhile, or its writer be killed. Returns the text."""
     with room_to_write(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_name(f".{file.name}")
-        draft.write_text(html, encoding="utf-8")
+        draft.write_text(text, encoding="utf-8")
         draft.replace(file)
-    return html
+    return text
 
 
 def html_of(run: Lineage, rounds: list[int] | None = None) -> str:

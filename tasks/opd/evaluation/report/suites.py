@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from tasks.opd.core.errors import DataError
-from tasks.opd.core.files import room_to_write
 from tasks.opd.evaluation import cell_costs, comparison_tables
 from tasks.opd.evaluation.comparison import START, Comparison
 from tasks.opd.evaluation.report import checklist, curves, lineage, prompts, recipes, runs, verdicts
@@ -28,7 +27,7 @@ class State:
     suite: str
     benchmark: str
     baseline: str
-    facts: dict[str, str]                   # what made it, see `comparison.provenance`
+    facts: dict[str, str]                   # what made it, see `comparison_tables.provenance`
     cells: list[tuple[str, int, str]]       # variant, seed, how its run's files are called
     failed: list[tuple[str, int, str]]      # variant, seed, why
     num_left: int                           # cells that have not been run
@@ -66,21 +65,23 @@ def state_of(suite: str, benchmark: str, baseline: str, facts: dict[str, str], c
 
 def write_state(state: State) -> None:
     """Keep a suite's state, from which its page can be made again."""
-    folder = folder_of(state.suite)
-    with room_to_write(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / STATE).write_text(json.dumps(asdict(state), ensure_ascii=False), encoding="utf-8")
+    runs.write(folder_of(state.suite) / STATE, json.dumps(asdict(state), ensure_ascii=False))
 
 
 def read_state(suite: str) -> State | None:
-    """The state of a suite; None where it was not run here. Raises DataError for one of another version."""
+    """The state of a suite; None where it was not run here. Raises DataError for one that is damaged, or of another
+    version.
+    """
     file = folder_of(suite) / STATE
     if not file.exists():
         return None
-    given = json.loads(file.read_text(encoding="utf-8"))
-    if given.keys() != {field.name for field in fields(State)}:
-        raise DataError(f"{file} is of another version of opdlab; opd compare {suite} writes it anew, and reuses what "
-                        "was made")
+    way_out = f"opd compare {suite} writes it anew, and reuses what was made"
+    try:
+        given = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{file} cannot be read: {error}; {way_out}") from error
+    if not isinstance(given, dict) or given.keys() != {field.name for field in fields(State)}:
+        raise DataError(f"{file} is of another version of opdlab; {way_out}")
     return State(**given)
 
 
