@@ -32,7 +32,7 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
     with runs.suite_for(plan.name) as study, own_pool(first) as pool:
         tuning = tune(plan, trials, pool) if trials else {}
         cells = cells_with(suite, overrides, {variant: one.chosen or {} for variant, one in tuning.items()})
-        show = partial(show_suite, plan, overrides, cells, tuning, study)
+        show = partial(show_suite, suite, plan, overrides, cells, tuning, study)
         done, failed = run_cells(cells, pool, plan.name, tuning, show)
         if not done:
             raise next(iter(failed.values()))

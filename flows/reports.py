@@ -16,11 +16,12 @@ from tasks.tracking.outbox import Run
 Cells = list[tuple[str, int, Recipe]]
 
 
-def show_suite(plan: Suite, overrides: list[str], cells: Cells, tuning: dict[str, Tuned], study: Run,
+def show_suite(suite: str, plan: Suite, overrides: list[str], cells: Cells, tuning: dict[str, Tuned], study: Run,
                done: dict, failed: dict) -> None:
     """Write a suite's page as it stands, and have its run in MLflow hold it; a page that cannot be made is a warning.
 
-    `done` has what `distill` returned for cells, by variant and seed, `failed` the errors of others.
+    `suite` is the plan's name or file, as it was asked for; `done` has what `distill` returned for cells, by variant and seed, `failed` the errors of
+    others.
     """
     with only_warned(plan.name):
         first, benchmark = cells[0][2], plan.benchmark or cells[0][2].benchmarks[0].name
@@ -29,7 +30,7 @@ def show_suite(plan: Suite, overrides: list[str], cells: Cells, tuning: dict[str
         table = table_of(done, failed, benchmark, plan.baseline, ended, tuning) if done and has_baseline else None
         state = suites.state_of(
             plan.name, benchmark, plan.baseline,
-            provenance(plan.name, overrides, benchmark, environment(first.model_dump())),
+            provenance(suite, overrides, benchmark, environment(first.model_dump())),
             [(variant, seed, stem_of(recipe, plan.name)) for variant, seed, recipe in cells],
             {key: f"{type(error).__name__}: {error}" for key, error in failed.items()}, len(cells) - len(ended), table)
         suites.write_state(state)
