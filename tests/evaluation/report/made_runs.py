@@ -95,10 +95,15 @@ def points(values: dict[str, float]):
 
 def round_of(key: str, index: int, student: Artifact, asked: Artifact, teacher: Artifact, *, trained: int = 100,
              rollouts: list[Rollout] = ROLLOUTS, refined: list[Rollout] = (), top: bool = False,
-             values: dict[str, float] | None = None) -> Artifact:
-    """A round's checkpoint: every stage takes a second; one rollout is dropped as it is graded."""
+             values: dict[str, float] | None = None, wrote: dict[int, int] | None = None,
+             asked_of: Artifact | None = None) -> Artifact:
+    """A round's checkpoint: every stage takes a second; one rollout is dropped as it is graded.
+
+    `wrote` are tokens by author, `asked_of` is the student that the rollouts name; else the round's own wrote nine.
+    """
     written = made("rollouts", f"r{key}", rows_file(rollouts, gone="quarantined.parquet"), prompts=asked,
-                   student=student, counts={"rollouts": len(rollouts), **counted("rollouts", {WRITTEN[STUDENT]: 9})})
+                   student=asked_of or student, counts={"rollouts": len(rollouts), **counted(
+                       "rollouts", {WRITTEN[author]: n for author, n in (wrote or {STUDENT: 9}).items()})})
     dropped = [Quarantined(item_id=f"{index}:x", reason="duplicate", text="again & again")]
     graded = made("grades", f"g{key}", rows_file(rollouts, dropped=dropped, gone="dropped.parquet"), rollouts=written)
     if refined:

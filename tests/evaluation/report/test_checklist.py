@@ -1,4 +1,7 @@
 """What a run's lineage answers of the questions that every result is asked."""
+import pytest
+
+from tasks.opd.core.records import DATASET, TEACHER
 from tasks.opd.evaluation.report import lineage, runs
 from tasks.opd.evaluation.report.checklist import checklist
 from tasks.opd.store import run_records
@@ -50,3 +53,21 @@ def test_rollouts_of_another_version_of_the_student_are_not_fresh():
     found = items(stem)
     assert stale.kind == "checkpoint" and found["Freshness"].state == "look"
     assert "another version than the round's own student in rounds 2; at most 3" in found["Freshness"].answer
+
+
+@pytest.mark.parametrize(("wrote", "who"), [({TEACHER: 9}, "the teacher"), ({DATASET: 4}, "the dataset"),
+                                            ({TEACHER: 9, DATASET: 4}, "the teacher and the dataset")], ids=str)
+def test_rollouts_that_no_student_wrote_are_said_to_be_others(wrote, who):
+    found = items(run(rounds=2, wrote=wrote, asked_of=made("model", "student")))["Freshness"]
+    assert found.state == "fine" and "another version" not in found.answer and "very student" not in found.answer
+    assert found.answer == f"Off policy: {who} wrote in rounds 1, 2, the student nothing; at most 1 optimizer step on " \
+                           "one round's rollouts."
+
+
+def test_of_a_run_that_goes_on_policy_the_rounds_before_are_told_apart():
+    stem, start = run(rounds=1, wrote={TEACHER: 9}), made("model", "student")
+    second = round_of("own", 1, start, made_runs.prompts("train", 3), made("model", "teacher"))
+    with open(run_records.files_of(stem)[0], "a") as file:
+        file.write(f'{{"kind": "checkpoint", "fingerprint": "{second.fingerprint}"}}\n')
+    answer = items(stem)["Freshness"].answer
+    assert "the very student" in answer and "off policy: the teacher wrote in rounds 1, the student nothing" in answer

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from tasks.opd.core.records import Quarantined, read_rows
+from tasks.opd.core.costs import WRITTEN
+from tasks.opd.core.records import DATASET, STUDENT, TEACHER, Quarantined, read_rows
 from tasks.opd.evaluation.report.lineage import Lineage, Round, Stage
 from tasks.opd.evaluation.report.prompts import shortened
 from tasks.opd.evaluation.report.recipes import slot_text
@@ -129,12 +130,31 @@ def freshness(run: Lineage) -> Item:
     """How old the student was that wrote what was trained on."""
     if not run.rounds:
         return item("Freshness", MISSING, "No round has finished.")
-    stale = [one.index + 1 for one in run.rounds if age(one) is False]
+    others = {one.index + 1: names for one in run.rounds if (names := authors_without_student(one))}
+    stale = [one.index + 1 for one in run.rounds if age(one) is False and one.index + 1 not in others]
     steps = max(one.checkpoint.record["counts"].get("steps", 1) for one in run.rounds)
-    answer = f"written by another version than the round's own student in rounds {', '.join(map(str, stale))}" \
-        if stale else "every round's rollouts were written for the very student that then trained on them"
+    told = []
+    if stale:
+        told.append(f"written by another version than the round's own student in rounds {', '.join(map(str, stale))}")
+    elif len(others) < len(run.rounds):
+        told.append(f"every {'other ' if others else ''}round's rollouts were written for the very student that then "
+                    "trained on them")
+    for names in dict.fromkeys(others.values()):
+        rounds = ", ".join(str(number) for number, who in others.items() if who == names)
+        told.append(f"off policy: {names} wrote in rounds {rounds}, the student nothing")
+    answer = "; ".join(told)
     return item("Freshness", LOOK if stale else FINE, f"{answer[0].upper()}{answer[1:]}; at most {steps:,} optimizer "
                 f"step{'s' if steps != 1 else ''} on one round's rollouts.")
+
+
+def authors_without_student(one: Round) -> str:
+    """Who wrote a round's rollouts where the student wrote no token of them; empty where it did, or nobody says."""
+    written = one.last("rollouts")
+    counts = written.record["counts"] if written else {}
+    if counts.get(WRITTEN[STUDENT]):
+        return ""
+    return " and ".join(name for author, name in ((TEACHER, "the teacher"), (DATASET, "the dataset"))
+                        if counts.get(WRITTEN[author]))
 
 
 def age(one: Round) -> bool | None:
