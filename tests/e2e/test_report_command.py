@@ -7,6 +7,8 @@ import pytest
 from flows.cli import main as cli
 from flows.cli.reports import has_display
 from tasks.opd.evaluation.report import suites
+from tasks.opd.recipe import loading
+from tasks.opd.store import run_records
 from tests.evaluation.report.made_runs import run
 
 
@@ -36,6 +38,14 @@ def test_a_run_that_failed_or_is_not_finished_has_a_page_too(capsys):
     assert "ValueError: no more tokens" in Path(told(capsys, "gkd-seed0")["report"]).read_text()
 
 
+def test_a_run_that_has_measured_nothing_has_no_learning_curves(capsys):
+    recipe = loading.load("gkd").model_dump(mode="json")
+    with pytest.raises(ValueError), run_records.recorded("gkd-seed0", suite="", recipe=recipe):
+        raise ValueError("at once")
+    page = Path(told(capsys, "gkd-seed0")["report"]).read_text()
+    assert "ValueError: at once" in page and 'id="lines"' not in page
+
+
 def test_the_rounds_whose_rollouts_are_shown_can_be_chosen(capsys):
     run(rounds=4)
     page = Path(told(capsys, "gkd-seed0", "--rounds", "2,3")["report"]).read_text()
@@ -57,6 +67,23 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(capsys):
     run(suite="demo")
     assert cli.main(["report", "no_such"]) == 11
     assert "no run or suite no_such" in (said := capsys.readouterr().err) and "demo/gkd-seed0" in said
+
+
+def test_what_was_recorded_without_a_recipe_has_no_page(capsys):
+    with run_records.recorded("refresh-weekly", refresh="weekly"):
+        pass
+    run()
+    assert cli.main(["report", "refresh-weekly"]) == 11
+    assert "no run or suite refresh-weekly" in (said := capsys.readouterr().err) and said.count("refresh-weekly") == 1
+
+
+def test_rounds_that_there_are_not_are_refused_with_those_that_there_are(capsys):
+    run(rounds=3)
+    assert cli.main(["report", "gkd-seed0", "--rounds", "2,9"]) == 11
+    assert "no round 9 has finished; those that have are 1, 2, 3" in capsys.readouterr().err
+    run("tip", made_rounds=0, error=ValueError("at once"))
+    assert cli.main(["report", "tip-seed0", "--rounds", "1"]) == 11
+    assert "those that have are none" in capsys.readouterr().err
 
 
 def test_a_browser_is_opened_only_where_there_is_a_display(monkeypatch):

@@ -35,6 +35,7 @@ class RunRecord:
     suite: str                              # empty outside a suite
     artifacts: dict[Key, None]              # all that it asked for, in that order
     finished: bool
+    has_recipe: bool                        # that of a refresh, or of a suite's validation prompts, has none
 
 
 def folder() -> Path:
@@ -132,7 +133,7 @@ def read(path: Path, version: tuple[int, int, int]) -> RunRecord:
     about = lines[0] if lines else {}
     asked = dict.fromkeys((line["kind"], line["fingerprint"]) for line in lines[1:] if "kind" in line)
     return RunRecord(path=path, name=about.get("name", path.stem), suite=about.get("suite", ""), artifacts=asked,
-                     finished=any("ended" in line for line in lines[1:]))
+                     finished=any("ended" in line for line in lines[1:]), has_recipe="recipe" in about)
 
 
 def is_at_work(record: RunRecord) -> bool:

@@ -58,7 +58,7 @@ def page_of(run: Lineage, wanted: list[int] | None = None) -> Page:
         failures=[run.error] if run.error else [],
         costs=[Table(title="", rows=rows) for table in [*tables.values()][:1]
                for rows in comparison_tables.costs_of(table)],
-        lines=[Line(variant=run.variant, seed=run.seed, curves=curves.curves_of(run, main))],
+        lines=[Line(variant=run.variant, seed=run.seed, curves=made)] if (made := curves.curves_of(run, main)) else [],
         maps={run.variant: made} if (made := curves.maps_of(run)) else {}, rollouts=shown, pieces=pieces.texts,
         wrong=[question for name in names if (end := run.ends(name)[1])
                for question in prompts.failed(end, run.name, WRONG)[1]],
@@ -136,10 +136,14 @@ def retention(found: dict[tuple[str, int], Lineage], benchmark: str) -> Table | 
 
 
 def named(name: str) -> Path:
-    """The record of the run last begun of a name, `gkd-seed0` or `demo/gkd-seed0` in a suite. Raises DataError."""
+    """The record of the run last begun of a name, `gkd-seed0` or `demo/gkd-seed0` in a suite. Raises DataError.
+
+    Only what follows a recipe is a run here.
+    """
     suite, _, run = name.rpartition("/")
-    records = [one for one in run_records.read_all() if one.name == run and (not suite or one.suite == suite)]
+    recorded = [one for one in run_records.read_all() if one.has_recipe]
+    records = [one for one in recorded if one.name == run and (not suite or one.suite == suite)]
     if not records:
-        known = sorted({f"{one.suite}/{one.name}".strip("/") for one in run_records.read_all()})
+        known = sorted({f"{one.suite}/{one.name}".strip("/") for one in recorded})
         raise DataError(f"no run or suite {name} in {home()}; there are {', '.join(known[:20]) or 'none'}")
     return max(records, key=lambda one: one.path.stat().st_mtime_ns).path

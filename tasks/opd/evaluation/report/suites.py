@@ -145,9 +145,9 @@ def best_of(state: State, found: Runs) -> Lineage | None:
 
 
 def lines_of(state: State, found: Runs) -> list[Line]:
-    """Every cell's learning curves, thinned where there are many."""
-    lines = [Line(variant=variant, seed=seed, curves=curves.curves_of(run, state.benchmark))
-             for (variant, seed), run in found.items()]
+    """The learning curves of every cell that has any, thinned where there are many."""
+    lines = [Line(variant=variant, seed=seed, curves=made)
+             for (variant, seed), run in found.items() if (made := curves.curves_of(run, state.benchmark))]
     most = POINTS // max(sum(len(line.curves) for line in lines), 1)
     return [Line(variant=line.variant, seed=line.seed,
                  curves={name: curves.thinned(points, most) for name, points in line.curves.items()}) for line in lines]

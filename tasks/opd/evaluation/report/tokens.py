@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import STUDENT, Rollout
 from tasks.opd.evaluation.report.lineage import Round
 from tasks.opd.evaluation.report.prompts import asked, shortened
@@ -100,8 +101,15 @@ def decoder(prompts: Artifact) -> Callable[[list[int]], str]:
 
 
 def chosen_rounds(rounds: list[Round], wanted: list[int] | None = None) -> list[Round]:
-    """The first, the middle and the last round; those `wanted`, counted from 1, where some are."""
+    """The first, the middle and the last round; those `wanted`, counted from 1, where some are.
+
+    Raises: DataError where one of these has not finished.
+    """
     if wanted:
+        there = [one.index + 1 for one in rounds]
+        if missing := [number for number in wanted if number not in there]:
+            raise DataError(f"no round {', '.join(map(str, missing))} has finished; those that have are "
+                            f"{', '.join(map(str, there)) or 'none'}")
         return [one for one in rounds if one.index + 1 in wanted]
     return [rounds[i] for i in sorted({0, len(rounds) // 2, len(rounds) - 1})] if rounds else []
 
