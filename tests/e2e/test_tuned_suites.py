@@ -4,11 +4,11 @@ import io
 import json
 
 import pytest
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.compare import compare
 from tasks.opd.core.errors import DataError
 from tasks.opd.store import artifacts, garbage
+from tests import prefect_harness
 
 TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pair.teacher.hidden=96", "rounds=1",
         "prompts.count=64", "rollout.prompts_per_round=8", "rollout.sampling.max_new_tokens=16",
@@ -18,7 +18,7 @@ TINY = ["workers=inline", "pair.student=random", "pair.teacher.name=random", "pa
 @pytest.fixture(scope="session", autouse=True)
 def prefect_server():
     """A server of these tests' own, started once."""
-    with prefect_test_harness(server_startup_timeout=600):
+    with prefect_harness.prefect_server():
         yield
 
 
