@@ -20,8 +20,8 @@ def show_suite(suite: str, plan: Suite, overrides: list[str], cells: Cells, tuni
                done: dict, failed: dict) -> None:
     """Write a suite's page as it stands, and have its run in MLflow hold it; a page that cannot be made is a warning.
 
-    `suite` is the plan's name or file, as it was asked for; `done` has what `distill` returned for cells, by variant and seed, `failed` the errors of
-    others.
+    `suite` is the plan's name or file, as it was asked for; `done` has what `distill` returned for cells, by variant
+    and seed, `failed` the errors of others.
     """
     with only_warned(plan.name):
         first, benchmark = cells[0][2], plan.benchmark or cells[0][2].benchmarks[0].name

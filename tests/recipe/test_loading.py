@@ -232,7 +232,7 @@ def test_a_commit_that_yaml_reads_as_a_number_is_to_be_quoted():
      'v.yaml:3: techer = {"name": "server", "key": "***"}: unknown key; did you mean teacher?'),
     ("pair: {key: 'sk-1${oc.env:HOME}'}", "v.yaml:3: pair.key: only ${key} references are allowed"),
     ("about: {idea: '${nowhere}'}", "v.yaml:3: about.idea: Interpolation key 'nowhere' not found"),
-    ("pair: smolm2_self", 'v.yaml:3: pair = "smolm2_self": no such file; did you mean smollm2_self? known: demo'),
+    ("pair: smolm2_self", 'v.yaml:3: pair = "smolm2_self": no such file; did you mean smollm2_self? known: bench'),
     ("a: [1", "v.yaml:4: expected ',' or ']', but got '<stream end>'"),
     ("schedule: [{round: 5, set: {train.learnign_rate: 1}}]",
      "v.yaml:3: schedule.0.set: train.learnign_rate = 1: unknown key; did you mean learning_rate?"),

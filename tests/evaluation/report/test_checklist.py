@@ -60,8 +60,8 @@ def test_rollouts_of_another_version_of_the_student_are_not_fresh():
 def test_rollouts_that_no_student_wrote_are_said_to_be_others(wrote, who):
     found = items(run(rounds=2, wrote=wrote, asked_of=made("model", "student")))["Freshness"]
     assert found.state == "fine" and "another version" not in found.answer and "very student" not in found.answer
-    assert found.answer == f"Off policy: {who} wrote in rounds 1, 2, the student nothing; at most 1 optimizer step on " \
-                           "one round's rollouts."
+    assert found.answer == (f"Off policy: {who} wrote in rounds 1, 2, the student nothing; at most 1 optimizer step on "
+                            "one round's rollouts.")
 
 
 def test_of_a_run_that_goes_on_policy_the_rounds_before_are_told_apart():
