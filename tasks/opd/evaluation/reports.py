@@ -6,7 +6,7 @@ from tasks.opd.store.artifacts import Artifact
 
 def rewards(report: Artifact) -> dict[str, float]:
     """Mean reward by prompt."""
-    return json.loads((report.path / "report.json").read_text())["mean_reward"]
+    return json.loads((report.path / "report.json").read_text(encoding="utf-8"))["mean_reward"]
 
 
 def divergence_of(report: Artifact) -> float | None:

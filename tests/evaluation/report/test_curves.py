@@ -1,6 +1,7 @@
 """Learning curves over rounds, tokens and seconds, and maps of position by round."""
+from tasks.opd.core import metrics
 from tasks.opd.evaluation.report import curves, lineage
-from tasks.opd.store import run_records
+from tasks.opd.store import artifacts, run_records
 from tests.evaluation.report.made_runs import run
 
 
@@ -38,6 +39,25 @@ def test_a_run_that_logs_nothing_by_position_has_no_maps():
 
 def test_a_bucket_that_a_round_did_not_reach_is_empty_there():
     assert curves.map_of("x", {(1, 0): [1.0], (2, 0): [2.0, 4.0], (2, 16): [5.0]}).values == [[1.0, None], [3.0, 5.0]]
+
+
+def test_a_file_of_metrics_is_read_once_however_often_a_page_is_made(monkeypatch):
+    run_, read_files = read(rounds=3, values={"position/reverse_kl/0": 1.0}), []
+    monkeypatch.setattr(metrics, "read", lambda path, read=metrics.read: read_files.append(path) or read(path))
+    curves.values_of.cache_clear()
+    whole = [(curves.curves_of(run_, "tiny"), curves.maps_of(run_)) for _ in range(2)]
+    assert whole[0] == whole[1] and sorted(read_files) == sorted(one.checkpoint.path / metrics.FILE
+                                                                 for one in run_.rounds)
+
+
+def test_metrics_that_were_made_again_are_read_again():
+    before = curves.curves_of(read(rounds=1), "tiny")["loss"][0].value
+    [found] = read(rounds=1).rounds
+    record, folder = found.checkpoint.record, artifacts.begin("checkpoint", "cgkd00")
+    metrics.append(folder / metrics.FILE, 1, {"train/loss_nats": 9.0})
+    artifacts.seal(folder, {name: value for name, value in record.items() if name not in ("files", "digest", "retired")})
+    lineage.read_version.cache_clear()
+    assert (before, curves.curves_of(read(rounds=1), "tiny")["loss"][0].value) == (1.0, 9.0)
 
 
 def test_thinning_keeps_both_ends():

@@ -27,7 +27,7 @@ def state(afters: dict[tuple[str, int], list[float]], failed: dict | None = None
 
 
 def page(given: suites.State):
-    return suites.page_of(given, suites.runs_of(given), 12)
+    return suites.page_of(given, suites.runs_of(given))
 
 
 def test_a_suite_that_ended_shows_every_variant_in_every_section():

@@ -1,12 +1,17 @@
 """Learning curves by round, and what a quantity is by position and round: the trust maps."""
+import functools
 import re
 import statistics
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
-from tasks.opd.evaluation.report.lineage import Lineage, Round
+from tasks.opd.core import metrics
+from tasks.opd.evaluation.report.lineage import Lineage, Round, Stage
 
+LOSS = re.compile(r"train/loss_nats$")
 BY_POSITION = re.compile(r"(?:.*/)?position/(?P<quantity>.+)/(?P<bucket>\d+)$")
 GAP = re.compile(r"train/[^/]+/teacher_gap_mean_nats$")
 
@@ -36,7 +41,7 @@ def curves_of(run: Lineage, benchmark: str) -> dict[str, list[Point]]:
               "reverse KL": [(one.step, value) for one in run.on(benchmark)
                              if (value := one.reverse_kl()) is not None],
               "loss": [(one.index + 1, value) for one in run.rounds
-                       if (value := mean_of(one, re.compile("train/loss_nats$"))) is not None],
+                       if (value := mean_of(one, LOSS)) is not None],
               "teacher gap": [(one.index + 1, value) for one in run.rounds
                               if (value := mean_of(one, GAP)) is not None]}
     return {name: [Point(round=step, tokens=spent[step][0], seconds=round(spent[step][1], 2), value=rounded(value))
@@ -45,17 +50,34 @@ def curves_of(run: Lineage, benchmark: str) -> dict[str, list[Point]]:
 
 def mean_of(one: Round, pattern: re.Pattern) -> float | None:
     """The mean over a round's training of the metrics with such a key; None where there are none."""
-    values = [point["value"] for point in one.checkpoint.points() if pattern.match(point["key"])]
+    values = [value for key, some in logged(one.checkpoint).items() if pattern.match(key) for value in some]
     return statistics.fmean(values) if values else None
+
+
+def logged(stage: Stage) -> dict[str, list[float]]:
+    """What figures show of a stage's metrics, see `values_of`."""
+    file = stage.record["files"].get(metrics.FILE)
+    return values_of(stage.path / metrics.FILE, file["sha256"]) if file else {}
+
+
+@functools.lru_cache(maxsize=16_384)
+def values_of(file: Path, sha256: str) -> dict[str, list[float]]:
+    """The values by key that figures show of a file of metrics with this hash: a suite's page is made after every cell.
+    """
+    found = defaultdict(list)
+    for point in metrics.read(file):
+        if any(pattern.match(point["key"]) for pattern in (LOSS, GAP, BY_POSITION)):
+            found[sys.intern(point["key"])].append(point["value"])
+    return dict(found)
 
 
 def maps_of(run: Lineage) -> list[Map]:
     """Every quantity that the rounds logged by position, as `position/<quantity>/<first position>`."""
     found = defaultdict(lambda: defaultdict(list))
-    logged = ((one, point) for one in run.rounds for stage in one.stages for point in stage.points())
-    for one, point in logged:
-        if match := BY_POSITION.match(point["key"]):
-            found[match["quantity"]][one.index + 1, int(match["bucket"])].append(point["value"])
+    shown = ((one, key, values) for one in run.rounds for stage in one.stages for key, values in logged(stage).items())
+    for one, key, values in shown:
+        if match := BY_POSITION.match(key):
+            found[match["quantity"]][one.index + 1, int(match["bucket"])] += values
     return [map_of(quantity, cells) for quantity, cells in sorted(found.items())]
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.opd.core import metrics
 from tasks.opd.core.costs import TRAINED
+from tasks.opd.evaluation import reports
 from tasks.opd.evaluation.cell_costs import ROUND
 from tasks.opd.store import run_records
 from tasks.opd.store.artifacts import Artifact, place, read_record
@@ -28,10 +28,6 @@ class Stage:
     @property
     def kind(self) -> str:
         return self.record["kind"]
-
-    def points(self) -> list[dict]:
-        """Its metrics, as written; none where it logged none."""
-        return metrics.read(self.path / metrics.FILE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,12 +61,11 @@ class Evaluation:
 
     def rewards(self) -> dict[str, float]:
         """Mean reward by prompt."""
-        return json.loads((self.report.path / "report.json").read_text(encoding="utf-8"))["mean_reward"]
+        return reports.rewards(self.report.artifact)
 
     def reverse_kl(self) -> float | None:
         """Mean reverse KL to the teacher, nats a token of the answers; None where it was not measured."""
-        counts = self.divergence.record["counts"] if self.divergence else {}
-        return counts.get("reverse_kl_mean_nats") if counts.get("divergence_tokens") else None
+        return reports.divergence_of(self.divergence.artifact) if self.divergence else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

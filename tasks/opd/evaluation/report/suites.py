@@ -1,7 +1,7 @@
 """What a suite's page shows: the comparison as the suite's flow wrote it down, and what its runs left in the store."""
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,8 @@ def html_of(state: State) -> str:
 
 def pages_of(state: State) -> Iterator[Page]:
     """The page with ever fewer answers."""
-    found = runs_of(state)
-    return (page_of(state, found, num_questions) for num_questions in (prompts.ASKED, 4, 0))
+    whole = page_of(state, runs_of(state))
+    return (replace(whole, questions=whole.questions[:count]) for count in (prompts.ASKED, 4, 0))
 
 
 def runs_of(state: State) -> Runs:
@@ -102,8 +102,8 @@ def runs_of(state: State) -> Runs:
     return {key: lineage.read(files[0]) for key, files in found.items() if files}
 
 
-def page_of(state: State, found: Runs, num_questions: int) -> Page:
-    """The page with answers to this many questions."""
+def page_of(state: State, found: Runs) -> Page:
+    """The page with as many answers as any shows."""
     ends = {key: end for key, run in found.items() if (end := run.ends(state.benchmark)[1])}
     start = next((first for run in found.values() if (first := run.ends(state.benchmark)[0])), None)
     means = {variant: prompts.mean_over([end.rewards() for (name, _), end in ends.items() if name == variant])
@@ -122,7 +122,7 @@ def page_of(state: State, found: Runs, num_questions: int) -> Page:
         lines=lines_of(state, found), pareto=pareto_of(state.rows), maps=maps_of(found),
         flips=[prompts.flips_of(variant, own, means[state.baseline]) for variant, own in means.items()
                if state.baseline in means and variant not in (state.baseline, START)],
-        questions=answers_of(ends, start, means, num_questions), retention=runs.retention(found, state.benchmark),
+        questions=answers_of(ends, start, means), retention=runs.retention(found, state.benchmark),
         pass_at=[{"variant": variant, "points": points} for variant, end in
                  {START: start, **{name: end for (name, _), end in reversed(ends.items())}}.items()
                  if end and (points := runs.pass_curve(end))],
@@ -172,10 +172,10 @@ def maps_of(found: Runs) -> dict[str, list[curves.Map]]:
     return {variant: [curves.thin_map(one, MAP_CELLS // columns) for one in some] for variant, some in maps.items()}
 
 
-def answers_of(ends: dict[Key, Evaluation], start: Evaluation | None, means: dict[str, prompts.Rewards],
-               num_questions: int) -> list[prompts.Question]:
+def answers_of(ends: dict[Key, Evaluation], start: Evaluation | None,
+               means: dict[str, prompts.Rewards]) -> list[prompts.Question]:
     """The disputed questions with the answers of every variant's first seed, and of the start."""
     first = {variant: ends[variant, seed] for variant, seed in firsts(ends)}
     asked = {**({START: start} if start else {}), **first}
     characters = ANSWER_CHARACTERS // max(len(asked) * prompts.ASKED, 1)
-    return prompts.side_by_side(asked, prompts.disputed(means)[:num_questions], characters)
+    return prompts.side_by_side(asked, prompts.disputed(means), characters)
