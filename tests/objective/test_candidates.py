@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.objective.test_equivalences import THINK, by_hand, gradient
+from tests.limits import THINK
+from tests.objective.test_equivalences import by_hand, gradient
 
 
 def chosen(how: str, student: Tensor, teacher: Tensor, k: int) -> list[int]:

@@ -19,7 +19,8 @@ from tasks.opd.models.tokenizers import control_tokens, render
 from tasks.opd.recipe import loading
 from tasks.opd.rollouts.trd import DRAFT, MEASURED, REFERENCE, REWRITE, gap_counts, refinement_prompt, rewritten, trd
 from tasks.opd.rollouts.writers import Engines
-from tests.objective.test_equivalences import FORWARD, gradients_of, recipe_of, self_teacher, world_of, written
+from tests.limits import FORWARD, self_teacher
+from tests.objective.test_equivalences import gradients_of, recipe_of, world_of, written
 from tests.rollouts.test_filters import ROLLOUT
 
 WORDS = tiny.build_tokenizer()
