@@ -153,9 +153,13 @@ def hung_up(argv: list[str], home: Path) -> int:
     """`opd` in a terminal that goes away once a checkpoint is made, with the kernel's SIGHUP; its exit code."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
     ours, terminal = os.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)    # the tests may run under nohup
     run = subprocess.Popen([sys.executable, "-m", "flows.cli", *argv], cwd=ROOT, stdin=terminal, stdout=terminal,
                            stderr=terminal, env={**kept, "HOME": str(home), "OMP_NUM_THREADS": "1"},
-                           start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+                           start_new_session=True, preexec_fn=take_terminal)
     os.close(terminal)
     said = b""
     while b"opd: made checkpoint" not in said:
