@@ -30,7 +30,7 @@ help:  ## List the targets
 up: $(INSTALLED)  ## Start Prefect, MLflow and a worker, and print where their pages are; `opd down` stops them
 	@$(VENV)/bin/opd up $(ARGS)
 
-demo: $(INSTALLED)  ## Make a tiny pair, distil it with three variants, compare them (about 5 minutes on 2 cores)
+demo: $(INSTALLED)  ## Make a tiny pair, distil it with three variants, compare them (about 3 minutes on 2 cores)
 	@$(VENV)/bin/opd compare configs/suites/demo.yaml $(ARGS)
 
 test: $(SMOLLM2) $(PARITY)  ## Run the tests (about 20 minutes on 2 cores); make test ARGS="-k kl" runs some
