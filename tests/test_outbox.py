@@ -6,6 +6,7 @@ import pytest
 
 from tasks.opd.recipe import loading
 from tasks.tracking import outbox
+from tasks.tracking.about import About
 from tasks.tracking.client import client_at, tracking_uri
 from tasks.tracking.runs import annotated, run_for
 
@@ -27,13 +28,22 @@ def test_a_killed_run_says_so_before_it_ships_anything_and_is_not_waited_for(mon
     def never(*arguments):  # a store that takes no points any more
         shipping.set()
         threading.Event().wait()
-    monkeypatch.setattr(outbox, "KILLED_SECONDS", 0.5)
+    monkeypatch.setattr(outbox, "END_SECONDS", 0.5)
     with pytest.raises(KeyboardInterrupt), run_for(loading.load("opd_reverse_kl")) as run:
         begun(run)
         monkeypatch.setattr(outbox.Run, "_ship", never)
         raise KeyboardInterrupt
     assert shipping.wait(600) and [found.info.status for found in runs()] == ["KILLED"]
     assert "did not answer in 0.5 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("uri, wanted", [("sqlite:////tmp/mlflow.db", 30), ("http://127.0.0.1:1", 4)])
+def test_who_stops_a_run_waits_for_a_file_and_hardly_for_a_server(monkeypatch, uri, wanted):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    run, waited = outbox.Run("key", "opd", About(name="a", tags={}, params={}, files={})), []
+    monkeypatch.setattr(run.thread, "join", waited.append)
+    run.close("KILLED")
+    assert waited == [wanted]
 
 
 def test_a_persons_note_stands_in_the_description_and_as_a_tag():

@@ -44,12 +44,12 @@ def up(wanted: Settings) -> tuple[Settings, list[str]]:
             children.stop("worker")
         end_orphans()
         pools.ensure(prefect, settings.slots)
-        ended = reconcile(prefect, at_once="worker" not in alive)
+        reconcile(prefect, at_once="worker" not in alive)
         if "worker" not in alive:
             launch("worker", settings)
         automations.ensure(prefect, settings.alarm_url)
         demand_passwords(settings)
-        end_in_mlflow(api.mlflow(settings), ended)
+        end_in_mlflow(prefect, api.mlflow(settings))
         await_worker(prefect)
         if "keeper" not in alive:
             children.stop("keeper")
@@ -163,8 +163,9 @@ def down() -> int:
 def mark_stopped(settings: Settings) -> None:
     """Mark the runs that were ended, while the servers are there to be told."""
     try:
-        end_in_mlflow(api.mlflow(settings, timeout_seconds=3),
-                      reconcile(api.prefect(settings, timeout_seconds=3), message=STOPPED, at_once=True))
+        prefect = api.prefect(settings, timeout_seconds=3)
+        reconcile(prefect, message=STOPPED, at_once=True)
+        end_in_mlflow(prefect, api.mlflow(settings, timeout_seconds=3))
     except httpx.HTTPError as error:
         print(f"opd: {error.request.url} could not be told what was stopped ({type(error).__name__}); the next opd up "
               "tells Prefect", file=sys.stderr)

@@ -6,6 +6,7 @@ state is older than that list and which is not in it has no process. Whatever a 
 """
 import time
 from datetime import UTC, datetime
+from uuid import UUID
 
 import httpx
 
@@ -18,6 +19,8 @@ ACTIVE = ("PENDING", "RUNNING", "CANCELLING")
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 RUN_TAG = "PREFECT__FLOW_RUN_ID"        # in the environment of a run's process, set by the worker
 TERMINAL_TAG = "terminal"               # terminal:PID@TICKS, the process that runs a flow outside the pool
+MLFLOW_TAG = "prefect.flow_run_id"       # on the runs that a run of Prefect's fills
+MLFLOW_ENDS = {"CANCELLED": "KILLED", "CRASHED": "KILLED", "FAILED": "FAILED"}
 GRACE_SECONDS = {"PENDING": 30, "RUNNING": 5, "CANCELLING": 5}  # a pending run's process is about to start
 LOST = "its process is gone (killed, out of memory, or its worker died); run it again, finished stages are kept"
 
@@ -79,18 +82,32 @@ def reconcile(prefect: Api, *, message: str = LOST, at_once: bool = False) -> li
     return ended
 
 
-def end_in_mlflow(mlflow: Api, ended: list[dict]) -> None:
-    """MLflow's runs of Prefect's that were ended are KILLED, where they claim to run; a resumed run goes on in them."""
-    if not ended:
-        return
+def end_in_mlflow(prefect: Api, mlflow: Api) -> None:
+    """MLflow's runs that claim to run end as the runs of Prefect's did that filled them, where these could not say so.
+
+    A run that is resumed goes on in them. One that Prefect says is completed lacks points: the next try sends them.
+    """
     experiments = mlflow.get("/api/2.0/mlflow/experiments/search", max_results=1000).get("experiments", [])
-    for run in ended:
-        found = mlflow.post("/api/2.0/mlflow/runs/search", {
-            "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
-            "filter": f"attributes.status = 'RUNNING' and tags.`prefect.flow_run_id` = '{run['id']}'"})
-        for known in found.get("runs", []):
-            mlflow.post("/api/2.0/mlflow/runs/update", {"run_id": known["info"]["run_id"], "status": "KILLED",
+    found = mlflow.post("/api/2.0/mlflow/runs/search", {
+        "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
+        "filter": f"attributes.status = 'RUNNING' and tags.`{MLFLOW_TAG}` LIKE '%'"}).get("runs", [])
+    filled_by = {run["info"]["run_id"]: tag["value"] for run in found for tag in run["data"]["tags"]
+                 if tag["key"] == MLFLOW_TAG and is_uuid(tag["value"])}
+    runs = prefect.post("/flow_runs/filter", {  # asked for last: one that was resumed meanwhile is at work
+        "flow_runs": {"id": {"any_": [*set(filled_by.values())]}, "state": {"type": {"any_": [*MLFLOW_ENDS]}}}})
+    ends = {run["id"]: MLFLOW_ENDS[run["state_type"]] for run in runs}
+    for known, run in filled_by.items():
+        if run in ends:
+            mlflow.post("/api/2.0/mlflow/runs/update", {"run_id": known, "status": ends[run],
                                                         "end_time": int(time.time() * 1000)})
+
+
+def is_uuid(text: str) -> bool:
+    """Whether a text is an id as Prefect gives them."""
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
 
 
 def end_of(prefect: Api, run: dict, living: set[str]) -> str | None:
@@ -149,7 +166,7 @@ def tidy(prefect: Api, mlflow: Api, slots: Slots) -> list[str]:
     try:
         ended, freed = reconcile(prefect), slots.free_leaked(prefect)
         lines = [f"run {run['name']} had no process" for run in ended] + [f"freed a slot of {name}" for name in freed]
-        end_in_mlflow(mlflow, ended)
+        end_in_mlflow(prefect, mlflow)
     except httpx.HTTPError as error:
         return [f"{error.request.url} is not answered: {type(error).__name__}"]
     return lines

@@ -35,7 +35,7 @@ from tasks.tracking.points import Note, Stages, keys_of, last_files, new_points,
 from tasks.tracking.shipping import last_sample, missing, new_numbers, send_files, send_inputs, send_params, send_points
 
 TICK_SECONDS, RETRY_SECONDS = 2, 15
-END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; who stops a run wants it gone
+END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; a server that is gone holds up no Ctrl-C
 NOTE_CHARACTERS = 8000
 FINISHED, KILLED = "FINISHED", "KILLED"
 
@@ -72,7 +72,8 @@ class Run:
 
     def close(self, status: str) -> None:
         """End the run; what could not be shipped in time is shipped when the recipe is run again."""
-        seconds = outages.patience(self.uri, KILLED_SECONDS if status == KILLED else END_SECONDS)
+        hurried = status == KILLED and not self.uri.startswith("sqlite:")  # a file answers, on a busy machine late
+        seconds = outages.patience(self.uri, KILLED_SECONDS if hurried else END_SECONDS)
         self.wake.put(status)
         self.thread.join(seconds)
         if self.thread.is_alive():

@@ -91,18 +91,18 @@ def test_the_tasks_of_a_dead_run_end_with_it(platform, gone):
     assert platform.prefect.get(f"/task_runs/{task}")["state_type"] == "CRASHED"
 
 
-def test_mlflows_run_of_a_dead_run_is_killed_and_one_that_ended_keeps_its_end(platform):
+@pytest.mark.parametrize("state, mlflows, end", [
+    ("CRASHED", "RUNNING", "KILLED"), ("CANCELLED", "RUNNING", "KILLED"), ("FAILED", "RUNNING", "FAILED"),
+    ("CANCELLED", "FINISHED", "FINISHED"), ("COMPLETED", "RUNNING", "RUNNING"), ("RUNNING", "RUNNING", "RUNNING"),
+    (None, "RUNNING", "RUNNING")])
+def test_mlflows_run_ends_as_prefects_did_that_filled_it(platform, state, mlflows, end):
     mlflow = api.mlflow(platform.settings)
-    found = {}
-    for status in ("RUNNING", "FINISHED"):
-        made = mlflow.post("/api/2.0/mlflow/runs/create", {
-            "experiment_id": "0", "tags": [{"key": "prefect.flow_run_id", "value": "0123"}]})["run"]["info"]["run_id"]
-        mlflow.post("/api/2.0/mlflow/runs/update", {"run_id": made, "status": status})
-        found[status] = made
-    end_in_mlflow(mlflow, [{"id": "0123"}, {"id": "4567"}])
-    ends = {status: mlflow.get("/api/2.0/mlflow/runs/get", run_id=run)["run"]["info"]["status"]
-            for status, run in found.items()}
-    assert ends == {"RUNNING": "KILLED", "FINISHED": "FINISHED"}
+    filled_by = claim(platform, state) if state else "somebody's"
+    made = mlflow.post("/api/2.0/mlflow/runs/create", {
+        "experiment_id": "0", "tags": [{"key": "prefect.flow_run_id", "value": filled_by}]})["run"]["info"]["run_id"]
+    mlflow.post("/api/2.0/mlflow/runs/update", {"run_id": made, "status": mlflows})
+    end_in_mlflow(platform.prefect, mlflow)
+    assert mlflow.get("/api/2.0/mlflow/runs/get", run_id=made)["run"]["info"]["status"] == end
 
 
 def test_a_run_that_ended_meanwhile_keeps_its_own_end(platform, gone):
