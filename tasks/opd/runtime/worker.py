@@ -126,8 +126,9 @@ def serve(path: str) -> None:
         with socket_address(Path(path)) as address:
             connection.connect(address)
         session.report = lambda progress: send({"progress": progress})
-        for line in connection.makefile("r", encoding="utf-8"):
-            send(answer(json.loads(line), session))
+        with contextlib.suppress(ConnectionResetError):  # a flow that is stopped leaves a reply unread
+            for line in connection.makefile("r", encoding="utf-8"):
+                send(answer(json.loads(line), session))
 
 
 def end_with_supervisor() -> None:
