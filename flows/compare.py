@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.runtime import flow_run
 
 from flows.cells import run_cells
+from flows.forms.verdicts import of_suite
 from flows.pools import own_pool
 from flows.reports import show_suite
 from flows.tables import table_of
@@ -40,9 +41,7 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
         table = table_of(done, failed, benchmark, plan.baseline, cells, tuning)
         facts = comparison_tables.provenance(suite, overrides, benchmark, environment(first.model_dump()))
         texts = {"comparison.json": table.to_json(), "comparison.md": comparison_tables.to_markdown(table, facts)}
-        numbers = {f"suite/{name}/{row.variant}": value for row in table.rows
-                   for name, value in (("mean", row.mean), ("difference", row.difference)) if value is not None}
-        study.show(texts, texts["comparison.md"], numbers)
+        study.show(texts, texts["comparison.md"], tags={"verdict": of_suite(json.loads(table.to_json()), benchmark)})
     folder = publish(plan.name, texts, folder=home() / "suites" / plan.name, **study.links())
     return {"suite": plan.name, "benchmark": benchmark, "text": comparison_tables.to_text(table),
             "failed": [*map(list, failed)], "comparison": json.loads(table.to_json()), "folder": str(folder),

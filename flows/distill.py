@@ -43,6 +43,7 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
         end, after = evaluate_student(recipe, student, held_out, pool, when="final", teacher=teacher, step=len(history))
         result = {"recipe": recipe.name, "seed": recipe.seed, "checkpoint": student, "start": start, "end": end,
                   "evaluation": [*evaluation, *after], "findings": conclude(recipe, history, findings, start, end)}
+        run.show(numbers=tables.numbers_of_run(result, len(history)), step=len(history))
     publish(f"{recipe.name}-seed{recipe.seed}", {"results.md": tables.markdown_of_run(result)}, **run.links())
     return result | {"mlflow_page": run.url(), "mlflow_charts": run.charts(), "report": str(page)}
 

@@ -1,7 +1,7 @@
 """What distillations returned, as tables: a suite's, or one run's against its own start."""
 from dataclasses import replace
 
-from tasks.opd.evaluation import cell_costs, comparison, findings
+from tasks.opd.evaluation import cell_costs, comparison, final, findings
 from tasks.opd.evaluation.clusters import clusters_of
 from tasks.opd.evaluation.comparison_tables import to_markdown
 from tasks.opd.evaluation.pass_curves import curves_of
@@ -14,6 +14,11 @@ def of_run(result: dict) -> dict[str, comparison.Comparison]:
     """A run's student against the one it started from, by benchmark."""
     return {name: table_of({(result["recipe"], result["seed"]): result}, {}, name, comparison.START)
             for name in result["end"]}
+
+
+def numbers_of_run(result: dict, num_rounds: int) -> dict[str, float]:
+    """What a run reached and cost, under names that all variants share."""
+    return final.final_numbers(result, num_rounds)
 
 
 def markdown_of_run(result: dict) -> str:

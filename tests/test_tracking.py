@@ -31,7 +31,7 @@ def test_a_run_holds_recipe_params_points_counts_and_records(pool):
     made = track(pool, "rounds=7")
     [run] = runs()
     assert run.info.status == "FINISHED" and run.info.run_name == "opd_reverse_kl-seed0"
-    assert run.data.params["rounds"] == "7" and run.data.params["terms.0.advantage"] == "teacher_gap"
+    assert run.data.params["rounds"] == "7" and run.data.params["slot.advantage"] == "teacher_gap"
     assert run.data.tags["variant"] == "opd_reverse_kl" and len(run.data.tags["config.sha256"]) == 64
     [point] = json.loads("[" + (made.path / "metrics.jsonl").read_text() + "]")
     assert history(run, "numbers/seconds") == [(2, point["timestamp"], point["value"])]
@@ -212,7 +212,7 @@ def test_a_run_says_its_paper_and_idea_who_made_it_and_opens_on_the_page_of_runs
 def test_a_suites_run_shows_a_note_and_numbers_and_a_replay_adds_only_what_changed(pool):
     for mean in (0.5, 0.5, 0.75):
         with suite_for("small") as study:
-            study.show({"comparison.md": "| a |"}, "| a |" + "b" * 9000, {"mean/gkd": mean, "mean/start": 0.25})
+            study.show({"comparison.md": "| a |"}, "| a |" + "b" * 9000, numbers={"mean/gkd": mean, "mean/start": 0.25})
     [run] = runs("small")
     note, charts = run.data.tags["mlflow.note.content"], study.charts(base="")
     before = f"[Charts of all runs, side by side]({charts})\n\n"

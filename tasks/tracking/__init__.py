@@ -10,6 +10,7 @@ points    a finished stage as points and tables
 registry  versions of refreshed models, and which of them is the champion
 runs      which run a flow's work belongs to
 shipping  points and files in portions, and which of them a run holds
+shown     a note, numbers and tags on a run's page, for those of before
 states    what was sent, written down
 view      the view that links open: runs side by side, charts, columns
 """

@@ -11,6 +11,7 @@ import math
 import queue
 import threading
 import time
+from dataclasses import asdict
 
 from tasks.opd.core.addresses import masked
 from tasks.opd.core.progress import print_line
@@ -32,7 +33,8 @@ from tasks.tracking.client import (
 from tasks.tracking.machine import Machine
 from tasks.tracking.params import free_name
 from tasks.tracking.points import Note, Stages, keys_of, last_files, new_points, readable
-from tasks.tracking.shipping import last_sample, missing, new_numbers, send_files, send_inputs, send_params, send_points
+from tasks.tracking.shipping import last_sample, missing, send_files, send_inputs, send_params, send_points
+from tasks.tracking.shown import Shown
 
 TICK_SECONDS, RETRY_SECONDS = 2, 15
 END_SECONDS, KILLED_SECONDS = 30, 4     # that an end waits for MLflow; a server that is gone holds up no Ctrl-C
@@ -50,7 +52,8 @@ class Run:
         self.state = {"uri": under_home(self.uri), "run": None, "experiment": None, "sent": {}}
         self.cells: list[Run] = []      # of a suite, those that this process has begun
         self.notes: list[Note] = []
-        self.files, self.shown = {}, {}
+        self.files: dict[str, str] = {}
+        self.shown: Shown | None = None
         self.table: tuple[Artifact, Artifact] | None = None
         self.warned, self.ensured, self.shared, self.machine = set(), False, "", Machine()
         self.files_due = 0.0            # when files that could not be put are tried again
@@ -61,10 +64,10 @@ class Run:
         self.lock = threading.RLock()   # a suite's cells see to its run in their own threads
         self.wake, self.thread = queue.SimpleQueue(), threading.Thread(target=self._work, daemon=True, name="tracking")
 
-    def show(self, texts: dict[str, str], note: str, numbers: dict[str, float]) -> None:
-        """Ship texts by path; the note, in Markdown, and the numbers stand on the run's page, for those of before."""
-        self.files.update(texts)
-        self.shown = {"note": note[:NOTE_CHARACTERS], "numbers": numbers}
+    def show(self, texts: dict[str, str] | None = None, note: str = "", **shown) -> None:
+        """Ship texts by path, and what stands on the run's page for that of before, see `shown.Shown`."""
+        self.files.update(texts or {})
+        self.shown = Shown(note=note[:NOTE_CHARACTERS], **shown)
 
     def sample(self, rollouts: Artifact, student: Artifact) -> None:
         """Ship a table of 50 of these rollouts with rewards, decoded by the student's tokenizer; once a run."""
@@ -253,30 +256,24 @@ class Run:
             self._warn(outages.trouble_with_files(error))
             self.files_due = time.monotonic() + RETRY_SECONDS
 
-    def _new_numbers(self, client, shown: dict) -> dict[str, float]:
-        return new_numbers(client, self.state["run"], shown, self.state["sent"].get("shown", {}))
-
     def _shows_more(self, client) -> bool:
         """Whether `show` was given anything that the run's page does not show."""
-        shown, known = self.shown, self.state["sent"].get("shown") or self.shown
-        return bool(shown) and (known["note"] != shown["note"] or bool(self._new_numbers(client, shown)))
+        known = self.state["sent"].get("shown", {})
+        return self.shown is not None and self.shown.says_more(client, self.state["run"], known)
 
     def _send_shown(self, client) -> dict:
         """Send the description, and what `show` was given; what stands there now, as a state has it."""
-        now, sent = int(time.time() * 1000), self.state["sent"]
-        shown = self.shown or sent.get("shown", {})
-        new = self._new_numbers(client, shown)
-        send_points(client, self.state["run"],
-                    [{"key": key, "value": value, "step": 0, "timestamp": now} for key, value in new.items()])
-        self.worked = self.worked or bool(new)
+        sent = self.state["sent"]
+        shown = self.shown or Shown(**sent.get("shown", {}))
+        self.worked = shown.send(client, self.state["run"], sent.get("shown", {})) or self.worked
         if (note := self._description(shown)) != sent.get("note"):
             client.set_tag(self.state["run"], view.NOTE, note)
-        return {"shown": shown, "note": note}
+        return {"shown": asdict(shown), "note": note}
 
-    def _description(self, shown: dict) -> str:
+    def _description(self, shown: Shown) -> str:
         """Markdown: the way to the charts, what is known from the start, and what `show` was given."""
         charts = "" if self.parent else f"[Charts of all runs, side by side]({self.charts(base='')})"
-        return "\n\n".join(filter(None, (charts, self.about.note, shown.get("note", ""))))[:NOTE_CHARACTERS]
+        return "\n\n".join(filter(None, (charts, self.about.note, shown.note)))[:NOTE_CHARACTERS]
 
     def _view_key(self) -> str:
         """Which of the experiment's views shows this run beside others."""

@@ -5,24 +5,56 @@ import re
 
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.catalogue import shown
+from tasks.opd.recipe.schedule import start_of
 
-ALWAYS = ("name", "seed", "rounds", "evaluate_every", "pair.name", "prompts.name", "rollout", "refine", "teacher",
-          "terms", "loss", "train.learning_rate", "train.schedule", "train.epochs", "train.batch_rollouts",
-          "train.trained_tokens", "train.lora")
+ALWAYS = ("name", "seed", "rounds", "evaluate_every", "pair.name", "prompts.name", "rollout", "slot", "loss",
+          "train.learning_rate", "train.schedule", "train.epochs", "train.batch_rollouts", "train.trained_tokens",
+          "train.lora")
+NONE = "none"                           # of a slot that is not used
 KEY, VALUE = 250, 500                   # characters that one may have
+TERMS = " | "                           # between what several terms say
 
 
 def params_of(recipe: dict) -> dict[str, str]:
     """What papers differ in (ALWAYS, and below it), and of everything else what is not as in configs/base.yaml."""
     usual = base()
-    return {key: value for key, value in flat({**recipe, "about": None}).items()
-            if key != "about" and (is_below(key, ALWAYS) or usual.get(key) != value)}
+    return {key: value for key, value in settings_of(recipe).items()
+            if is_below(key, ALWAYS) or usual.get(key) != value}
+
+
+def settings_of(recipe: dict) -> dict[str, str]:
+    """A recipe's settings but for `about`; what slots say under `slot.`, the same keys for every variant."""
+    rest = {key: value for key, value in recipe.items()
+            if key not in ("about", "teacher", "refine", "terms", "schedule", "controllers")}
+    rest["rollout"] = {key: value for key, value in recipe["rollout"].items() if key not in ("writers", "filters")}
+    return flat(rest) | {f"slot.{name}": text[:VALUE] for name, text in slot_texts(recipe).items()}
+
+
+def slot_texts(recipe: dict) -> dict[str, str]:
+    """The choice of every slot as a short text; what terms say of one is said once where they agree."""
+    chosen = {"writers": recipe["rollout"]["writers"], "filters": recipe["rollout"]["filters"],
+              "refine": recipe["refine"], "teacher": recipe["teacher"]["model"],
+              "refresh": recipe["teacher"]["refresh"], "context": recipe["teacher"]["context"],
+              "controllers": recipe["controllers"]}
+    by_term = {name: [term_text(name, term[name]) for term in recipe["terms"]] for name in recipe["terms"][0]}
+    changes = [f"from {start_of(patch)}: " + ", ".join(f"{key} {shown(value)}" for key, value in patch["set"].items())
+               for patch in recipe["schedule"]]
+    return {name: shown(value) or NONE for name, value in chosen.items()} \
+        | {name: said[0] if len(set(said)) == 1 else TERMS.join(said) for name, said in by_term.items()} \
+        | {"schedule": "; ".join(changes) or NONE}
+
+
+def term_text(name: str, value) -> str:
+    """What a term says of one of its settings; NONE for nothing."""
+    if name == "clip":
+        return NONE if value["at"] == NONE else f"{value['at']} {value['limit']}"
+    return NONE if value is None else shown(value) or NONE
 
 
 @functools.cache
 def base() -> dict[str, str]:
     """configs/base.yaml's own settings."""
-    return flat(loading.load(loading.CONFIGS / "base.yaml").model_dump(mode="json"))
+    return settings_of(loading.load(loading.CONFIGS / "base.yaml").model_dump(mode="json"))
 
 
 def is_below(key: str, tops: tuple[str, ...]) -> bool:

@@ -52,14 +52,6 @@ def missing(client, run: str, points: list[dict]) -> list[dict] | None:
     return None if any((point["key"], point["step"]) in taken for point in left) else left
 
 
-def new_numbers(client, run: str, shown: dict, known: dict) -> dict[str, float]:
-    """Those of the `shown` numbers which do not stand on a run's page: neither `known` to, nor sent by anybody else."""
-    before = known.get("numbers", {})
-    new = {key: value for key, value in shown.get("numbers", {}).items() if before.get(key) != value}
-    held = client.get_run(run).data.metrics if new else {}
-    return {key: value for key, value in new.items() if held.get(key) != value}
-
-
 def last_sample(client, run: str) -> int:
     """The step of a run's last sample of the machine; 0 without one."""
     return max((point.step for point in client.get_metric_history(run, SAMPLE)), default=0)

@@ -9,6 +9,8 @@ import base64
 import json
 import zlib
 
+from tasks.opd.evaluation import final
+
 NOTE = "mlflow.note.content"            # a tag: the description of a run or an experiment, in Markdown
 TAG = "mlflow.sharedViewState."         # then the key; a tag of the experiment
 MOST_RUNS = 500                         # that a chart draws
@@ -16,7 +18,10 @@ TOKENS, SECONDS = "round/trained_tokens", "round/seconds"   # beside the round, 
 YARDSTICK = "reverse_kl_mean_nats"      # of distillation itself: the divergence to the teacher
 TRAINING = ("train/loss_nats", "train/grad_norm", "grade/reward_mean", "rollout/length_mean_tokens",
             "rollout/truncated_share")
-COLUMNS = ("tags.`variant`", "tags.`seed`", "params.`rounds`", "params.`train.learning_rate`")
+COLUMNS = (*(f"tags.`{name}`" for name in ("variant", "seed")), *(f"params.`{name}`" for name in (
+    "slot.divergence", "slot.advantage", "slot.estimator", "slot.weights", "slot.support", "train.learning_rate")))
+REWARD = final.NAMES[0]
+CURRENCIES = tuple(f"{final.PREFIX}{name}" for name in final.SPENT)
 
 
 def link(base: str, experiment: str, key: str) -> str:
@@ -41,8 +46,9 @@ def state_of(benchmarks: list[str], runs: list[str] | None) -> dict:
     """The view of these runs (None: all of the experiment), the best on the first benchmark first."""
     scores = [f"eval/{name}/avg" for name in benchmarks]
     sections = {"Benchmarks": [card for name in benchmarks for card in benchmark_cards(name)],
+                "Reward against cost": [scatter(currency, REWARD) for currency in CURRENCIES],
                 "Training": [line(metric) for metric in TRAINING]}
-    columns = [f"metrics.`{score}`" for score in scores] + [*COLUMNS, f"metrics.`{TOKENS}`"]
+    columns = [*(f"metrics.`{name}`" for name in final.NAMES), *COLUMNS, *(f"metrics.`{score}`" for score in scores)]
     listed = ",".join(f"'{run}'" for run in runs or ())
     return {
         "searchFilter": "" if runs is None else f"attributes.run_id IN ({listed})",
@@ -75,3 +81,9 @@ def bar(metric: str) -> dict:
     """A chart of a metric's last value."""
     return {"type": "BAR", "metricKey": metric, "selectedMetricKeys": [metric], "runsCountToCompare": MOST_RUNS,
             "deleted": False, "isGenerated": False}
+
+
+def scatter(across: str, up: str) -> dict:
+    """A chart of the last values of two metrics, a dot a run."""
+    return {"type": "SCATTER", "xaxis": {"key": across, "type": "METRIC"}, "yaxis": {"key": up, "type": "METRIC"},
+            "runsCountToCompare": MOST_RUNS, "deleted": False, "isGenerated": False}

@@ -24,6 +24,7 @@ from tasks import progress
 from tasks.history import round_record
 from tasks.opd.core.costs import NAMES
 from tasks.opd.core.errors import OpdError
+from tasks.opd.evaluation import final
 from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts, garbage
 from tasks.opd.store.artifacts import Artifact, read_record
@@ -182,7 +183,9 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     assert (spent := table.rows[1].costs.tokens) == {name: run.data.metrics.get(f"round/{name}", 0) for name in NAMES}
     assert spent["student_written_tokens"] == sum(r["counts"]["tokens"] for r in records("rollouts"))
     stages = {key.partition("/")[0] for key in run.data.metrics}
-    assert stages - {"system"} == {"eval", "rollout", "grade", "score", "train", "trust", "round"}
+    assert stages - {"system"} == {"eval", "rollout", "grade", "score", "train", "trust", "round", "final"}
+    assert run.data.metrics["final/rounds"] == 3 and run.data.metrics["final/reward_mean"] == there.first["end"][
+        "tiny"].counts["avg"]
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
         "findings.json", "positions.json", "recipe.yaml", "report.html", "rollouts.json", "stages.json"}
     assert [(finding.rule, finding.rounds) for finding in there.first["findings"]] == [("strangers", 1)]    # untrained
@@ -293,7 +296,8 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
         "small": "FINISHED", "gkd-seed0": "FAILED", "gkd-seed1": "FAILED", "opd_reverse_kl-seed0": "FINISHED",
         "opd_reverse_kl-seed1": "FINISHED"}
     suite, cell = runs["small"].data, runs["opd_reverse_kl-seed0"].data
-    assert set(suite.metrics) == {"suite/mean/start", "suite/mean/opd_reverse_kl", "suite/difference/opd_reverse_kl"}
+    assert not suite.metrics and suite.tags["verdict"].endswith("failed: gkd (points on tiny)")
+    assert {*final.NAMES} - cell.metrics.keys() == {"final/retention_difference"}
     comparison = (artifacts.home() / "suites" / "small" / "comparison.md").read_text()
     assert suite.tags["mlflow.note.content"].endswith(f"({suite.tags['prefect.page']})\n\n{comparison}")
     assert result["mlflow_charts"].rpartition("/#/")[2] in suite.tags["mlflow.note.content"]

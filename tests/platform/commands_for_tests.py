@@ -35,7 +35,7 @@ def main() -> None:
                     one_round(pool, index)
                     if index == 1 and "STOPPED" in os.environ:
                         pause(Path(os.environ["STOPPED"]))
-            study.show({}, "| a |", {"suite/mean/gkd": 0.5})
+            study.show({}, "| a |", numbers={"final/reward_mean": 0.5})
         return "ended well"
     print(command())
 

@@ -46,7 +46,7 @@ def assert_all_points_once() -> None:
     """The suite's run and its cell have ended well and hold every number once."""
     found = {run.info.run_name: run for run in runs("small")}
     assert {name: run.info.status for name, run in found.items()} == {"small": "FINISHED", CELL: "FINISHED"}
-    assert [value for _, _, value in history(found["small"], "suite/mean/gkd")] == [0.5]
+    assert [value for _, _, value in history(found["small"], "final/reward_mean")] == [0.5]
     for key in ("numbers/count", "numbers/seconds"):
         assert [step for step, _, _ in history(found[CELL], key)] == [*range(1, ROUNDS + 1)]
 

@@ -129,13 +129,13 @@ def test_two_processes_with_one_run_send_each_point_once(pool):
 def test_two_suites_at_once_show_every_number_once(pool):
     with suite_for("small") as one, suite_for("small") as two:
         for study in (one, two):
-            study.show({"comparison.md": "| a |"}, "| a |", {"suite/mean/gkd": 0.5})
+            study.show({"comparison.md": "| a |"}, "| a |", numbers={"final/reward_mean": 0.5})
     state_file().unlink()
     with suite_for("small") as again:
         await_first_look(again)                             # as when its cells are replayed meanwhile
-        again.show({"comparison.md": "| a |"}, "| a |", {"suite/mean/gkd": 0.5})
+        again.show({"comparison.md": "| a |"}, "| a |", numbers={"final/reward_mean": 0.5})
     [run] = runs("small")
-    assert [value for _, _, value in history(run, "suite/mean/gkd")] == [0.5] and run.info.status == "FINISHED"
+    assert [value for _, _, value in history(run, "final/reward_mean")] == [0.5] and run.info.status == "FINISHED"
 
 
 def test_a_run_that_another_took_the_place_of_has_ended(pool):
@@ -181,7 +181,7 @@ def test_a_replay_of_a_suite_leaves_its_run_as_it_was_until_a_number_changes(poo
     for mean in (0.5, 0.5, 0.75):
         with suite_for("small") as study:
             track(pool, suite="small")
-            study.show({"comparison.md": "| a |"}, f"| {mean} |", {"suite/mean/gkd": mean})
+            study.show({"comparison.md": "| a |"}, f"| {mean} |", numbers={"final/reward_mean": mean})
         ends.append({run.info.run_name: end_of(run)[:2] for run in runs("small")})
     assert ends[0] == ends[1] and ends[2]["opd_reverse_kl-seed0"] == ends[0]["opd_reverse_kl-seed0"]
     assert ends[2]["small"][0] == "FINISHED" and ends[2]["small"][1] > ends[0]["small"][1]

@@ -21,18 +21,28 @@ def test_a_slot_is_one_param_and_settings_are_short_and_flat():
 
 def test_params_are_what_papers_differ_in_and_what_is_not_as_in_base_yaml():
     plain, other = params("gkd"), params("gkd", "engine.dtype=bfloat16", "prompts.count=640")
-    assert plain["terms.0.divergence"] == "jsd(beta 0.5)" and plain["train.learning_rate"] == "0.0005"
+    assert plain["slot.divergence"] == "jsd(beta 0.5)" and plain["train.learning_rate"] == "0.0005"
     assert other.items() - plain.items() == {("engine.dtype", "bfloat16"), ("prompts.count", "640")}
     assert not any(key.startswith(("about", "pair.others", "accepts", "train.beta")) for key in plain)
     assert len(plain) < 45
 
 
-def test_two_variants_have_the_same_params_and_differ_in_few():
-    one, other = params("opd_reverse_kl"), params("gkd")
-    assert one.keys() == other.keys()
+def test_variants_have_the_same_slots_whatever_they_use_and_two_differ_in_few():
+    found = {name: params(name) for name in ("gkd", "opd_reverse_kl", "scope", "sdpo", "trd", "veto")}
+    slots = {name: {key for key in one if key.startswith("slot.")} for name, one in found.items()}
+    assert all(some == slots["gkd"] for some in slots.values())
+    one, other = found["opd_reverse_kl"], found["gkd"]
     assert {key for key in one if one[key] != other[key]} == {
-        "name", "rollout.writers", "terms.0.rows", "terms.0.support", "terms.0.divergence", "terms.0.advantage",
-        "terms.0.estimator", "terms.0.reduction"}
+        "name", "slot.writers", "slot.rows", "slot.support", "slot.divergence", "slot.advantage", "slot.estimator",
+        "slot.reduction"}
+
+
+def test_what_terms_agree_in_is_said_once_and_what_is_not_there_is_none():
+    two = params("scope", "schedule=[{round: 1, set: {train.learning_rate: 1e-6}}]", "rounds=2")
+    assert two["slot.estimator"] == "policy_gradient" and two["slot.refine"] == two["slot.divergence"] == "none"
+    assert two["slot.rows"] == "failed(threshold 1.0) | succeeded(threshold 1.0)"
+    assert two["slot.schedule"] == "from round 1: train.learning_rate 1e-06"
+    assert params("gkd", "terms.0.clip={at: entry, limit: 0.05}")["slot.clip"] == "entry 0.05"
 
 
 @pytest.mark.parametrize("params, others, words", [

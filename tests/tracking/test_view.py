@@ -3,6 +3,7 @@ import base64
 import json
 import zlib
 
+from tasks.opd.evaluation import final
 from tasks.tracking import view
 
 
@@ -12,6 +13,9 @@ def test_a_suites_view_has_its_cells_and_scores_first_over_rounds_tokens_and_sec
     assert state["orderByKey"] == "metrics.`eval/tiny/avg`" and state["orderByAsc"] is False
     assert {"metrics.`eval/tiny/avg`", "metrics.`eval/hard/avg`", "tags.`variant`", "tags.`seed`"} <= {
         *state["selectedColumns"]}
+    assert state["selectedColumns"][:len(final.NAMES)] == [f"metrics.`{name}`" for name in final.NAMES]
+    across = [card["xaxis"]["key"] for card in state["compareRunCharts"] if card["type"] == "SCATTER"]
+    assert {"final/trained_tokens", "final/teacher_read_tokens", "final/seconds"} < {*across}
     first = state["compareRunCharts"][:4]
     assert [card["metricKey"] for card in first] == 4 * ["eval/tiny/avg"]
     assert [(card["type"], card.get("xAxisKey"), card.get("selectedXAxisMetricKey")) for card in first] == [

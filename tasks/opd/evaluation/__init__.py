@@ -6,6 +6,7 @@ leakage             answers that speak of what only the teacher saw
 teacher_divergence  exact divergence to the teacher on the student's own answers; the stage `divergence`
 findings            what a run's numbers say is going wrong
 reports             what a report says
+final               what a run reached and cost, in a dozen numbers
 clusters            which prompts are kin
 statistics          intervals over seeds and prompts, many comparisons, what can be detected
 power               what a suite can detect, before it runs
