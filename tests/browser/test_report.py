@@ -15,6 +15,7 @@ from selenium.webdriver.common.by import By  # noqa: E402  after the skip
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 from tasks.opd.core.costs import TRAINED  # noqa: E402
+from tasks.opd.core.token_columns import TokenColumns  # noqa: E402
 from tasks.opd.evaluation.cell_costs import Costs  # noqa: E402
 from tasks.opd.evaluation.comparison import compare  # noqa: E402
 from tasks.opd.evaluation.report import lineage, runs, suites  # noqa: E402
@@ -153,6 +154,30 @@ def test_tokens_are_coloured_by_what_is_chosen(page, tmp_path):
                           "list.dispatchEvent(new Event('change'))")
     student, *teacher = colours()
     assert set(teacher) == {teacher[0]} != {student}
+
+
+def test_tokens_are_coloured_by_what_training_took(page, tmp_path):
+    used = [TokenColumns(rollout_id="0:p:0:student:0", term=HOSTILE, weight=[0, 0.0025, 1, 1, 1],
+                         advantage=[float("nan"), -2.0, 2.0, 0.5, 0.5])]
+    driver = opened(page, tmp_path, run_page(used=used, top=True))
+    names = [option.text for option in driver.find_elements(By.CSS_SELECTOR, "#rollouts select option")]
+    weight, advantage = (next(i for i, name in enumerate(names) if name.startswith(kind))
+                         for kind in ("weight in </script>", "advantage in </script>"))
+
+    def colours(choice: int) -> list[str]:
+        driver.execute_script("const list = document.querySelector('#rollouts select'); "
+                              "list.selectedIndex = arguments[0]; list.dispatchEvent(new Event('change'))", choice)
+        return [span.value_of_css_property("background-color")
+                for span in driver.find_elements(By.CSS_SELECTOR, ".tokens span")]
+    nothing, little, *whole = colours(weight)
+    assert len({nothing, little, *whole}) == 3 and len(set(whole)) == 1
+    unknown, less, more, *some = colours(advantage)
+    assert len({unknown, less, more, *some}) == 4
+    assert "less of it (\u2264 -2.00)" in driver.find_element(By.CSS_SELECTOR, "#rollouts .scale").text
+    driver.find_element(By.CSS_SELECTOR, ".tokens").send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    assert "gnitide 0.00250" in driver.find_element(By.CSS_SELECTOR, ".token").text
+    assert driver.title.endswith(": opdlab report") and not driver.find_elements(By.TAG_NAME, "img")
+    assert driver.get_log("browser") == []
 
 
 def test_raw_text_stands_beside_refined_text(page, tmp_path):

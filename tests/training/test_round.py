@@ -197,7 +197,7 @@ def test_resuming_from_disk_is_bitwise_the_same_as_going_on(tmp_path):
     resumed, again, other = rounds(tmp_path, "resumed", inputs, lambda r: Session(), ema_decay=0.9)
     assert counts == again and counts["steps"] == 3 and counts["step"] == 9
     assert all(torch.equal(straight[k], resumed[k]) for k in straight)
-    for file in ("ema/model.safetensors", "trainer.safetensors", "trainer.json"):
+    for file in ("ema/model.safetensors", "trainer.safetensors", "trainer.json", "tokens.parquet"):
         assert (out / file).read_bytes() == (other / file).read_bytes()
 
 

@@ -12,4 +12,5 @@ records   Prompt, Rollout, Sample and their Parquet files
 seeds     seeds derived by hashing
 streams   standard error that nobody reads any more
 tables    tables as text: Markdown, or aligned for a terminal
+token_columns what training made of single tokens: some rollouts' weights and advantages
 """

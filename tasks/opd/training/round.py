@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tasks.opd.core import token_columns
 from tasks.opd.core.costs import TRAINED, counted
 from tasks.opd.core.errors import DataError, NonFinite
 from tasks.opd.core.records import Rollout, first_tokens
 from tasks.opd.core.seeds import derive_seed
+from tasks.opd.core.token_columns import TokenColumns
 from tasks.opd.engines.canary import write_canary
 from tasks.opd.models.heads import special_ids
 from tasks.opd.models.lora import learning
@@ -29,6 +31,7 @@ from tasks.opd.store.artifacts import model_folder
 from tasks.opd.training.batching import optimizer_batches
 from tasks.opd.training.diagnostics import Diagnostics
 from tasks.opd.training.forward import Forward, old_logprobs
+from tasks.opd.training.kept_tokens import kept_tokens
 from tasks.opd.training.prepass import collect
 from tasks.opd.training.repetition import repetition
 from tasks.opd.training.scored_set import ScoredSet, read_scored
@@ -82,8 +85,9 @@ def check_domains(terms: list[Term], columns: Columns) -> None:
                             "name it in pair.experts")
 
 
-def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozenset[int], log, bar) -> dict:
-    """All optimizer steps of one round. `log(step, values)` takes metrics. The round's counts."""
+def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozenset[int], log, bar,
+                keep: Callable[[list[TokenColumns]], None] = lambda rows: None) -> dict:
+    """All optimizer steps of one round. `log(step, values)` takes metrics, `keep` some tokens'. The round's counts."""
     train, terms = spec["train"], bind_terms(spec["terms"])
     forward, prepared = start_round(trainer.model, scored, terms, spec, special, lambda: bar.update(0))
     check_domains(terms, forward.columns)
@@ -94,6 +98,7 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
     trained, steps, loss = 0, 0, 0.0
     log(trainer.step, {f"train/{t.label}/{name}": value for t, p in zip(terms, prepared)
                        for name, value in p.report.items()})
+    keep(kept_tokens(terms, prepared, forward.columns, scored.rollouts))
     for i, batch in enumerate(batches):
         started, stats = time.monotonic(), Stats()
         left = train["trained_tokens"] - trainer.tokens_seen if train["trained_tokens"] else None
@@ -192,7 +197,7 @@ def decoded(token_ids: list[list[int]], folder: Path) -> list[str]:
 
 
 def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
-    """Stage: one round of training; model/, the trainer's state and, with a moving average, ema/."""
+    """Stage: one round of training; model/, the trainer's state, some tokens' columns and, where it moves, ema/."""
     session.sleep()
     trainer = resident(inputs["student"], spec, session)
     torch.manual_seed(derive_seed(spec["seed"], "train", spec["round"]))  # no state to carry from round to round
@@ -203,7 +208,8 @@ def train_student(inputs: dict[str, Path], spec: dict, out: Path, session) -> di
     with session.progress(steps, f"train round {spec['round'] + 1}/{spec['rounds']}", "steps") as bar:
         try:
             counts = train_round(trainer, scored, spec, special_ids(origin),
-                                 lambda at, values: session.log(out, at, values), bar)
+                                 lambda at, values: session.log(out, at, values), bar,
+                                 lambda rows: token_columns.write(out / token_columns.FILE, rows))
         except NonFinite as error:
             raise NonFinite(f"round {spec['round']}: {error}. It started from {inputs['student']}") from error
     session.log(out, trainer.step, repetition(scored.rollouts, lambda rows: decoded(rows, origin)))

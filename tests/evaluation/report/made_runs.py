@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models
 
-from tasks.opd.core import metrics
+from tasks.opd.core import metrics, token_columns
 from tasks.opd.core.costs import READ, TRAINED, WRITTEN, counted
 from tasks.opd.core.records import DATASET, STUDENT, Prompt, Quarantined, Rollout, Sample, write_rows
 from tasks.opd.recipe import loading
@@ -88,18 +88,14 @@ def rows_file(rows: list, file: str = "rollouts.parquet", dropped: list[Quaranti
     return write
 
 
-def points(values: dict[str, float]):
-    """What writes metrics."""
-    return lambda folder: metrics.append(folder / metrics.FILE, 1, values)
-
-
 def round_of(key: str, index: int, student: Artifact, asked: Artifact, teacher: Artifact, *, trained: int = 100,
              rollouts: list[Rollout] = ROLLOUTS, refined: list[Rollout] = (), top: bool = False,
              values: dict[str, float] | None = None, wrote: dict[int, int] | None = None,
-             asked_of: Artifact | None = None) -> Artifact:
+             asked_of: Artifact | None = None, used: list[token_columns.TokenColumns] = ()) -> Artifact:
     """A round's checkpoint: every stage takes a second; one rollout is dropped as it is graded.
 
-    `wrote` are tokens by author, `asked_of` is the student that the rollouts name; else the round's own wrote nine.
+    `used` is what terms took at tokens, `wrote` are tokens by author, `asked_of` is the student that the rollouts name;
+    else the round's own wrote nine.
     """
     written = made("rollouts", f"r{key}", rows_file(rollouts, gone="quarantined.parquet"), prompts=asked,
                    student=asked_of or student, counts={"rollouts": len(rollouts), **counted(
@@ -111,7 +107,12 @@ def round_of(key: str, index: int, student: Artifact, asked: Artifact, teacher: 
                       counts=counted("refined", {}))
     scores = made("scores", f"s{key}", signal(refined or rollouts, top), rollouts=graded, model=teacher,
                   counts=counted("scores", {READ: 11}))
-    return made("checkpoint", f"c{key}", points({"train/loss_nats": 1.0 / (index + 1), **(values or {})}),
+
+    def write(folder: Path) -> None:
+        metrics.append(folder / metrics.FILE, 1, {"train/loss_nats": 1.0 / (index + 1), **(values or {})})
+        if used:
+            token_columns.write(folder / token_columns.FILE, [*used])
+    return made("checkpoint", f"c{key}", write,
                 spec={"round": index}, student=student, rollouts=graded, scores_of_teacher=scores,
                 counts={**counted("checkpoint", {TRAINED: trained}), "steps": 1})
 

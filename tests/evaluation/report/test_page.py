@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 
+from tasks.opd.core.token_columns import TokenColumns
 from tasks.opd.evaluation.report import lineage, runs
 from tasks.opd.evaluation.report.page import ASSETS, LIMIT, Page, Table, fitting, render, sides, visible
 from tasks.opd.store import run_records
@@ -55,10 +56,12 @@ def test_the_same_store_gives_the_same_page():
 
 def test_a_page_of_forty_long_rollouts_stays_below_what_mlflow_shows():
     long = [rollout(f"0:p:0:student:{i}", [1, 2, 3, 4, 5] * 800, logprobs=[-1.2345] * 4000) for i in range(60)]
-    html = html_of(rollouts=long, top=True, rounds=1)
+    used = [TokenColumns(rollout_id=one.rollout_id, term=term, weight=[0.123] * 1024, advantage=[-0.0123] * 1024)
+            for one in long for term in ("teacher_gap", "grpo")]
+    html = html_of(rollouts=long, top=True, rounds=1, used=used)
     assert len(html.encode()) <= LIMIT
     shown = data_of(html)["rollouts"]
-    assert len(shown) == 40 and len(shown[0]["tokens"]) >= 256
+    assert len(shown) == 40 and len(shown[0]["tokens"]) >= 256 and len(shown[0]["used"][1]["advantage"]) >= 256
     assert shown[0]["left_out"] + len(shown[0]["tokens"]) == 4000
 
 

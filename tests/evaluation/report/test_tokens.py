@@ -2,6 +2,7 @@
 import pytest
 
 from tasks.opd.core.records import STUDENT, TEACHER
+from tasks.opd.core.token_columns import COUNT, TokenColumns, evenly
 from tasks.opd.evaluation.report import lineage, tokens
 from tasks.opd.evaluation.report.tokens import Pieces
 from tasks.opd.store import run_records
@@ -45,12 +46,33 @@ def test_a_long_rollout_is_cut_in_every_column():
 
 def test_a_rollout_that_is_trimmed_is_as_if_it_had_been_cut():
     pieces = Pieces(decode=lambda ids: "".join(map(str, ids)))
-    [whole, *_], _ = shown(pieces=pieces, top=True)
-    [cut, *_], _ = shown(most_tokens=2, pieces=pieces, top=True)
+    [whole, *_], _ = shown(pieces=pieces, top=True, used=USED)
+    [cut, *_], _ = shown(most_tokens=2, pieces=pieces, top=True, used=USED)
     assert tokens.trimmed(whole, 2, 5) == cut
     less = tokens.trimmed(whole, 3, 1).said[0]
     assert [len(some) for some in less.top] == [1] * 3 == [len(some) for some in less.top_logprobs]
     assert tokens.trimmed(whole, 3, 0).said[0].top == []
+
+
+USED = [TokenColumns(rollout_id="0:p:0:student:0", term="teacher_gap", weight=[0.00123456, 0, 1, 1, 1],
+                     advantage=[float("nan"), -2.0, 0.5, 1.0, 1.0]),
+        TokenColumns(rollout_id="0:p:0:student:0", term="nll", weight=[1.0] * 5, advantage=None),
+        TokenColumns(rollout_id="0:p:0:student:1", term="nll", weight=[1.0] * 4, advantage=None)]
+
+
+def test_what_training_took_stands_at_the_tokens_to_three_digits():
+    [first, second, third], _ = shown(used=USED, most_tokens=3)
+    assert first.used == [tokens.Used(term="teacher_gap", weight=[0.00123, 0, 1], advantage=[None, -2.0, 0.5]),
+                          tokens.Used(term="nll", weight=[1.0] * 3, advantage=[])]
+    assert [one.term for one in second.used] == ["nll"] and third.used == []
+
+
+def test_of_several_rounds_those_rollouts_are_shown_of_which_tokens_were_kept():
+    many = [rollout(f"0:p:0:student:{i}", [1]) for i in range(100)]
+    rounds = lineage.read(run_records.files_of(run(rounds=3, rollouts=many))[0]).rounds
+    found = tokens.shown_of(rounds, Pieces(decode=str), 10, 0)
+    kept = {row.rollout_id for row in evenly(many, COUNT)}
+    assert len(found) == 40 and {one.rollout_id for one in found} <= kept
 
 
 def test_a_refined_rollout_has_what_it_was_before():

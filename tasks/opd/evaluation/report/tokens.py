@@ -1,7 +1,7 @@
 """Rollouts token by token: who wrote each, what student and teacher thought of it, what the teacher would have written.
 
-Only what the store keeps: the student's log-probability as it was sampled, the teacher's columns of `signal.parquet`.
-Weights, advantages and the student's entropies live in training only.
+Only what the store keeps: the student's log-probability as it was sampled, the teacher's columns of `signal.parquet`,
+and the weights and advantages that training kept of the rollouts among which a page chooses (`core.token_columns`).
 """
 import math
 from collections.abc import Callable, Iterable
@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.opd.core import token_columns
 from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import STUDENT, Rollout
+from tasks.opd.core.token_columns import COUNT, TokenColumns, evenly
 from tasks.opd.evaluation.report.lineage import Round
 from tasks.opd.evaluation.report.prompts import asked, shortened
 from tasks.opd.store.artifacts import Artifact
 
-COUNT = 40                                  # rollouts a page
 BATCH = 16                                  # rows of a file that are looked at at once
 WINDOW = 6                                  # tokens before one that decide how it is spelt
 RAW_CHARACTERS, PROMPT_CHARACTERS = 4000, 1500
@@ -38,6 +39,14 @@ class Said:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Used:
+    """What a term of the loss took at a rollout's tokens."""
+    term: str
+    weight: list[float | None]              # [T]
+    advantage: list[float | None]           # [T]; empty: the term has a divergence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shown:
     """A rollout as a page shows it; its first T tokens."""
     rollout_id: str
@@ -52,6 +61,7 @@ class Shown:
     author: list[int]                       # [T] as in core.records
     student: list[float | None]             # [T] log-probability as sampled, nats; None where another wrote
     said: list[Said]
+    used: list[Used]                        # by the terms that learn of this rollout
     left_out: int                           # tokens behind the first T
     raw: str | None                         # what it was refined from; None: it was not
     raw_reward: float | None
@@ -114,11 +124,6 @@ def chosen_rounds(rounds: list[Round], wanted: list[int] | None = None) -> list[
     return [rounds[i] for i in sorted({0, len(rounds) // 2, len(rounds) - 1})] if rounds else []
 
 
-def evenly(rows: list, count: int) -> list:
-    """`count` of the rows, evenly spaced."""
-    return [rows[i * len(rows) // count] for i in range(count)] if len(rows) > count else rows
-
-
 def shown_of(rounds: list[Round], pieces: Pieces, most_tokens: int, likeliest: int) -> list[Shown]:
     """COUNT rollouts of these rounds, evenly spaced over each: at most `most_tokens` tokens of each, and `likeliest` of
     the teacher's beside every one.
@@ -131,12 +136,14 @@ def shown_of(rounds: list[Round], pieces: Pieces, most_tokens: int, likeliest: i
 def of_round(one: Round, count: int, pieces: Pieces, most_tokens: int, likeliest: int) -> list[Shown]:
     """Some rollouts of a round, as its training read them; only these are read whole."""
     read = Artifact.from_json(one.checkpoint.record["inputs"]["rollouts"]).path / "rollouts.parquet"
-    chosen = evenly(pq.read_table(read, columns=["rollout_id"])["rollout_id"].to_pylist(), count)
+    known = evenly(pq.read_table(read, columns=["rollout_id"])["rollout_id"].to_pylist(), COUNT)  # as kept
+    chosen = evenly(known, count)
     rollouts = [Rollout(**as_lists(row)) for row in rows_of(read, chosen)]
     questions = asked(prompts_of(one))
     raw = raw_rollouts(one, [rollout.parent for rollout in rollouts if rollout.parent])
     signals = {name: {row["rollout_id"].as_py(): row for row in rows_of(stage.path / "signal.parquet", chosen)}
                for name, stage in one.scores().items()}
+    used = token_columns.read(one.checkpoint.path / token_columns.FILE)
     found = []
     for rollout in rollouts:
         before, question = raw.get(rollout.parent), questions.get(rollout.prompt_id)
@@ -150,6 +157,7 @@ def of_round(one: Round, count: int, pieces: Pieces, most_tokens: int, likeliest
             author=rollout.author[:most_tokens], student=student, left_out=len(rollout.token_ids) - len(ids),
             said=[said_of(name, rows[rollout.rollout_id], student, pieces, likeliest) for name, rows in signals.items()
                   if rollout.rollout_id in rows and rows[rollout.rollout_id]["has_signal"].as_py()],
+            used=[used_of(row, len(ids)) for row in used if row.rollout_id == rollout.rollout_id],
             raw=shortened(pieces.decode(before.token_ids), RAW_CHARACTERS) if before else None,
             raw_reward=before.reward if before else None))
     return found
@@ -196,6 +204,13 @@ def said_of(model: str, row: dict[str, pa.Scalar], student: list, pieces: Pieces
                 top=[[pieces.of_id(token) for token in some] for some in ids], top_logprobs=[*map(numbers, top)])
 
 
+def used_of(row: TokenColumns, num_tokens: int) -> Used:
+    """What a term took at the first tokens of a rollout, to three digits: weights may be small."""
+    weight, advantage = ([float(f"{value:.3g}") if math.isfinite(value) else None for value in values[:num_tokens]]
+                         for values in (row.weight, row.advantage or []))
+    return Used(term=row.term, weight=weight, advantage=advantage)
+
+
 def numbers(values: Iterable[float]) -> list[float | None]:
     """Each as `number` has it."""
     return [number(float(value)) for value in values]
@@ -208,7 +223,8 @@ def trimmed(one: Shown, most_tokens: int, likeliest: int) -> Shown:
                     tail=said.tail[cut], top=[some[:likeliest] for some in said.top[cut]] if likeliest else [],
                     top_logprobs=[some[:likeliest] for some in said.top_logprobs[cut]] if likeliest else [])
             for said in one.said]
-    return replace(one, tokens=one.tokens[cut], author=one.author[cut], student=one.student[cut], said=said,
+    used = [replace(used, weight=used.weight[cut], advantage=used.advantage[cut]) for used in one.used]
+    return replace(one, tokens=one.tokens[cut], author=one.author[cut], student=one.student[cut], said=said, used=used,
                    left_out=one.left_out + left)
 
 

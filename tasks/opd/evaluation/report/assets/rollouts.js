@@ -52,16 +52,16 @@ function questions() {
   draw();
 }
 
-// What tokens can be coloured by: a name, the value of token t (null: none), and whether its sign says something.
+// What tokens can be coloured by: a name, the value of token t (null: none), and what its signs say, if anything.
 function columns(rollouts) {
   const models = [...new Set(rollouts.flatMap((one) => one.said.map((said) => said.model)))];
   const found = [];
-  const add = (name, of, signed = false) => { found.push({name, of, signed}); };
+  const add = (name, of, signed) => { found.push({name, of, signed}); };
   for (const model of models) {
     const said = (one) => one.said.find((said) => said.model === model);
     const column = (key) => (one, t) => said(one)?.[key][t] ?? null;
     const kept = (key) => rollouts.some((one) => said(one)?.[key].length);
-    if (kept("gap")) add(`${model}'s gap to the student`, column("gap"), true);
+    if (kept("gap")) add(`${model}'s gap to the student`, column("gap"), ["teacher thinks less", "more"]);
     if (kept("logprobs")) add(`${model}'s log-probability`, column("logprobs"));
     if (kept("entropy")) add(`${model}'s entropy`, column("entropy"));
     if (kept("tail")) add(`${model}'s mass outside its top k`, (one, t) => {
@@ -69,11 +69,21 @@ function columns(rollouts) {
       return tail === undefined || tail === null ? null : Math.exp(tail);
     });
   }
+  for (const term of new Set(rollouts.flatMap((one) => one.used.map((used) => used.term)))) {
+    const used = (key) => (one, t) => one.used.find((used) => used.term === term)?.[key][t] ?? null;
+    add(`weight in ${term}`, used("weight"));
+    add(`advantage in ${term}`, used("advantage"), ["less of it", "more"]);
+  }
   if (rollouts.some((one) => one.student.some((value) => value !== null))) {
     add("student's log-probability", (one, t) => one.student[t] ?? null);
   }
   add("author", (one, t) => one.author[t]);
   return found.filter((column) => rollouts.some((one) => one.tokens.some((_, t) => column.of(one, t) !== null)));
+}
+
+// Hundredths, or of small numbers three digits.
+function rounded(value) {
+  return value === 0 || Math.abs(value) >= 0.1 ? value.toFixed(2) : value.toPrecision(3);
 }
 
 function reach(rollouts, column) {
@@ -100,11 +110,11 @@ function legend(column, most) {
   };
   if (column.name === "author") AUTHORS.forEach((name, value) => add(value, name));
   else if (column.signed) {
-    add(-most, `teacher thinks less (\u2264 -${most.toFixed(1)})`);
-    add(most, `more (\u2265 ${most.toFixed(1)})`);
+    add(-most, `${column.signed[0]} (\u2264 -${rounded(most)})`);
+    add(most, `${column.signed[1]} (\u2265 ${rounded(most)})`);
   } else {
     add(0, "0");
-    add(most, `${column.name.includes("log-probability") ? "-" : ""}${most.toFixed(1)} and beyond`);
+    add(most, `${column.name.includes("log-probability") ? "-" : ""}${rounded(most)} and beyond`);
   }
   return box;
 }
@@ -221,7 +231,7 @@ class Reader {
     const rows = [["token", `${t} ${JSON.stringify(data.pieces[one.tokens[t]])}`], ["author", AUTHORS[one.author[t]]]];
     for (const column of this.columns.filter((column) => column.name !== "author")) {
       const value = column.of(one, t);
-      if (value !== null) rows.push([column.name, value.toFixed(2)]);
+      if (value !== null) rows.push([column.name, rounded(value)]);
     }
     const kept = one.said.filter((said) => said.top.length);
     this.token.replaceChildren(table(rows), ...kept.map((said) => likeliest(said, t)));
