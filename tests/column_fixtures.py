@@ -16,8 +16,7 @@ def columns(lengths: list[int], *, group: list[int] | None = None, reward: list[
     own = {name: torch.as_tensor(values.pop(name), dtype=torch.float64) if name in values else blank for name in
            ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl",
             "reverse_kl")}
-    overlap = {int(name.partition(":")[2]): torch.as_tensor(values.pop(name), dtype=torch.float64)
-               for name in list(values) if name.startswith("overlap:")}
+    at_k = {name: torch.as_tensor(values.pop(name), dtype=torch.float64) for name in list(values) if ":" in name}
     per_token = torch.tensor(lengths)
     return Columns(
         token_ids=torch.as_tensor(values.pop("token_ids", [0] * count)),
@@ -28,4 +27,4 @@ def columns(lengths: list[int], *, group: list[int] | None = None, reward: list[
         reward=torch.tensor(reward or [math.nan] * num_rollouts, dtype=torch.float64),
         domain=domain or [""] * num_rollouts, candidates=candidates,
         has_signal=torch.tensor(has_signal or [True] * num_rollouts),
-        mask=torch.tensor(mask or [True] * count), overlap=overlap, **own, **values)
+        mask=torch.tensor(mask or [True] * count), at_k=at_k, **own, **values)

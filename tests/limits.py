@@ -41,6 +41,12 @@ PAIRS = HALF.replace("0.5}, ", "0.5, n: 2}, ")                      # as many a 
 FLAT = ["terms.0.weights.0.power=0", "terms.1.weights.0.power=0"]
 RAW = ["terms.0.support.k=4", "terms.0.advantage.normalise=false"]
 
+
+
+def trusted_from(threshold: float) -> list[str]:
+    return [f"terms.{i}.weights.0.threshold={threshold}" for i in (0, 1)]
+
+
 TABLE = [
     # baselines
     Limit("sft", [OURS], [(-1, "fixed_negative_advantage", [])], moved=False),
@@ -172,6 +178,10 @@ TABLE = [
     Limit("open_mopd", ["terms.0.reduction=token"], [(1, THINK + "only_student", ["teacher.model=routed"])], BIT),
     Limit("open_mopd", [], [(1, THINK + "only_student", ["teacher.model=routed"])], BIT, world="four"),
     Limit("opsa", ["terms.0.advantage.power=0"], [(1, "fixed_negative_advantage", [])], BIT),
+    Limit("trust_routed", trusted_from(0), [(1, FULL, [])], BIT),
+    Limit("trust_routed", trusted_from(2), [(1, "grpo", [PER_TOKEN])], BIT),
+    Limit("trust_routed", [*trusted_from(2), PAIRS], [(1, "grpo", [PER_TOKEN, PAIRS]),
+                                                 (1, FORWARD, [PAIRS, "terms.0.rows=golden"])]),
     # curriculum
     Limit("paced", ["terms.0.weights.0.right=0", "terms.0.weights.0.wrong=0"], [(1, FORWARD, [])], BIT),
     Limit("paced", [], [], 0.0, world="all_right"),                                # nothing is left to learn

@@ -14,9 +14,9 @@ from tests.column_fixtures import columns
 NAN = math.nan
 GRADED = [1.0, 0.0] * 50      # rewards of as many rollouts as there are
 READ = ("sampler_logprobs", "old_logprobs", "teacher", "entropy", "teacher_entropy", "divergence", "forward_kl",
-        "reverse_kl", "overlap:16")
+        "reverse_kl", "overlap:16", "reliability:16")
 TIP = {"entropy": [0.1, 0.5, 0.9, 0.2], "divergence": [0.9, 0.1, 0.5, 0.05]}
-GATES = {"teacher_entropy_above", "gap_size", "probability_gap"}       # which may leave no token
+GATES = {"teacher_entropy_above", "gap_size", "probability_gap", "reliable"}       # which may leave no token
 NEW = sorted(set(WEIGHTS) - {"uniform", "skip_first", "special_token_mask"})
 
 
@@ -335,7 +335,7 @@ def test_equal_tokens_and_rollouts_of_one_token_give_finite_weights(name, value)
 def test_float32_columns_are_weighed_like_float64(name):
     given = {c: random_columns([30, 10]).named(c).float() for c in READ}
     double = columns([30, 10], reward=[1.0, 0.0], **given)
-    single = {"overlap": {16: given.pop("overlap:16")}} | given
+    single = {"at_k": {name: given.pop(name) for name in list(given) if ":" in name}} | given
     assert weight_of(name)(dataclasses.replace(double, **single)).tolist() == weight_of(name)(double).tolist()
 
 

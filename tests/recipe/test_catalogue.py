@@ -18,7 +18,7 @@ METHODS = set("""
     exopd_experts mixed_teachers tip tip_entropy tip_q3 eopd dasd iw_opd fire_opd reopold fu_lsm fu_lsm_masked zhu_topk
     rethinking_only_student rethinking_only_teacher rethinking_intersection rethinking_union stable_opd esr_100 fast_opd
     popd scope kdrl kdrl_masked kdrl_annealed srpo hdpo rlsd trrd mopd_reward opd_then_rl sft_then_opd luffy aopd tropd
-    top_d opsa paced minillm prune_opd short_to_long open_mopd""".split())
+    top_d opsa paced minillm prune_opd short_to_long open_mopd trust_routed""".split())
 FINDINGS = {"constant_advantage", "identity", "shift", "truncated_sampling"}  # that a variant may intend
 
 

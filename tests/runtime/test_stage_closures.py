@@ -38,6 +38,7 @@ RECIPES = {
     "sft": [f"pair.student={READER}", f"pair.teacher={READER}"],
     "scope": ["rollout.writers.0.n=2"], "srpo": ["rollout.writers.0.n=2"], "trrd": ["rollout.writers.0.n=2"],
     "luffy": ["rollout.writers.0.n=2"], "aopd": [], "top_d": [], "open_mopd": ["pair.experts={four: random}"],
+    "trust_routed": ["rollout.writers.0.n=2"],
     "distillm_srkl": [LESSON, "pair.student={name: pruned, drop: [1]}", "refine=[{name: truncate, tokens: 5}]"],
 }
 

@@ -190,13 +190,23 @@ def test_overlaps_are_those_of_the_k_that_each_weight_asks_for():
     weights = [{"name": "prune_suffix", "k": 9}, {"name": "prune_suffix", "k": 5}]
     columns, other = look([term(divergence="nll", weights=weights, rows="succeeded"), term(**FULL)],
                           scored_by(k=10, teacher=TEACHER))
-    assert set(columns.overlap) == {5, 9} and other.overlap == {}
-    for k, found in columns.overlap.items():
+    assert set(columns.at_k) == {"overlap:5", "overlap:9"} and other.at_k == {}
+    for k in (5, 9):
+        found = columns.named(f"overlap:{k}")
         ours, theirs = S.topk(k, -1).indices.tolist(), T.topk(k, -1).indices.tolist()
         shares = torch.tensor([len(set(a) & set(b)) / k for a, b in zip(ours, theirs)], dtype=torch.float64)
         assert close(found, shares, SUCCEEDED) and 0 < shares.mean() < 1
-        assert found is columns.named(f"overlap:{k}")
     assert columns.named("overlap:3").isnan().all()
+
+
+def test_reliability_is_the_teachers_mass_on_what_the_student_might_write_times_how_decided_it_is():
+    weights = [{"name": "reliable", "k": 3}, {"name": "reliable", "k": 2}]
+    columns, = look([term(divergence="nll", weights=weights)], scored_by(teacher=TEACHER))
+    for k in (2, 3):
+        p = T.exp().gather(-1, S.topk(k, -1).indices)
+        own = p / p.sum(-1, keepdim=True)
+        expected = p.sum(-1) * (1 + (own * own.log()).sum(-1) / math.log(k))
+        assert close(columns.named(f"reliability:{k}"), expected) and 0 < expected.mean() < 1
 
 
 def test_a_term_without_a_teacher_stands_beside_one_whose_teacher_has_another_name():

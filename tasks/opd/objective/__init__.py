@@ -10,6 +10,7 @@ advantages   what a token is worth
 gaps         of them, those that come from the teacher alone
 estimators   how that becomes a gradient
 weights      which tokens count
+reliability  how far a teacher's advice can be followed
 suffixes     of them, those that fade or cut a rollout's end
 statistics   of a term's tokens, for weights
 reductions   how token losses become one number

@@ -52,8 +52,8 @@ class Columns:
     forward_kl: Tensor            # [N] nats, to the term's target over the whole vocabulary
     reverse_kl: Tensor            # [N] nats, likewise
     candidates: Candidates | None # the term's support; None unless its estimator takes candidates
-    overlap: dict[int, Tensor] = field(default_factory=dict)  # k -> [N], share of the student's k likeliest that are
-    # among the k likeliest of the term's main model; for every k that a slot needs, as `overlap:16`
+    at_k: dict[str, Tensor] = field(default_factory=dict)   # [N] by name, for every k that a slot needs: `overlap:16`,
+    # share of the student's k likeliest that are among the main model's; `reliability:16`, see `reliability`
 
     @property
     def num_tokens(self) -> int:
@@ -73,8 +73,7 @@ class Columns:
 
     def named(self, name: str) -> Tensor:
         """The column [N] under the name by which entries need it: `entropy`, `overlap:16`; NaN where nobody asked."""
-        kind, _, k = name.partition(":")
-        column = self.overlap.get(int(k)) if kind == "overlap" else getattr(self, name)
+        column = self.at_k.get(name) if ":" in name else getattr(self, name)
         return torch.full((self.num_tokens,), math.nan) if column is None else column
 
     def by_rollout(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -223,6 +223,20 @@ def perplexity(columns: Columns, *, model: Literal["student", "teacher"] = "stud
     return scatter(columns, value / total[group]), {"of_rollouts": float(surprise[first].exp().mean())}
 
 
+def reliable(columns: Columns, *, k: Annotated[int, Field(ge=2)] = 16, threshold: Annotated[float, Field(ge=0)] = 0.5,
+             keep: Literal["reliable", "rest"] = "reliable") -> Reported:
+    """One where the column `reliability` is at least `threshold`, zero elsewhere. [N].
+
+    `keep: rest` the other way round; a threshold above 1 finds no token reliable. Reports the share of tokens kept and
+    the mean reliability.
+    Source: ours; see `reliability`.
+    """
+    trusted = masked(columns, f"reliability:{k}")
+    kept = (trusted >= threshold) == (keep == "reliable")
+    share, mean = (float(values.double().mean()) if kept.numel() else 0.0 for values in (kept, trusted))
+    return scatter(columns, kept), {"kept_share": share, "reliability_mean": mean}
+
+
 def sampler_ratio(columns: Columns, *, cap: Annotated[float, Field(gt=0)] = 2.0) -> Tensor:
     """min(exp(old - sampler), cap): corrects for the distribution sampled from; one where the writer gave none. [N].
 
@@ -260,5 +274,6 @@ WEIGHTS = {
     "perplexity": Entry(perplexity,
                         needs=lambda params: ("teacher",) if params["model"] == "teacher" else ("old_logprobs",)),
     "prune_suffix": Entry(prune_suffix, needs=lambda params: (f"overlap:{params['k']}",)),
+    "reliable": Entry(reliable, needs=lambda params: (f"reliability:{params['k']}",)),
     "before_loop": Entry(before_loop, needs=("teacher",)),
     "sampler_ratio": Entry(sampler_ratio, needs=("old_logprobs",))}

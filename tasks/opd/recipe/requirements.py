@@ -12,7 +12,7 @@ from tasks.opd.recipe.schema import Recipe, Slot, Term
 COLUMNS = ("sampled", "top_k", "entropy", "hidden")
 COLUMN_NEEDS = {  # column that a slot reads -> columns of the teacher's signal
     "teacher": {"sampled": True}, "teacher_entropy": {"entropy": True},
-    "forward_kl": {"hidden": True}, "reverse_kl": {"hidden": True},
+    "forward_kl": {"hidden": True}, "reverse_kl": {"hidden": True}, "reliability": {"hidden": True},
 }
 OF_STUDENT = frozenset({"self", "start", "live"})   # models that are versions of the student
 OF_EXPERTS = frozenset({"routed", "mixed"})         # stand for the pair's experts

@@ -15,6 +15,7 @@ from torch import Tensor
 from tasks.opd.objective.columns import Candidates, Columns
 from tasks.opd.objective.divergences import forward_kl, reverse_kl
 from tasks.opd.objective.loss import Stats, divergence_values, target_logprobs, target_of_written
+from tasks.opd.objective.reliability import reliability
 from tasks.opd.objective.supports import StudentTokens, TeacherTokens, overlap
 from tasks.opd.objective.terms import Term, taking_part
 from tasks.opd.training.forward import Forward
@@ -111,9 +112,14 @@ def overlap_of_top_k(term: Term, student: StudentTokens, models: dict[str, Teach
     return overlap(student, models[next(iter(term.models.values()))], k)
 
 
+def reliability_of_main(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], k: int) -> Tensor:
+    """How far the main model's advice can be followed, over the student's k likeliest tokens. [n]."""
+    return reliability(student, models[next(iter(term.models.values()))], k)
+
+
 COLUMNS = {"old_logprobs": written, "teacher": target_with_student, "entropy": entropy, "divergence": own_divergence,
            "forward_kl": forward_kl_to_target, "reverse_kl": reverse_kl_to_target, "candidates": candidates,
-           "overlap": overlap_of_top_k}
+           "overlap": overlap_of_top_k, "reliability": reliability_of_main}
 
 
 def base_of(column: str) -> str:
@@ -146,5 +152,5 @@ def with_found(columns: Columns, found: dict[str, Tensor]) -> Columns:
                                 target=spread(found.pop("target"), -torch.inf))
         columns = replace(columns, candidates=candidates)
     spreads = {name: spread(values, math.nan) for name, values in found.items()}
-    overlaps = {int(name.partition(":")[2]): spreads.pop(name) for name in list(spreads) if ":" in name}
-    return replace(columns, overlap=overlaps, **spreads)
+    at_k = {name: spreads.pop(name) for name in list(spreads) if ":" in name}
+    return replace(columns, at_k=at_k, **spreads)
