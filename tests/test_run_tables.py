@@ -17,8 +17,13 @@ def report(name: str, **counts) -> Artifact:
 
 def test_what_questions_share_with_the_prompts_trained_on_stands_below_their_table_and_findings_at_the_end(opd_home):
     start, end = report("a"), report("b", overlapping_share=0.125, contaminated_share=0.05)
-    said = "12.5% of the questions share 13 words in a row with a prompt trained on, 5.0% most of their words."
+    said = ("12.5% of the questions share 13 words in a row with a prompt trained on or its solution, 5.0% most of "
+            "their words.")
     assert overlap_line(end) == said and overlap_line(start) == ""
+    more = report("c", overlapping_share=0.125, contaminated_share=0.05, trained_overlapping_share=0.25,
+                  trained_contaminated_share=0.1)
+    assert overlap_line(more) == (f"{said} 25.0% of the questions share 13 words in a row with these or any rollout, "
+                                  "10.0% most of their words.")
     result = {"recipe": "gkd", "seed": 0, "start": {"tiny": start}, "end": {"tiny": end}, "evaluation": [],
               "checkpoint": Artifact(kind="checkpoint", fingerprint="c", digest="", counts={}),
               "findings": [Finding(rule="loops", rounds=3, text="half of it repeats")]}

@@ -29,6 +29,7 @@ def specs_of(recipe, refiners=("truncate",)):
             "grades": grader | filters,
             "refined": {**grader, "refiners": [{"name": name, "params": {}} for name in refiners], "engine": engine},
             "scores": {"context": dumped(recipe.teacher.context), "engine": engine}, "checkpoint": terms,
+            "exposure": {"benchmarks": {"tiny": {"source": dumped(recipe.benchmarks[0].source)}}},
             "report": {"benchmark": dumped(recipe.benchmarks[0]), "engine": engine},
             "divergence": {"engine": recipe.engine_for("write") | {"name": "torch"}},
             "preflight": {**terms, **filters, "engine": engine, "scoring_engine": recipe.engine_for("score")}}
@@ -147,7 +148,7 @@ WITH_ENGINE = ("rollouts", "refined", "scores", "report", "divergence", "preflig
     (("rollouts.writers", ") % 1.0", ") % 2.0"), cells(["rollouts"])),
     (("rollouts.filters", "if length > tokens else", "if length >= tokens else"), set()),
     (("rollouts.filters", '"stop") < 1', '"stop") < 2'), cells(["preflight"])),
-    (("data.tiny", "LOWEST, HIGHEST = 10, 59", "LOWEST, HIGHEST = 10, 69"), cells(["model", "prompts"]))])
+    (("data.tiny", "LOWEST, HIGHEST = 10, 59", "LOWEST, HIGHEST = 10, 69"), cells(["model", "prompts", "exposure"]))])
 def test_an_edit_changes_the_stages_whose_result_depends_on_it(changed, edit, expected):
     assert changed(edit) == expected
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tasks.opd.core.errors import DataError, OpdError
 from tasks.opd.core.records import Prompt, Quarantined, read_rows, source_of, write_rows
-from tasks.opd.data.contamination import FILE, contamination
+from tasks.opd.data.contamination import FILE, contamination, refuse, said_to
 from tasks.opd.data.fields import all_said
 from tasks.opd.data.graders import grade
 from tasks.opd.data.sources import SOURCES
@@ -165,18 +165,13 @@ def refuse_overlap(prompts: list[Prompt], train: list[Prompt], name: str) -> Non
 
 
 def refuse_contaminated(prompts: list[Prompt], train: list[Prompt], spec: dict) -> dict:
-    """What `contamination` says of a benchmark's questions and those trained on.
+    """What `contamination` says of a benchmark's questions and of the questions and solutions trained on.
 
     Raises: DataError when a larger share than the spec's `max_contaminated` are known by their words.
     """
     said = {prompt.prompt_id: all_said(prompt.turns, prompt.text) for prompt in prompts}
-    found = contamination(said, [all_said(prompt.turns, prompt.text) for prompt in train])
-    if found["contaminated_share"] > spec["max_contaminated"]:
-        raise DataError(f"{found['contaminated_share']:.0%} of the questions of {spec['name']} stand in the prompts "
-                        f"trained on, but for a few words (limit max_contaminated {spec['max_contaminated']:g}), for "
-                        f"example {', '.join(found['examples'])}: {said[found['examples'][0]][:200]!r}. Train on other "
-                        "prompts or, where both are made from one template on purpose, raise max_contaminated of the "
-                        "benchmark")
+    found = contamination({spec["name"]: said}, said_to(train))[spec["name"]]
+    refuse(spec["name"], found, said[found["examples"][0]] if found["examples"] else "", spec["max_contaminated"])
     return found
 
 

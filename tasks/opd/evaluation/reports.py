@@ -25,8 +25,9 @@ def divergence_line(start: Artifact, end: Artifact) -> str:
 
 
 def overlap_line(report: Artifact) -> str:
-    """What a benchmark's questions share with the prompts trained on; empty where nobody looked."""
-    if "contaminated_share" not in report.counts:
-        return ""
-    return (f"{report.counts['overlapping_share']:.1%} of the questions share 13 words in a row with a prompt trained "
-            f"on, {report.counts['contaminated_share']:.1%} most of their words.")
+    """What a benchmark's questions share with prompts, solutions and rollouts trained on; empty where nobody looked."""
+    told = [(report.counts[f"{prefix}overlapping_share"], report.counts[f"{prefix}contaminated_share"], what)
+            for prefix, what in (("", "a prompt trained on or its solution"), ("trained_", "these or any rollout"))
+            if f"{prefix}contaminated_share" in report.counts]
+    return " ".join(f"{some:.1%} of the questions share 13 words in a row with {what}, {most:.1%} most of their words."
+                    for some, most, what in told)

@@ -9,6 +9,7 @@ suite         recipes compared
 slots         which module and table serve a slot; parameters held against signatures
 layers        settings with who set each key
 loading       recipes and suites from YAML and key=value
+registered    the benchmarks of configs/benchmarks, and which are at hand
 tuning        the trials of a suite that tunes its variants
 refreshes     what is distilled again, when, and what the gate asks
 validation    plain data held against schema, slots and checks

@@ -17,6 +17,7 @@ PARTS = {           # part of a stage's spec -> whose settings it holds, and whe
     "engine": (EngineInUse, "engine"), "scoring_engine": (EngineInUse, "engine"), EFFORT: (Train, "train")}
 STAGE_SLOTS = {     # where a stage's spec has slots; * stands for any index. Absent: its table counts in whole
     "maker": "maker", "source": "source", "grader": "grader", "graders.*": "grader", "benchmark.grader": "grader",
+    "benchmarks.*.source": "source",
     "writers.*": "writer", "filters.*": "filter", "refiners.*": "refiner", "context": "context",
     **{path: kind for path, kind in slots.SLOTS.items() if path.startswith("terms.")}}
 ENGINES, COLUMNS = ("engines.pool", "ENGINES"), ("training.prepass", "COLUMNS")  # tables that are no slots

@@ -40,8 +40,9 @@ class Benchmark(Source):
     pass_at: list[int] = setting([1], "pass@k", "Values of k for the unbiased pass@k; at most `samples`.")
     sampling: Sampling = setting(Sampling(), "Sampling", "The distribution of the evaluation.")
     max_contaminated: float = setting(
-        0.2, "Contamination limit", "Share of its questions that may stand in the prompts trained on: 80 % of their "
-        "words in runs of 13 that are there too, in no more than 10 prompts; more is an error.", ge=0, le=1)
+        0.2, "Contamination limit", "Share of its questions that may stand in prompts, solutions or rollouts trained "
+        "on: 80 % of their words in runs of 13 that are there too, of no more than 10 prompts; more is an error.",
+        ge=0, le=1)
     divergence_max_tokens: int = setting(
         262144, "Divergence tokens", "Tokens of answers that the divergence to the teacher is computed over, at most; "
         "0: all.", ge=0)

@@ -9,6 +9,7 @@ STAGES = {
     "refined": "rollouts.refiners:refine_rollouts",
     "scores": "scoring.score:score_rollouts",
     "checkpoint": "training.round:train_student",
+    "exposure": "data.exposure:measure_exposure",
     "report": "evaluation.benchmarks:evaluate",
     "divergence": "evaluation.teacher_divergence:measure_divergence",
     "preflight": "training.preflight:preflight",

@@ -10,4 +10,5 @@ hidden_states  made again without the rest of their scores
 run_records    what every run refers to
 garbage        what none of them refers to: found and removed
 disk           how much of it artifacts take
+trained       the rollouts and prompts behind a checkpoint
 """
