@@ -33,8 +33,8 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
         preflight(recipe, models, prompts, pool)
         start, evaluation = evaluate_student(recipe, student, held_out, pool, when="start", teacher=teacher)
         checkpoints, history, findings = [], [], []
-        for round_index in rounds(recipe, pool, lambda: student):  # noqa: B023  the latest is meant
-            rollouts, student = one_round(recipe.at(round_index, history), models, student, prompts, pool, round_index)
+        for round_index in rounds(recipe, pool, history):
+            rollouts, student = one_round(recipe.at(round_index, history), models, student, prompts, pool, history)
             observe(recipe, student, history, findings)
             if recipe.evaluate_every and len(history) % recipe.evaluate_every == 0:
                 evaluation += evaluate_student(recipe, student, held_out, pool, step=len(history), teacher=teacher)[1]
@@ -49,12 +49,12 @@ def distill(recipe: Recipe, suite: str = "") -> dict:
 
 
 def one_round(now: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, pool: pools.WorkerPool,
-              round_index: int) -> tuple[Artifact, Artifact]:
+              history: list[dict]) -> tuple[Artifact, Artifact]:
     """The round's graded rollouts, and the student trained on them; schedule and controllers are resolved in `now`."""
-    rollouts = write_rollouts(now, models, student, prompts, pool, round_index)
+    rollouts = write_rollouts(now, models, student, prompts, pool, round_index := len(history), history)
     rollouts = grade_rollouts(now, prompts, rollouts, pool, round_index)
     if now.refine:
         rollouts = refine_rollouts(now, models, student, prompts, rollouts, pool, round_index)
         rollouts = grade_rollouts(now, prompts, rollouts, pool, round_index)
     scores = score_rollouts(now, models, student, prompts, rollouts, pool, round_index)
-    return rollouts, train_student(now, models, student, rollouts, scores, pool, round_index)
+    return rollouts, train_student(now, models, student, rollouts, scores, pool, round_index, history)

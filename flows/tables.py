@@ -1,12 +1,15 @@
 """What distillations returned, as tables: a suite's, or one run's against its own start."""
+from collections.abc import Iterable
 from dataclasses import replace
 
+from tasks.opd.core.costs import TRAINED
 from tasks.opd.evaluation import cell_costs, comparison, final, findings
 from tasks.opd.evaluation.clusters import clusters_of
 from tasks.opd.evaluation.comparison_tables import to_markdown
 from tasks.opd.evaluation.pass_curves import curves_of
 from tasks.opd.evaluation.reports import divergence_line, divergence_of, overlap_line, rewards
 from tasks.opd.evaluation.tuned import Tuned
+from tasks.opd.recipe import budgets
 from tasks.opd.recipe.schema import Recipe
 
 
@@ -46,5 +49,11 @@ def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Ex
         spent={cell: cell_costs.costs_of(result["checkpoint"], result["evaluation"])
                for cell, result in done.items()},
         divergences={cell: value for cell, value in apart.items() if value is not None},
-        placebos={variant: recipe.about.placebo for variant, _, recipe in cells}, clusters=clusters)
+        placebos={variant: recipe.about.placebo for variant, _, recipe in cells}, clusters=clusters,
+        currency=currency_of(recipe for _, _, recipe in cells))
     return replace(found, tuning=tuning or {}, pass_at=curves_of(reports, baseline, clusters))
+
+
+def currency_of(recipes: Iterable[Recipe]) -> str:
+    """The currency of the first recipe's budget, which a suite's have in common; trained tokens without one."""
+    return next((budget[0] for recipe in recipes if (budget := budgets.given(recipe))), TRAINED)

@@ -12,7 +12,7 @@ from tasks.tracking import runs
 
 def observe(recipe: Recipe, checkpoint: Artifact, history: list[dict], findings: list[Finding]) -> None:
     """Add a finished round's record to the history, and to the findings what is new in it."""
-    history.append(round_record(checkpoint))
+    history.append(round_record(checkpoint, history))
     report(findings, new_findings(recipe, history, findings))
 
 

@@ -2,7 +2,7 @@
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.opd.recipe import requirements
+from tasks.opd.recipe import budgets, requirements
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
 from tasks.stage import run_stage
@@ -17,12 +17,16 @@ def writers_with(recipe: Recipe, fact: str) -> bool:
 
 @task(cache_policy=NO_CACHE, task_run_name="rollouts-{round_index:04d}")
 def write_rollouts(recipe: Recipe, models: dict[str, Artifact], student: Artifact, prompts: Artifact, pool: WorkerPool,
-                   round_index: int) -> Artifact:
-    """The round's rollouts. Where the student does not write, the student it started from stands for its tokenizer."""
+                   round_index: int, history: list[dict] | tuple = ()) -> Artifact:
+    """The round's rollouts, within what is left of the budget after the rounds of `history`.
+
+    Where the student does not write, the student it started from stands for its tokenizer.
+    """
     spec = {"writers": [writer.model_dump(mode="json") for writer in recipe.rollout.writers], "round": round_index,
             "sampling": recipe.rollout.sampling.model_dump(mode="json"), "seed": recipe.seed,
             "prompts_per_round": recipe.prompts_per_round(), "context_tokens": recipe.pair.context_tokens,
             "engine": recipe.engine_for("write")}
+    spec |= {"most": most} if (most := budgets.most_written(recipe, history)) else {}
     on_policy = writers_with(recipe, "on_policy")
     inputs = {"prompts": prompts, "student": student if on_policy else models["student"]}
     if writers_with(recipe, "asks_teacher"):

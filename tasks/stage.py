@@ -7,20 +7,19 @@ whose hidden states were retired only these. While a stage reads its inputs, nob
 """
 import contextlib
 import itertools
-import math
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.opd.core.errors import CorruptArtifact, EngineLost
 from tasks.opd.core.progress import print_line
 from tasks.opd.engines.pool import is_served
-from tasks.opd.recipe import derivations
+from tasks.opd.recipe import budgets, derivations
 from tasks.opd.recipe.checks import recipes, schedules
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.runtime.stages import entry_of
@@ -255,35 +254,32 @@ def log_made(pool: WorkerPool, artifact: Artifact, seconds: float) -> None:
     log_line(f"{made}: {described}" if described else made, to_person=pool.bar is None)
 
 
-def rounds(recipe: Recipe, pool: WorkerPool, student: Callable[[], Artifact]) -> Iterator[int]:
+def rounds(recipe: Recipe, pool: WorkerPool, history: Sequence[dict]) -> Iterator[int]:
     """The indices of a run's rounds under one bar with ETA; with OPD_PROGRESS=0 every stage made has its own line.
 
-    They end early when the student has trained on all the tokens that the recipe grants.
+    They end early when the recipe's budget is spent, by the `history` that grows with every round.
     """
     from tqdm import tqdm
     name, started = f"{recipe.name}, seed {recipe.seed}", time.monotonic()
     for note in recipes.notes(recipe, recipe.rounds):
         log_line(note)
-    came = begun = 0
     full, made = disk.warning(), pool.made  # said as the pool was opened
     with tqdm(range(recipe.rounds), desc=name, unit=" rounds", file=sys.stderr, delay=2,
               ncols=100, mininterval=0.5 if sys.stderr.isatty() else 10, ascii=not sys.stderr.isatty(), leave=False,
               disable=os.environ.get("OPD_PROGRESS") == "0") as bar:
         pool.bar = None if bar.disable else bar
-        granted = recipe.train.trained_tokens or math.inf
         try:
-            for index in itertools.takewhile(lambda _: student().counts.get("tokens_seen", 0) < granted, bar):
-                begun = student().counts.get("tokens_seen", 0)
+            for index in itertools.takewhile(lambda _: not budgets.is_spent(recipe, history), bar):
                 yield index
-                came = index + 1
                 full = full or pool.made > made and disk.warn(log_line)  # which measures the whole store
                 made = pool.made
-                pool.listener.stage_progress({"label": name, "done": came, "total": recipe.rounds, "tokens": 0,
+                pool.listener.stage_progress({"label": name, "done": index + 1, "total": recipe.rounds, "tokens": 0,
                                               "unit": "rounds", "seconds": time.monotonic() - started})
         finally:
             pool.bar = None
-    for note in schedules.never_held(recipe, came, begun) if recipe.train.trained_tokens else ():
-        log_line(note)
+    if budgets.given(recipe):
+        for note in schedules.never_held(recipe, len(history), history[:-1]) + budgets.told(recipe, history):
+            log_line(note)
 
 
 def log_line(text: str, *, to_person: bool = True) -> None:

@@ -95,7 +95,7 @@ def test_what_is_left_as_it_is_becomes_no_override():
 def test_a_smoke_run_is_small_whatever_else_the_form_says():
     form = {"smoke": True, "pair": "qwen3_1.7b_from_8b", "rounds": 500, "trained_tokens": 9, "benchmarks": "aime24"}
     for recipe in recipes_of("gkd", overrides_of(form), "0, 1"):
-        assert recipe.pair.name == "smoke" and recipe.rounds == 2 and recipe.train.trained_tokens == 0
+        assert recipe.pair.name == "smoke" and recipe.rounds == 2 and recipe.budget.trained_tokens == 0
         assert [(benchmark.name, benchmark.count) for benchmark in recipe.benchmarks] == [("tiny", 10)]
         assert {maker.name for maker in (recipe.pair.student, recipe.pair.teacher)} == {"random"}
     recipes = values.cells_of("demo", [Given("seeds=[3]", "seeds"), *overrides_of({"smoke": True})])

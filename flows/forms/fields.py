@@ -33,7 +33,7 @@ def recipe_fields(recipe: Recipe, seeds: list[int]) -> Fields:
         "rounds": number(int, "Rounds", "Rollouts, then an update, this often", recipe.rounds, le=100_000),
         "learning_rate": number(float, "Learning rate", "AdamW's peak, at most 1", recipe.train.learning_rate, le=1),
         "trained_tokens": number(int, "Token budget", "Tokens trained on, after which the run ends",
-                                 recipe.train.trained_tokens or "none"),
+                                 recipe.budget.trained_tokens or "none"),
         "engine": choice("Engine", f"What generates and scores. {OWN}: {recipe.engine.name}.", engines()),
         "smoke": (bool, Field(False, title="Smoke test", description=SMOKE_TEXT)),
         **last_fields()}

@@ -7,13 +7,13 @@ from tasks.opd.core.errors import RecipeError
 from tasks.opd.evaluation import power
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.layers import override_label
-from tasks.opd.recipe.schema import Recipe
+from tasks.opd.recipe.schema import Budget, Recipe
 from tasks.opd.recipe.tuning import load_trials
 
 OWN = "own"                     # of a choice: as the recipe has it; of a number 0 says so, of a text nothing
 KEYS = {"pair": "pair", "prompts": "prompts", "benchmarks": "benchmarks", "rounds": "rounds",
-        "learning_rate": "train.learning_rate", "trained_tokens": "train.trained_tokens", "engine": "engine.name"}
-SMOKE = ("pair=smoke", "rounds=2", "train.trained_tokens=0")  # a suite may set the last two itself
+        "learning_rate": "train.learning_rate", "trained_tokens": "budget.trained_tokens", "engine": "engine.name"}
+SMOKE = ("pair=smoke", "rounds=2", *(f"budget.{currency}=0" for currency in Budget.model_fields))  # suites set these
 SMOKE_DECIDES = {"pair", "prompts", "benchmarks", "rounds", "trained_tokens"}
 
 

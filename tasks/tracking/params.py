@@ -5,11 +5,11 @@ import re
 
 from tasks.opd.recipe import loading
 from tasks.opd.recipe.catalogue import shown
-from tasks.opd.recipe.schedule import start_of
+from tasks.opd.recipe.schedule import granted, start_of
 
 ALWAYS = ("name", "seed", "rounds", "evaluate_every", "pair.name", "prompts.name", "rollout", "slot", "loss",
-          "train.learning_rate", "train.schedule", "train.epochs", "train.batch_rollouts", "train.trained_tokens",
-          "train.lora")
+          "train.learning_rate", "train.schedule", "train.epochs", "train.batch_rollouts", "train.lora",
+          "budget")
 NONE = "none"                           # of a slot that is not used
 KEY, VALUE = 250, 500                   # characters that one may have
 TERMS = " | "                           # between what several terms say
@@ -26,6 +26,7 @@ def settings_of(recipe: dict) -> dict[str, str]:
     """A recipe's settings but for `about`; what slots say under `slot.`, the same keys for every variant."""
     rest = {key: value for key, value in recipe.items()
             if key not in ("about", "teacher", "refine", "terms", "schedule", "controllers")}
+    rest["budget"] = " ".join(map(json.dumps, reversed(granted(recipe["budget"]) or (NONE,)))).replace('"', "")
     rest["rollout"] = {key: value for key, value in recipe["rollout"].items() if key not in ("writers", "filters")}
     return flat(rest) | {f"slot.{name}": text[:VALUE] for name, text in slot_texts(recipe).items()}
 

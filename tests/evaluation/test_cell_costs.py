@@ -6,6 +6,8 @@ import pytest
 from tasks.opd.core.costs import READ, TRAINED, WRITTEN, counted
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER
 from tasks.opd.evaluation.cell_costs import Costs, cost_tables, costs_of, mean_of
+from tasks.opd.evaluation.spending import is_cut, spending_of, training_budget
+from tasks.opd.recipe import loading
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
 
@@ -25,7 +27,7 @@ def made(kind: str, name: str, counts: dict | None = None, **inputs: Artifact) -
     given = {key: {"kind": one.kind, "fingerprint": one.fingerprint, "digest": one.digest}
              for key, one in inputs.items()}
     return artifacts.seal(folder, {"kind": kind, "fingerprint": name, "counts": counts or {}, "inputs": given,
-                                   "seconds": DECADE.get(kind, 1e6)})
+                                   "spec": {}, "seconds": DECADE.get(kind, 1e6)})
 
 
 def round_of(name: str, student: Artifact, rollouts: Artifact | None = None, trained: int = 40) -> Artifact:
@@ -97,3 +99,33 @@ def test_tables_tell_not_known_from_no_such_stage_and_leave_out_what_nobody_fill
                        ["start", "-", "-", "-", "-", "-", "-"],
                        ["sft", "3.0", "", "4.0", "7.0", "9.0", "2.5"], ["skd", "1.0", "2.0", "4.0", "7.0", "-", "2.5"]]
     assert cost_tables([("start", "22.5", nobody)]) == []
+
+
+def test_a_rounds_spending_adds_to_that_of_the_rounds_before_and_is_cut_where_all_that_was_left_is_written():
+    start = made("model", "m")
+    cut = made("rollouts", "r", counted("rollouts", {WRITTEN[STUDENT]: 50}), student=start)
+    first, second = round_of("0", start), round_of("1", start, rollouts=cut, trained=30)
+    before = spending_of(first, [])
+    assert before["spent"] == {WRITTEN[STUDENT]: 50, WRITTEN[TEACHER]: 35, WRITTEN[DATASET]: 0, READ: 95, TRAINED: 40,
+                               "seconds": 11121.0}
+    after = spending_of(second, [before])
+    assert after["spent"] == {name: amount * 2 - (10 if name == TRAINED else 0)
+                              for name, amount in before["spent"].items()}
+    assert [is_cut({"spec": {"most": {"tokens": tokens, "of": [WRITTEN[STUDENT]]}}, "counts": {WRITTEN[STUDENT]: 50}})
+            for tokens in (51, 50)] == [False, True] and not is_cut({"spec": {}, "counts": {}})
+
+
+def test_training_is_told_of_a_budget_what_its_learning_rate_depends_on():
+    rollouts = made("rollouts", "r", counted("rollouts", {WRITTEN[STUDENT]: 50}))
+    scores = made("scores", "s", counted("scores", {READ: 45}), rollouts=rollouts)
+    past = [{"spent": {WRITTEN[STUDENT]: 100, READ: 180, "seconds": 5.0}, "cut": False}]
+
+    def told(*overrides: str) -> dict:
+        recipe = loading.load("opd_reverse_kl", overrides)
+        return training_budget(recipe, past, [rollouts, scores])
+    linear = "train.schedule=linear"
+    assert told(linear) == {} and told("budget.trained_tokens=9") == {"trained_tokens": 9}
+    assert told("budget.teacher_read_tokens=200") == {}                     # a constant rate depends on nothing
+    assert told(linear, "budget.student_written_tokens=400") == {"behind": [0.25, 0.375]}       # 100, 150 of 400
+    assert told(linear, "budget.teacher_read_tokens=200") == {"behind": [0.9, 1.0]}             # 180, 225 of 200
+    assert told(linear, "budget.seconds=4000")["behind"] == pytest.approx([5 / 4000, 1006 / 4000])  # and 1 + 1000 s

@@ -12,6 +12,7 @@ from tasks.opd.evaluation.cell_costs import Costs
 from tasks.opd.evaluation.comparison import compare
 from tasks.opd.evaluation.comparison_tables import note, provenance, to_markdown, to_text
 from tasks.opd.evaluation.reports import divergence_line
+from tasks.opd.recipe.schema import Budget
 from tasks.opd.store import artifacts
 from tasks.opd.store.artifacts import Artifact
 
@@ -181,7 +182,7 @@ def test_tokens_are_means_over_the_seeds_that_finished_in_thousands():
     known["gkd", 0] = costs(teacher_written=0, trained=2000)
     found = compare(cells, "start", spent=known)
     assert row(found, "sft").costs == costs(teacher_written=10500, trained=2000)
-    assert row(found, "sft").trained_by_seed == {0: 2000, 1: 2000}
+    assert row(found, "sft").spent_by_seed == {0: 2000, 1: 2000}
     text = to_text(found)
     assert table_line(text, "sft", 1) == ["sft", "0.0", "10.5", "2.0"]
     assert table_line(text, "gkd")[2:4] == ["100.0", "failed"] and table_line(text, "gkd", 1)[2:] == ["0.0", "2.0"]
@@ -195,7 +196,7 @@ def test_tokens_that_were_not_counted_are_a_dash_and_a_column_that_nobody_fills_
     some = compare(cells, "sft", spent={("gkd", 0): costs(trained=1234567), ("sft", 0): costs(teacher_read=500)})
     assert table_line(to_text(some), "gkd", 1)[2:] == ["-", "1,234.6"]
     assert table_line(to_text(some), "sft", 1)[2:] == ["0.5", "-"] and "wrote" not in to_text(some)
-    assert some.trained_equal is None and "Trained tokens are" not in to_text(some)  # of one cell there is no saying
+    assert some.spent_equal is None and "Trained tokens are" not in to_text(some)  # of one cell there is no saying
     nothing = Costs(tokens={}, evaluation_tokens={}, seconds={}, size={})
     none = to_text(compare(cells, "sft", spent={("gkd", 0): nothing}))
     assert "trained" not in none and "placebo" not in none
@@ -211,10 +212,17 @@ def test_the_table_says_whether_trained_tokens_are_equal(trained, difference, eq
     cells = {("start", 0): cell(0, 0, 0, 0), ("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}
     known = {("sft", 0): costs(trained=trained[0]), ("gkd", 0): costs(trained=trained[1])}
     found = compare(cells, "start", spent=known)
-    assert (found.trained_difference, found.trained_equal) == (difference, equal)
+    assert (found.spent_difference, found.spent_equal) == (difference, equal)
     assert all(f"Trained tokens {said}" in " ".join(text.split()) for text in (to_text(found), to_markdown(found)))
     more = compare({**cells, ("tip", 0): cell(0, 0, 0, 0), ("tip", 1): "died"}, "start", spent=known)
     assert "Not known of 1 more." in " ".join(to_text(more).split())
+
+
+def test_the_table_says_whether_what_the_budget_is_in_was_spent_alike():
+    cells = {("sft", 0): cell(0, 0, 0, 0), ("gkd", 0): cell(1, 1, 1, 1)}
+    known = {("sft", 0): costs(trained=5, teacher_read=100), ("gkd", 0): costs(trained=9, teacher_read=100)}
+    said = " ".join(to_text(compare(cells, "sft", spent=known, currency="teacher_read_tokens")).split())
+    assert "Teacher read tokens are equal in 2 cells" in said and "Trained tokens are" not in said
 
 
 PLACEBO = {("sft", 0): cell(0, 0, 0, 0), ("sft", 1): cell(0, 0, 0, 0),
@@ -349,14 +357,15 @@ def test_a_suites_rows_stand_in_its_order_with_what_each_cell_cost(tmp_path, mon
     ends = {"gkd": report("gkd", 1, 1, 1, 1), "sft": report("sft", 0.5, 0.5, 0.5, 0.5)}
     done = {(name, 0): {"checkpoint": checkpoint, "start": {"tiny": start}, "end": {"tiny": end},
                         "evaluation": [start, end]} for name, end in ends.items()}
-    suite = [(name, 0, SimpleNamespace(about=SimpleNamespace(placebo=placebo)))
+    suite = [(name, 0, SimpleNamespace(about=SimpleNamespace(placebo=placebo), budget=Budget(seconds=9)))
              for name, placebo in (("gkd", "sft"), ("tip", "sft"), ("sft", ""))]
     found = table_of(done, {("tip", 0): ValueError("no")}, "tiny", "start", suite)
     assert [r.variant for r in found.rows] == ["start", "gkd", "tip", "sft"]
     assert row(found, "gkd").placebo_difference == 0.5 and row(found, "gkd").costs.tokens["trained_tokens"] == 20
     assert row(found, "gkd").costs.evaluation_tokens["student_written_tokens"] == 8     # before and after
     assert row(found, "gkd").costs.seconds == {"checkpoint": 2, "report": 4}
-    assert row(found, "tip").verdict == "failed" and row(found, "tip").placebo == "sft" and found.trained_equal
+    assert row(found, "tip").verdict == "failed" and row(found, "tip").placebo == "sft" and found.spent_equal
+    assert found.currency == "seconds" and row(found, "gkd").spent_by_seed == {0: 2}    # its rounds, not its reports
     assert table_of(done, {}, "tiny", "start").rows[1].placebo == ""
 
 

@@ -22,12 +22,13 @@ def errors(variant, *overrides) -> list[str]:
 
 
 def record(round_index: int = 0, *, tokens: int = 0, chosen: dict | None = None, **metrics) -> dict:
-    return {"round": round_index, "set": chosen or {}, "counts": {"tokens_seen": tokens}, "metrics": metrics}
+    return {"round": round_index, "set": chosen or {}, "counts": {}, "metrics": metrics,
+            "spent": {"trained_tokens": tokens}, "cut": False}
 
 
 def scheduled(*patches: str, rounds: int = 10, budget: int = 0):
     return loading.load("opd_reverse_kl", [f"schedule=[{', '.join(patches)}]", f"rounds={rounds}",
-                                           f"train.trained_tokens={budget}"])
+                                           f"budget.trained_tokens={budget}"])
 
 
 def patch(value: float, **start) -> str:
@@ -81,7 +82,7 @@ def test_a_patch_may_not_write_into_the_recipe_it_patches():
      ["schedule.1: begins at 30% of the run, not after schedule.0"]),
     (["schedule=[{at: 0.2, set: {train.epochs: 2}}, {round: 9, set: {train.epochs: 3}}]"],  # 0.2 of 45 is round 9
      ["schedule.1: begins at round 9, not after schedule.0"]),
-    (["schedule=[{at: 0.2, set: {train.epochs: 2}}, {round: 10, set: {train.epochs: 3}}]", "train.trained_tokens=9"],
+    (["schedule=[{at: 0.2, set: {train.epochs: 2}}, {round: 10, set: {train.epochs: 3}}]", "budget.trained_tokens=9"],
      ["schedule: some patches begin in a round", "give all of them `at`"]),
     (["schedule=[{at: 0.2, set: {rollout.sampling.top_p: 0.9}}]"],
      ["schedule.0.set: from 20% of the run on, rollout.sampling.top_p = 0.9"]),
@@ -116,9 +117,9 @@ def test_a_patch_that_a_short_run_never_reaches_is_noted():
     note, = recipes.notes(loading.load("veto", ["rounds=3"]), 3)  # the last round begins at two thirds
     assert note.startswith("with 3 rounds, what the schedule says from 80% of the run on never happens")
     assert recipes.notes(loading.load("veto", ["rounds=45"]), 45) == []
-    budget = loading.load("veto", ["rounds=250", "train.trained_tokens=1000"])
-    assert recipes.notes(budget, 250) == [] == schedules.never_held(budget, 4, 800)
-    note, = schedules.never_held(budget, 4, 790)
+    budget = loading.load("veto", ["rounds=250", "budget.trained_tokens=1000"])
+    assert recipes.notes(budget, 250) == [] == schedules.never_held(budget, 4, [record(tokens=800)])
+    note, = schedules.never_held(budget, 4, [record(tokens=790)])
     assert note.startswith("with 4 rounds, what the schedule says from 80% of the run on")
 
 

@@ -257,3 +257,29 @@ def test_a_mixtures_tokens_are_the_students_and_what_both_models_did_is_paid_for
     assert all(set(r.policy) == {"s0"} and r.origin == "mixture" and max(r.logprobs) < 0 for r in rollouts)
     assert (counts["student_written_tokens"], counts["teacher_written_tokens"]) == (tokens, 0)
     assert counts["teacher_read_tokens"] == tokens                    # the teacher's distribution at every one
+
+
+# ---- what a budget leaves
+
+@pytest.mark.parametrize("tokens", [1, 9, 20])
+def test_rollouts_are_those_that_would_be_written_cut_where_the_budget_ends(inputs, session, tmp_path, tokens):
+    _, whole, _ = write(inputs, spec({"name": "student", "n": 2}), tmp_path / "whole", session)
+    most = {"tokens": tokens, "of": ["student_written_tokens"]}
+    counts, found, _ = write(inputs, spec({"name": "student", "n": 2}, most=most), tmp_path / f"{tokens}", session)
+    assert counts["student_written_tokens"] == counts["tokens"] == tokens < sum(len(r.token_ids) for r in whole)
+    assert [r.rollout_id for r in found] == [r.rollout_id for r in whole[:len(found)]]
+    assert [t for r in found for t in r.token_ids] == [t for r in whole for t in r.token_ids][:tokens]
+    assert found[-1].finish_reason == "length" or len(found[-1].token_ids) == len(whole[len(found) - 1].token_ids)
+
+
+def test_a_budget_of_what_the_teacher_writes_cuts_no_student_and_one_of_tokens_read_cuts_all(inputs, session, tmp_path):
+    both = [{"name": "student"}, {"name": "dataset"}]
+    _, whole, _ = write(inputs, spec(*both), tmp_path / "whole", session)
+    other = {"tokens": 1, "of": ["teacher_written_tokens"]}
+    _, found, _ = write(inputs, spec(*both, most=other), tmp_path / "other", session)
+    assert [r.token_ids for r in found] == [r.token_ids for r in whole]
+    own = sum(len(r.token_ids) for r in whole if r.origin == "student")
+    read = {"tokens": own + 4, "of": ["dataset_written_tokens", "student_written_tokens"]}    # 2 words and eos, then 1
+    _, found, _ = write(inputs, spec(*both, most=read), tmp_path / "read", session)
+    assert [len(r.token_ids) for r in found if r.origin == "dataset"] == [3, 1]
+    assert sum(len(r.token_ids) for r in found) == own + 4

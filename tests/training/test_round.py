@@ -370,7 +370,7 @@ def test_a_token_budget_is_met_exactly_over_rounds_and_batches(tmp_path, budget,
         out = tmp_path / f"r{r}"
         out.mkdir()
         spec = train_spec([term(divergence="nll", rows="all")], round=r, rounds=3,
-                          train={"batch_rollouts": 2, "trained_tokens": budget})
+                          trained_tokens=budget, train={"batch_rollouts": 2})
         found.append(train_student(inputs, spec, out, Session()))
         inputs = {**inputs, "student": out}
         weights = (out / "model" / "model.safetensors").read_bytes()
@@ -388,7 +388,7 @@ def test_a_schedule_runs_over_the_token_budget_whatever_the_number_of_rounds(tmp
         out = tmp_path / f"r{r}"
         out.mkdir()
         spec = train_spec([term(divergence="nll", rows="all")], round=r, rounds=num_rounds,
-                          train={"learning_rate": 1e-3, "schedule": "linear", "trained_tokens": 40})
+                          train={"learning_rate": 1e-3, "schedule": "linear"}, trained_tokens=40)
         train_student(inputs, spec, out, Session())
         inputs = {**inputs, "student": out}
         rates += [p["value"] for p in metrics.read(out / metrics.FILE) if p["key"] == "train/learning_rate"]

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Mapping
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER
 
 WRITTEN = {STUDENT: "student_written_tokens", TEACHER: "teacher_written_tokens", DATASET: "dataset_written_tokens"}
+BY_AUTHOR = {"student": WRITTEN[STUDENT], "teacher": WRITTEN[TEACHER], "dataset": WRITTEN[DATASET]}
 READ, TRAINED = "teacher_read_tokens", "trained_tokens"
 NAMES = (*WRITTEN.values(), READ, TRAINED)
+SECONDS = "seconds"                     # in which stages were made; a currency, too
 METERED = {
     "rollouts": (*WRITTEN.values(), READ),
     "refined": (WRITTEN[STUDENT], WRITTEN[TEACHER], READ),

@@ -2,6 +2,7 @@
 
 benchmarks          answers, graded; the stage `report`
 cell_costs          what a cell cost in tokens, seconds and bytes
+spending            what rounds spent of a budget
 leakage             answers that speak of what only the teacher saw
 teacher_divergence  exact divergence to the teacher on the student's own answers; the stage `divergence`
 findings            what a run's numbers say is going wrong

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tasks.opd.core.costs import READ, TRAINED, WRITTEN, summed
+from tasks.opd.core.costs import READ, SECONDS, TRAINED, WRITTEN, summed
 from tasks.opd.core.records import DATASET, STUDENT, TEACHER
 from tasks.opd.store.artifacts import Artifact, read_record
 
@@ -64,6 +64,11 @@ def records_behind(artifacts: Iterable[Artifact], kinds: tuple[str, ...]) -> lis
 def tokens_of(records: list[dict]) -> dict[str, int]:
     """Tokens by name; none where there are no records, which is not to have spent none."""
     return summed((record["kind"], record["counts"]) for record in records) if records else {}
+
+
+def amount_of(costs: Costs, currency: str) -> float | None:
+    """What rounds spent of a currency: tokens by name, or seconds; None where not known."""
+    return total(costs.seconds, ROUND) if currency == SECONDS else costs.tokens.get(currency)
 
 
 def mean_of(cells: list[Costs]) -> Costs:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from tasks.opd.core.costs import TRAINED
+from tasks.opd.evaluation import cell_costs
 from tasks.opd.evaluation.cell_costs import Costs, mean_of
 from tasks.opd.evaluation.statistics import ALPHA, Estimate, Interval, holm, paired_difference
 from tasks.opd.evaluation.tuned import Tuned
 
-EQUAL = 0.01                      # trained tokens are called equal when no two cells differ by more, of the largest
+EQUAL = 0.01                      # what cells spent is called equal when no two cells differ by more, of the largest
 START = "start"                   # the untrained student: one cell, the same for every seed
 VERDICTS = ("worse", "not distinguishable", "better")
 BEATEN = ("not above its placebo", "above its placebo")
@@ -54,7 +55,7 @@ class Row:
     placebo_difference_by_seed: dict[int, float]
     placebo_verdict: str                        # one of BEATEN; empty: not compared
     costs: Costs                                # means over the seeds that finished
-    trained_by_seed: dict[int, int]             # trained tokens of each seed, where known
+    spent_by_seed: dict[int, float]             # of the comparison's currency, where known
     errors: dict[int, str]
 
 
@@ -74,8 +75,9 @@ class Comparison:
     num_prompts: int
     num_clusters: int                           # of prompts; as many as prompts where none are kin
     seeds: list[int]
-    trained_difference: float | None            # (largest - smallest) / largest trained tokens over cells; None: < 2
-    trained_equal: bool | None                  # whether that is at most EQUAL
+    currency: str                               # in which cells are said to have spent alike: that of their budget
+    spent_difference: float | None              # (largest - smallest) / largest of it over cells; None: < 2
+    spent_equal: bool | None                    # whether that is at most EQUAL
     rows: list[Row]
     tuning: dict[str, Tuned] = field(default_factory=dict)  # by variant; empty: the suite does not tune
     pass_at: dict[str, list[PassAt]] = field(default_factory=dict)  # by variant, over k; empty: no k above 1
@@ -88,11 +90,12 @@ class Comparison:
 def compare(cells: dict[tuple[str, int], Rewards | str], baseline: str, *,
             spent: dict[tuple[str, int], Costs] | None = None,
             divergences: dict[tuple[str, int], float] | None = None, placebos: dict[str, str] | None = None,
-            clusters: dict[str, str] | None = None) -> Comparison:
+            clusters: dict[str, str] | None = None, currency: str = TRAINED) -> Comparison:
     """Compare every variant with `baseline`. A cell is {prompt_id: mean reward}, or the text of its error.
 
     `spent` has the costs of cells, `divergences` their mean reverse KL to the teacher in nats a token, `placebos` the
     variant that a variant must beat, `clusters` what a prompt has in common with others; all may be incomplete.
+    `currency` is a name of costs, or seconds.
     `start` has one cell of any seed, which stands for every seed. A difference uses the seeds that both sides finished.
     Raises: ValueError when the baseline has no cell, or when cells were asked different prompts.
     """
@@ -110,13 +113,14 @@ def compare(cells: dict[tuple[str, int], Rewards | str], baseline: str, *,
     errors = {key: cell for key, cell in cells.items() if isinstance(cell, str)}
     grouped = {variant: seeds_of(variant, rewards) for variant in variants}
     rows = judged([row_of(variant, baseline, (placebos or {}).get(variant, ""), grouped, seeds_of(variant, errors),
-                          seeds_of(variant, spent or {}), [*seeds_of(variant, divergences or {}).values()], kin)
+                          seeds_of(variant, spent or {}), [*seeds_of(variant, divergences or {}).values()], kin,
+                          currency)
                    for variant in variants])
-    trained = [tokens for row in rows for tokens in row.trained_by_seed.values()]
-    apart = (max(trained) - min(trained)) / max(*trained, 1) if len(trained) > 1 else None
+    amounts = [amount for row in rows for amount in row.spent_by_seed.values()]
+    apart = (max(amounts) - min(amounts)) / (max(amounts) or 1) if len(amounts) > 1 else None
     seeds = sorted({s for variant, s in cells if variant != START} or {s for _, s in cells})
     return Comparison(baseline=baseline, num_prompts=len(prompts), num_clusters=len(set(kin)), seeds=seeds, rows=rows,
-                      trained_difference=apart, trained_equal=None if apart is None else apart <= EQUAL)
+                      currency=currency, spent_difference=apart, spent_equal=None if apart is None else apart <= EQUAL)
 
 
 def seeds_of(variant: str, values: dict[tuple[str, int], Any]) -> dict[int, Any]:
@@ -125,7 +129,7 @@ def seeds_of(variant: str, values: dict[tuple[str, int], Any]) -> dict[int, Any]
 
 
 def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells], errors: dict[int, str],
-           spent: dict[int, Costs], divergences: list[float], clusters: list[str]) -> Row:
+           spent: dict[int, Costs], divergences: list[float], clusters: list[str], currency: str) -> Row:
     """One variant against the baseline and its placebo, without verdicts; `rewards` are all variants'."""
     own = {s: float(v.mean()) for s, v in sorted(rewards[variant].items())}
     means = [*own.values()]
@@ -142,7 +146,8 @@ def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells],
                placebo_p=control.p, placebo_p_bound=control.p_bound, placebo_p_adjusted=None,
                placebo_difference_by_seed=control_by_seed,
                placebo_verdict="", costs=mean_of(list(spent.values())), errors=errors,
-               trained_by_seed={s: c.tokens[TRAINED] for s, c in sorted(spent.items()) if TRAINED in c.tokens})
+               spent_by_seed={s: amount for s, c in sorted(spent.items())
+                              if (amount := cell_costs.amount_of(c, currency)) is not None})
 
 
 def paired(variant: str, other: str, rewards: dict[str, Cells], clusters: list[str]

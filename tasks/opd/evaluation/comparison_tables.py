@@ -95,7 +95,7 @@ def note(found: Comparison) -> list[str]:
         said.append("Reverse KL is that to the teacher in nats a token, the mean over the tokens of the student's "
                     "answers: 0 where both are the same.")
     if costs_of(found):
-        said += [NOTE, *trained_note(found)]
+        said += [NOTE, *spent_note(found)]
     said += [pass_curves.NOTE] if found.pass_at else []
     said += [tuned.NOTE] if found.tuning else []
     if any_placebo(found):
@@ -122,20 +122,21 @@ def coverage(found: Comparison) -> list[str]:
     return said
 
 
-def trained_note(found: Comparison) -> list[str]:
-    """Whether the cells trained on as many tokens; nothing of fewer than two cells."""
-    known = sorted((tokens, f"{row.variant}, seed {s}") for row in found.rows
-                   for s, tokens in row.trained_by_seed.items())
-    if found.trained_difference is None:
+def spent_note(found: Comparison) -> list[str]:
+    """Whether the cells spent as much of the budget's currency; nothing of fewer than two cells."""
+    known = sorted((amount, f"{row.variant}, seed {s}") for row in found.rows
+                   for s, amount in row.spent_by_seed.items())
+    if found.spent_difference is None:
         return []
     finished = sum(num_finished(row) for row in found.rows if row.variant != START)
     missing = f" Not known of {finished - len(known)} more." if finished > len(known) else ""
-    by = f"largest relative difference {found.trained_difference:.1%}"
-    if found.trained_equal:
-        within = f" within {EQUAL:.0%}" if found.trained_difference else ""
-        return [f"Trained tokens are equal{within} in {len(known)} cells ({by}).{missing}"]
+    name = found.currency.replace("_", " ").capitalize()
+    by = f"largest relative difference {found.spent_difference:.1%}"
+    if found.spent_equal:
+        within = f" within {EQUAL:.0%}" if found.spent_difference else ""
+        return [f"{name} are equal{within} in {len(known)} cells ({by}).{missing}"]
     (low, least), (high, most) = known[0], known[-1]
-    return [f"Trained tokens are NOT equal ({by}): from {low:,} ({least}) to {high:,} ({most}).{missing}"]
+    return [f"{name} are NOT equal ({by}): from {low:,.10g} ({least}) to {high:,.10g} ({most}).{missing}"]
 
 
 def any_divergence(found: Comparison) -> bool:

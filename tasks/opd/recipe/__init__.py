@@ -14,6 +14,7 @@ tuning        the trials of a suite that tunes its variants
 refreshes     what is distilled again, when, and what the gate asks
 validation    plain data held against schema, slots and checks
 requirements  what the terms ask of which models
+budgets       what of a budget is spent, and what a round may still write
 derivations   what of a stage's spec can change its result: settings, and the code it chooses
 catalogue     the variants as tables
 checks        what can be said of a recipe without models

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tasks.opd.recipe import slots
-from tasks.opd.recipe.schema import EngineInUse, Train
+from tasks.opd.recipe.schema import EngineInUse, Recipe, Train
 from tasks.opd.recipe.settings import effort_of
 from tasks.opd.store.closures import Scope, source_hash
 
@@ -33,6 +33,15 @@ def result_settings(spec: dict) -> dict:
     kept = {part: value for part, value in spec.items() if part != EFFORT}
     return kept | {part: {key: value for key, value in kept[part].items() if key not in effort_of(model)}
                    for part, (model, _) in PARTS.items() if part in kept}
+
+
+def training_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint's spec says of `recipe.train`: the settings, the engine's precision, and the effort apart."""
+    own = "bfloat16" if recipe.engine.dtype == "bfloat16" else "off"
+    train = recipe.train.model_dump(mode="json", exclude=effort_of(Train))
+    train |= {"autocast": own} if train["autocast"] == "auto" else {}
+    return {"train": train | rounding_settings(recipe.train, train["autocast"]), "canary_autocast": own,
+            EFFORT: recipe.train.model_dump(include=effort_of(Train))}
 
 
 def rounding_settings(train: Train, autocast: str) -> dict:

@@ -18,7 +18,7 @@ from tasks.opd.recipe import slots, validation
 from tasks.opd.recipe.layers import Layer, label_of, lines, merged, objections, override_label, tree
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.recipe.slots import Problem
-from tasks.opd.recipe.suite import Suite
+from tasks.opd.recipe.suite import Suite, budgets_differ
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FOLDERS = {"pair": "pairs", "prompts": "prompts", "benchmarks": "benchmarks", "variant": "variants", "suite": "suites",
@@ -56,6 +56,7 @@ def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Suite, 
     errors: list[str] = []
     suite, file, rest = opened_suite(path, overrides)
     cells = [cell for variant in suite.variants for cell in tried(errors, [], cells_of, suite, variant, file, rest)]
+    errors += [f"{label_of(file)}: {problem}" for problem in budgets_differ([recipe for _, _, recipe in cells])]
     validation.refuse([], {}, errors)
     return suite, cells
 

@@ -2,7 +2,8 @@
 
 Everything is plain data, a recipe as `model_dump(mode="json")` gives it, so that the schema can build on it. A record
 of a finished round (`tasks.history.round_record`) holds `round`, `set` (what controllers had set in it, by dotted key),
-`counts` (of its checkpoint) and `metrics` (means over the round, by name).
+`counts` (of its checkpoint), `metrics` (means over the round, by name), `spent` (by the run up to its end, by currency)
+and `cut` (whether its rollouts were cut to fit into the budget).
 """
 import copy
 import math
@@ -17,11 +18,11 @@ def resolved(data: dict, round_index: int, history: Sequence[dict]) -> dict:
     """A recipe as it is in a round: with the patches that have begun, in their order, then the controllers' values.
 
     Changes and returns `data`.
-    Raises: ValueError when controllers or a token budget need the records of the rounds before and some are missing.
+    Raises: ValueError when controllers or a budget need the records of the rounds before and some are missing.
     """
-    budget, controllers = data["train"]["trained_tokens"], data["controllers"]
+    budget, controllers = data["budget"], data["controllers"]
     by_share = any(patch["at"] is not None for patch in data["schedule"])
-    if (controllers or budget and by_share) and len(history) < round_index:
+    if (controllers or granted(budget) and by_share) and len(history) < round_index:
         raise ValueError(f"round {round_index} depends on the rounds before it, but {len(history)} of their records "
                          "were given; pass a history with a record for each")
     behind = share_behind(round_index, data["rounds"], budget, history)
@@ -40,11 +41,17 @@ def limit_of(key: str, data: dict) -> float:
     return data["rollout"]["sampling"]["max_new_tokens"] if tokens else math.inf
 
 
-def share_behind(round_index: int, rounds: int, budget: int, history: Sequence[dict]) -> float:
-    """How much of a run lies behind as a round begins, in [0, 1]: of its budget of tokens, else (0) of its rounds."""
-    if not budget:
+def granted(budget: dict[str, float]) -> tuple[str, float] | None:
+    """The currency of a budget and its amount; None without one."""
+    return next(((currency, amount) for currency, amount in budget.items() if amount), None)
+
+
+def share_behind(round_index: int, rounds: int, budget: dict[str, float], history: Sequence[dict]) -> float:
+    """How much of a run lies behind as a round begins: of its budget, where it may exceed 1, else of its rounds."""
+    if not (given := granted(budget)):
         return round_index / rounds
-    return history[-1]["counts"]["tokens_seen"] / budget if history else 0.0
+    currency, amount = given
+    return history[-1]["spent"][currency] / amount if history else 0.0
 
 
 def decided(controller: dict, history: Sequence[dict], start: float, limit: float = math.inf) -> float:

@@ -119,7 +119,7 @@ class Train(Model):
     """The optimizer and its memory."""
     learning_rate: float = setting(1e-5, "Learning rate", "Peak learning rate of AdamW.", gt=0, le=1)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "constant", "Schedule", "Decay to 0 over the run: over trained_tokens where there are, else over the rounds.")
+        "constant", "Schedule", "Decay to 0 over the run: over its budget where there is one, else over the rounds.")
     warmup_steps: int = setting(0, "Warm-up", "Optimizer steps from 0 to the peak.", ge=0)
     weight_decay: float = setting(0.0, "Weight decay", "AdamW's, on matrices only.", ge=0)
     beta1: float = setting(0.9, "Beta 1", "AdamW.", ge=0, lt=1)
@@ -137,14 +137,33 @@ class Train(Model):
         "auto", "Autocast", "bfloat16 compute over float32 master weights.")
     gradient_checkpointing: bool = setting(False, "Recompute", "Recompute activations in the backward pass.")
     lora: Lora | None = setting(None, "LoRA", "Learn an adapter over frozen weights; null: all weights learn.")
-    trained_tokens: int = setting(
-        0, "Token budget", "Stop after this many trained tokens, the last batch cut to fit; 0: after all rounds.", ge=0)
 
     @field_validator("autocast", mode="before")
     @classmethod
     def off_is_a_word(cls, value: Any) -> Any:
         """YAML reads a bare `off` as false."""
         return "off" if value is False else value
+
+
+class Budget(Model):
+    """What a run may spend, in one currency, as its costs are counted (`core.costs`); 0: none, all rounds are made.
+
+    Trained tokens are met exactly, the last batch is cut to fit. Of tokens written or read the last round's rollouts
+    are cut to fit, so they are met exactly unless a refiner writes or reads more, or a teacher reads not all that was
+    written. Seconds end a run with the first round past them: how many rounds that are depends on the machine, so such
+    a run cannot be reproduced from its recipe; resumed, it goes on by the seconds that its records have.
+    """
+    trained_tokens: int = setting(0, "Trained tokens", "Tokens trained on.", ge=0)
+    student_written_tokens: int = setting(0, "Student-written tokens", "Tokens the student writes.", ge=0)
+    teacher_written_tokens: int = setting(0, "Teacher-written tokens", "Tokens the teacher writes.", ge=0)
+    teacher_read_tokens: int = setting(0, "Teacher-read tokens", "Tokens teachers and references read.", ge=0)
+    seconds: float = setting(0.0, "Seconds", "In which rounds are made; not reproducible.", ge=0)
+
+    @model_validator(mode="after")
+    def one_currency(self):
+        if len(given := [name for name, amount in self if amount]) > 1:
+            raise ValueError(f"a budget is in one currency: leave one of {', '.join(given)} and set the others to 0")
+        return self
 
 
 class Engine(Model):
@@ -172,7 +191,7 @@ class Patch(Model):
     """From this point of the run on, these settings."""
     round: int | None = setting(None, "Round", "First round the settings hold, counted from 0; or give `at`.", ge=0)
     at: float | None = setting(
-        None, "At", "Share of the run behind from which they hold: of train.trained_tokens, else of the rounds.",
+        None, "At", "Share of the run behind from which they hold: of its budget, else of the rounds.",
         ge=0, lt=1)
     set: dict[str, Any] = setting(..., "Settings", "Dotted keys and values, as overrides on the command line.")
 
@@ -207,6 +226,7 @@ class Recipe(Model):
     loss: Loss = setting(Loss(), "Loss", "What all terms share.")
     train: Train = setting(Train(), "Training", "The optimizer and its memory.")
     engine: Engine = setting(Engine(), "Engine", "What generates and scores.")
+    budget: Budget = setting(Budget(), "Budget", "What the run may spend, in one currency.")
     benchmarks: list[Benchmark] = setting([], "Benchmarks", "Held-out questions, before and after.")
     evaluate_every: int = setting(
         0, "Evaluate every", "Rounds between two evaluations on the way; 0: at the start and the end only.", ge=0)
@@ -261,7 +281,7 @@ class Recipe(Model):
         """The recipe of a round: with the patches that have begun, then with what the controllers decide.
 
         `history` holds the records of the rounds before (`tasks.history.round_record`), the first first.
-        Raises: ValueError when controllers or a token budget need a record that is not there.
+        Raises: ValueError when controllers or a budget need a record that is not there.
         """
         return Recipe.model_validate(schedule.resolved(self.model_dump(mode="json"), round_index, history))
 

@@ -4,7 +4,9 @@ from typing import Any
 
 from pydantic import model_validator
 
-from tasks.opd.recipe.schema import Model, Name, setting
+from tasks.opd.recipe.schedule import granted
+from tasks.opd.recipe.schema import Model, Name, Recipe, setting
+from tasks.opd.recipe.slots import Problem
 
 
 class Assumptions(Model):
@@ -49,3 +51,16 @@ class Suite(Model):
         if self.trials > (number := math.prod(map(len, self.tune.values()))):
             raise ValueError(f"trials is {self.trials}, but tune has only {number} settings")
         return self
+
+
+def budgets_differ(recipes: list[Recipe]) -> list[Problem]:
+    """What is wrong where some recipes of a suite have another budget than the first: they would not be compared."""
+    given = {recipe.name: granted(recipe.budget.model_dump()) for recipe in recipes}
+    first, *others = given or [""]
+    return [Problem("budget", f"{name} may spend {shown(given[name])}, {first} {shown(given[first])}: give all "
+                    "variants the same, under `set`") for name in others if given[name] != given[first]]
+
+
+def shown(given: tuple[str, float] | None) -> str:
+    """A budget in words."""
+    return f"{given[1]:,.10g} {given[0]}" if given else "what its rounds take"

@@ -19,7 +19,7 @@ WHOLE_RUN = (  # settings that no round can change
     "name", "about", "seed", "rounds", "benchmarks", "evaluate_every", "schedule", "controllers", "workers", "accepts",
     "pair.name", "pair.student", "pair.teacher", "pair.others", "pair.tiny", "pair.context_tokens", "prompts.name",
     "prompts.source", "prompts.first", "prompts.count", "prompts.max_prompt_tokens", "prompts.max_quarantined",
-    "prompts.domain", "extra_prompts", "train.lora", "train.trained_tokens", "engine.memory_share",
+    "prompts.domain", "extra_prompts", "train.lora", "budget", "engine.memory_share",
     "engine.patience_seconds")
 
 

@@ -1,5 +1,6 @@
 """Who writes completions, which are fit to learn from, and how they are repaired.
 
+limits        rollouts cut to fit into what a budget leaves
 writers       student, teacher, dataset; the stage `rollouts`
 filters       why a rollout goes
 grading       the stage `grades`

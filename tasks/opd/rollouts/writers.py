@@ -29,6 +29,7 @@ from tasks.opd.core.records import (
     write_rows,
 )
 from tasks.opd.core.seeds import derive_seed
+from tasks.opd.rollouts.limits import written_within
 from tasks.opd.store.artifacts import fingerprint_of, model_folder
 
 AUTHORS = {"student": STUDENT, "teacher": TEACHER}
@@ -51,6 +52,7 @@ class Engines:
         self.inputs, self.spec, self.session = inputs, spec, session
         self.sampling = spec.get("sampling")
         self.report: dict[str, float | None] = {}  # what a refiner tells of its work: counts and metrics
+        self.most: dict = {}                       # what a budget leaves: {tokens, of: names of costs}; empty: no limit
         self.costs: Counter = Counter()            # tokens that the stage has spent, see `core.costs`
 
     @functools.cached_property
@@ -226,6 +228,7 @@ def write_rollouts(inputs: dict[str, Path], spec: dict, out: Path, session) -> d
               for i in round_prompts([i for i in by_id if source_of(i) == name], number, spec["round"], spec["seed"])]
     shares = deal_by_domain(chosen, spec["writers"], spec["seed"], spec["round"])
     engines, rollouts, started = Engines(inputs, spec, session), [], time.perf_counter()
+    engines.most = dict(spec.get("most", {}))
     for label, writer, ids in zip(labels([w["name"] for w in spec["writers"]]), spec["writers"], shares):
         if writer["when"] == "always" or spec["round"] == 0:
             written, unfit = write_share(label, writer, [by_id[i] for i in ids], engines)
@@ -257,7 +260,10 @@ def write_share(label: str, writer: dict, prompts: list[Prompt],
     spec, rollouts, quarantined = engines.spec, [], []
     places = [(prompt, sample) for prompt in prompts for sample in range(writer["n"])]
     seeds = [derive_seed(spec["seed"], spec["round"], prompt.prompt_id, sample, label) for prompt, sample in places]
-    drafts = WRITERS[writer["name"]]([p for p, _ in places], seeds, engines, **writer["params"]) if places else []
+    entry = WRITERS[writer["name"]]
+    write = functools.partial(entry, engines=engines, **writer["params"])
+    drafts = written_within(write, entry.authors, [p for p, _ in places], seeds, engines) if places else []
+    places = places[:len(drafts)]
     for (prompt, sample), draft in zip(places, drafts, strict=True):
         rollout_id = f"{spec['round']}:{prompt.prompt_id}:{label}:{sample}"
         length = len(prompt.token_ids) + (len(draft.token_ids) if draft else 0)

@@ -101,7 +101,7 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
     keep(kept_tokens(terms, prepared, forward.columns, scored.rollouts))
     for i, batch in enumerate(batches):
         started, stats = time.monotonic(), Stats()
-        left = train["trained_tokens"] - trainer.tokens_seen if train["trained_tokens"] else None
+        left = spec[TRAINED] - trainer.tokens_seen if TRAINED in spec else None
         if left is not None and left <= 0:
             break
         fitting = prepared if left is None else cut(prepared, forward.columns, batch, left)
@@ -128,12 +128,15 @@ def train_round(trainer: Trainer, scored: ScoredSet, spec: dict, special: frozen
 
 
 def share_behind(spec: dict, tokens_seen: int, of_round: float) -> float:
-    """How much of the run lies behind, in [0, 1): of its budget of tokens where it has one, else of its rounds.
+    """How much of the run lies behind, in [0, 1]: of its budget where it has one, else of its rounds.
 
-    `of_round` is the share of the current round's optimizer batches that are done.
+    `of_round` is the share of the current round's optimizer batches that are done. Of a budget that is not of trained
+    tokens, `behind` has the shares at which the round's training begins and ends.
     """
-    budget = spec["train"]["trained_tokens"]
-    return tokens_seen / budget if budget else (spec["round"] + of_round) / spec["rounds"]
+    if "behind" in spec:
+        begin, end = spec["behind"]
+        return begin + of_round * (end - begin)
+    return tokens_seen / spec[TRAINED] if TRAINED in spec else (spec["round"] + of_round) / spec["rounds"]
 
 
 def cut(prepared: list[Prepared], columns: Columns, batch: list[int], left: int) -> list[Prepared]:

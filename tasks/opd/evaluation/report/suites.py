@@ -51,7 +51,7 @@ def file_of(suite: str) -> Path:
 def state_of(suite: str, benchmark: str, baseline: str, facts: dict[str, str], cells: list[tuple[str, int, str]],
              failed: dict[Key, str], num_left: int, table: Comparison | None) -> State:
     """A suite's state with its table, if there is one yet."""
-    on_costs = {cell_costs.NOTE, *comparison_tables.trained_note(table)} if table else set()
+    on_costs = {cell_costs.NOTE, *comparison_tables.spent_note(table)} if table else set()
     notes = comparison_tables.note(table) if table else []
     costs = comparison_tables.costs_of(table) if table else []
     return State(suite=suite, benchmark=benchmark, baseline=baseline, facts=facts, cells=cells, num_left=num_left,

@@ -268,4 +268,4 @@ def vllm_can(recipe: Recipe) -> Found:
 
 RULES: list[Callable[[Recipe], Found]] = [
     teacher_is_there, refiners_fit, solutions_exist, prompts_fit, domains_are_known, divergence_has_room,
-    splits_are_disjoint, engine_can, vllm_can, servers_can, servers_are_named]
+    splits_are_disjoint, schedules.budget_problems, engine_can, vllm_can, servers_can, servers_are_named]

@@ -1,20 +1,22 @@
 """What can be said of a schedule and of controllers without models: when patches begin, what may move, and how far."""
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tasks.opd.recipe import schedule, slots
+from tasks.opd.core.costs import BY_AUTHOR, READ, WRITTEN
+from tasks.opd.recipe import budgets, schedule, slots
 from tasks.opd.recipe.checks.terms import Found
+from tasks.opd.recipe.requirements import refiners_of, writers_of
 from tasks.opd.recipe.schema import Controller, Recipe, Teacher
 from tasks.opd.recipe.slots import Problem
 
 
 def start_problems(recipe: Recipe) -> Found:
-    """Patches begin one after the other, in rounds that come; with a token budget nobody knows when a round comes."""
-    budget, before = recipe.train.trained_tokens, None
+    """Patches begin one after the other, in rounds that come; with a budget nobody knows when a round comes."""
+    budget, before = schedule.granted(recipe.budget.model_dump()), None
     kinds = {"round" if patch.at is None else "at" for patch in recipe.schedule}
     if budget and len(kinds) == 2:
-        yield Problem("schedule", "some patches begin in a round and some at a share of train.trained_tokens: their "
+        yield Problem("schedule", "some patches begin in a round and some at a share of the budget: their "
                       "order is not known; give all of them `at`")
         return
     for index, patch in enumerate(recipe.schedule):
@@ -88,15 +90,26 @@ def is_average(teacher: Teacher) -> bool:
     return teacher.model == "self" and slots.entry_of(teacher.refresh, "refresh").averages
 
 
-def never_held(recipe: Recipe, num_rounds: int, tokens: int | None = None) -> list[str]:
+def budget_problems(recipe: Recipe) -> Found:
+    """A budget is in a currency that the recipe spends."""
+    currency, amount = budgets.given(recipe) or ("", 0)
+    written = {BY_AUTHOR[author] for entry in (*writers_of(recipe), *refiners_of(recipe))
+               for author in entry.authors if author in BY_AUTHOR}
+    reads = budgets.num_readers(recipe) or any(entry.asks_teacher for entry in refiners_of(recipe))
+    if currency in WRITTEN.values() and currency not in written or currency == READ and not reads:
+        yield Problem(f"budget.{currency}", "is never spent by this recipe, so that it would make all its rounds; give "
+                      "the budget in another currency, trained_tokens for example", amount)
+
+
+def never_held(recipe: Recipe, num_rounds: int, before: Sequence[dict] | None = None) -> list[str]:
     """Patches that never hold in a run of so many rounds, as a note.
 
-    `tokens` were trained on as the last of them began; None: not known, and only rounds are looked at where there is a
-    token budget.
+    `before` are the records of all but the last of them; None: not known, and only rounds are looked at where there is
+    a budget.
     """
-    budget, counts = recipe.train.trained_tokens, {"tokens_seen": tokens or 0}
-    behind = schedule.share_behind(num_rounds - 1, recipe.rounds, budget, [{"counts": counts}])
-    reached = 1.0 if budget and tokens is None else behind
+    budget = recipe.budget.model_dump()
+    behind = schedule.share_behind(num_rounds - 1, recipe.rounds, budget, before or [])
+    reached = 1.0 if schedule.granted(budget) and before is None else behind
     late = [schedule.start_of(patch.model_dump()) for patch in recipe.schedule
             if (patch.round >= num_rounds if patch.at is None else patch.at > reached)]
     return [f"with {num_rounds} rounds, what the schedule says from {', '.join(late)} on never happens; begin earlier, "
