@@ -5,6 +5,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
+from tasks.opd.core.errors import DataError
 from tasks.opd.evaluation.report import lineage, runs, suites
 from tasks.opd.recipe import loading
 from tasks.opd.store import run_records
@@ -26,11 +27,15 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
 
 
 def report(arguments: argparse.Namespace) -> tuple[dict, str]:
-    """Write the page of a suite or a run. Raises DataError when there is neither of that name."""
+    """Write the page of a suite or a run. Raises DataError when there is neither, and for rounds of a suite."""
     name = arguments.name
     if name.endswith((".yaml", ".yml")):
         name = loading.read_suite(name)[0].name
     state = suites.read_state(name)
+    if state and arguments.rounds:
+        variant, seed, _ = state.cells[0]
+        raise DataError(f"--rounds chooses rollouts, and the page of suite {name} shows none; name a run of it, as opd "
+                        f"report {name}/{variant}-seed{seed} --rounds {','.join(map(str, arguments.rounds))}")
     file, html = of_suite(state) if state else of_run(name, arguments.rounds)
     runs.write(file, html)
     opened = not arguments.no_open and has_display() and webbrowser.open(file.as_uri())

@@ -91,3 +91,11 @@ def test_a_browser_is_opened_only_where_there_is_a_display(monkeypatch):
     assert not has_display()
     monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
     assert has_display()
+
+
+def test_rounds_of_a_suite_are_refused_with_a_run_that_has_them(capsys):
+    stem = run(suite="s")
+    suites.write_state(suites.state_of("s", "tiny", "start", {}, [("gkd", 0, stem)], {}, 0, None))
+    assert cli.main(["report", "s", "--rounds", "2"]) == 11
+    assert "opd report s/gkd-seed0 --rounds 2" in capsys.readouterr().err
+    assert "over the round 2;" in Path(told(capsys, "s/gkd-seed0", "--rounds", "2")["report"]).read_text()
