@@ -17,10 +17,11 @@ def exposure_of(recipe: Recipe, student: Artifact, pool: WorkerPool, *, when: st
                 ) -> dict[str, dict[str, float]]:
     """By benchmark of the recipe the counts `trained_<share>`: what it shares with the student's training.
 
-    Empty for a model that no round has trained. What others share, or why they were not looked at, is told.
+    Empty for a model that no round has trained, and after each `round`, for it reads the rollouts of all before. What
+    others share, or why they were not looked at, is told.
     Raises: DataError for a benchmark of the recipe of which training knows more than its `max_contaminated`.
     """
-    inputs = trained_on(student)
+    inputs = trained_on(student) if when != "round" else {}
     if not inputs:
         return {}
     spec = exposure_spec(recipe)

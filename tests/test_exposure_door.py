@@ -19,12 +19,12 @@ def exposed(tmp_path, **options):
     """The counts of a run of two rounds whose benchmark asks QUESTION and another."""
     file = tmp_path / "asked.jsonl"
     file.write_text("".join(json.dumps({"question": text, "answer": "1"}) + "\n" for text in (QUESTION, "what else")))
-    limit = options.pop("limit", 1.0)
+    limit, when = options.pop("limit", 1.0), options.pop("when", "final")
     recipe = loading.load("gkd", ["workers=inline", f"benchmarks=[{{name: own, source: {{name: jsonl, path: {file}}}, "
                                   f"count: 2, max_prompt_tokens: 64, grader: exact, max_contaminated: {limit}}}]"])
     run(**options)
     with pools.for_run(recipe) as pool:
-        return exposure_of(recipe, find("checkpoint", "cgkd01"), pool, when="final", step=2)
+        return exposure_of(recipe, find("checkpoint", "cgkd01"), pool, when=when, step=2)
 
 
 def test_every_rounds_rollouts_and_their_prompts_are_what_a_checkpoint_was_trained_on():
@@ -45,3 +45,7 @@ def test_what_training_knows_of_a_benchmark_stands_with_its_numbers_and_in_the_s
 def test_too_much_is_refused_before_an_answer_is_written(tmp_path):
     with pytest.raises(DataError, match="50% of the questions of own stand in what is trained on"):
         exposed(tmp_path, refined=[COPY], limit=0.4)
+
+
+def test_between_rounds_nothing_is_read(tmp_path):
+    assert exposed(tmp_path, refined=[COPY], limit=0.4, when="round") == {}
