@@ -71,7 +71,9 @@ def train_spec(terms: list[dict], **changes) -> dict:
     train = {**Train().model_dump(mode="json"), "autocast": "off", **changes.pop("train", {})}
     return {"terms": terms, "train": train, "loss": {"temperature": 1.0}, "seed": 0, "round": 0, "rounds": 1,
             "scored": {}, "vocabulary": 20, "completion_limit": 16, "ema_decay": None, "canary_autocast": "off",
-            "controlled": {}, "effort": {"micro_batch_tokens": 10_000, "chunk_tokens": 1000}, **changes}
+            "controlled": {}, **changes,
+            "effort": {"micro_batch_tokens": 10_000, "chunk_tokens": 1000, "share_prompts": True,
+                       **changes.get("effort", {})}}
 
 
 def write_tokenizer(folder: Path, vocabulary: int = 20) -> None:

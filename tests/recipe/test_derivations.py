@@ -141,7 +141,7 @@ WITH_ENGINE = ("rollouts", "refined", "scores", "report", "divergence", "preflig
       "return columns.old_logprobs - columns.teacher\n"),
      cells(LEARNING, ["opd_reverse_kl"])),
     (("training.prepass", "return student.entropy\n", "return 2 * student.entropy\n"), cells(LEARNING, ["tip"])),
-    (("training.batching", "* longest + num_prompt - 1", "* longest + num_prompt"), cells(LEARNING)),
+    (("training.forward", "kept = wanted[flat]", "kept = ~wanted[flat]"), cells(LEARNING)),
     (("objective.columns", "return self.lengths.numel()", "return len(self.lengths)"), cells(LEARNING)),
     (("training.trainer", 'COUNTERS = ("step",', 'COUNTERS = ("step", "x",'), cells(["checkpoint"])),
     (("rollouts.trd", "Write only the rewritten", "Write the rewritten"), set()),
@@ -188,7 +188,7 @@ def test_a_model_behind_a_server_brings_the_servers_engine(specs, hashes):
 
 
 def test_effort_is_marked_in_the_schema_by_field():
-    assert effort_of(Train) == {"micro_batch_tokens", "chunk_tokens"}
+    assert effort_of(Train) == {"micro_batch_tokens", "chunk_tokens", "share_prompts"}
     assert effort_of(Engine) == {"batch_tokens", "memory_share", "patience_seconds"}
     assert effort_of(EngineInUse, "batch") == {"batch_tokens"}
 
@@ -215,7 +215,7 @@ def test_effort_is_outside_the_settings_that_count_by_its_place_and_not_by_its_n
     (["engine.dtype=bfloat16"], False),                                 # auto: bfloat16 autocast
     (["train.autocast=bfloat16"], False),
     (["engine.dtype=bfloat16", "train.autocast='off'"], True), ([], True)])
-def test_other_micro_batches_make_another_checkpoint_only_under_bfloat16_autocast(monkeypatch, overrides, same):
+def test_another_micro_batch_or_layout_is_another_checkpoint_only_under_bfloat16_autocast(monkeypatch, overrides, same):
     from tasks import train as door
     monkeypatch.setattr(door, "run_stage", lambda stage, spec, inputs, pool: spec)
     monkeypatch.setattr(door, "log_artifact", lambda spec, *_, **__: spec)
@@ -226,8 +226,10 @@ def test_other_micro_batches_make_another_checkpoint_only_under_bfloat16_autocas
         recipe = loading.load("opd_reverse_kl", settings)
         return door.train_student.fn(recipe, models, models["student"], None, {}, None, 0)
     one, other, chunks = spec(micro_batch_tokens=512), spec(micro_batch_tokens=1024), spec(chunk_tokens=7)
-    assert one["effort"] != other["effort"]
+    rows = spec(micro_batch_tokens=512, share_prompts="false")
+    assert one["effort"] != other["effort"] and one["effort"] != rows["effort"]
     assert (derivations.result_settings(one) == derivations.result_settings(other)) == same
+    assert (derivations.result_settings(one) == derivations.result_settings(rows)) == same
     assert derivations.result_settings(chunks) == derivations.result_settings(spec())
 
 

@@ -151,7 +151,10 @@ def test_other_stop_tokens_are_red_unless_masked():
 
 
 def test_masks_hold_on_random_rollouts():
-    assert rooms.check_masks(random_rollouts([(3, 5), (1, 1), (7, 2)])).status == "green"
+    rollouts = random_rollouts([(3, 5), (1, 1), (7, 2)])
+    same_prompt = rollouts[0].prompt_token_ids
+    rollouts.append(rollout(3, same_prompt, [4, 1]))
+    assert all(rooms.check_masks(rollouts, shared).status == "green" for shared in (True, False))
 
 
 TOP = {"name": "teacher_top_k", "k": 4}

@@ -17,7 +17,7 @@ from tasks.opd.objective.loss import Stats, coefficients
 from tasks.opd.objective.terms import bind_terms
 from tasks.opd.recipe import loading, requirements
 from tasks.opd.store.artifacts import fingerprint_of
-from tasks.opd.training.batching import optimizer_batches, pack
+from tasks.opd.training.batching import optimizer_batches
 from tasks.opd.training.round import accumulate, check_domains, cut, start_round, train_student
 from tasks.opd.training.scored_set import make_scored
 from tests.tiny_models import (
@@ -136,15 +136,6 @@ def test_the_teacher_gets_no_gradient(pair):
     teacher.zero_grad()
     gradient(student, scored_by(teacher, rollouts), TERMS["full"])
     assert all(p.grad is None for p in teacher.parameters())
-
-
-def test_the_mask_covers_the_completion_with_its_eos_and_nothing_else():
-    rows = [rollout(0, [5, 1, 6], [7, 8, 1]), rollout(1, [5], [1])]            # an EOS inside a prompt, pad == 0 unused
-    starts = torch.tensor([0, 3])
-    packed = pack(rows, [1, 0], starts, torch.ones(4, dtype=torch.bool))
-    predicted = packed.token_ids.flatten()[packed.take + 1].tolist()
-    assert packed.flat.tolist() == [3, 0, 1, 2] and predicted == [1, 7, 8, 1]
-    assert packed.mask.sum(-1).tolist() == [2, 6]
 
 
 def test_only_the_policys_tokens_train_unless_a_term_says_all():

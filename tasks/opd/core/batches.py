@@ -1,5 +1,5 @@
 """Rows that go through a model together."""
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def padded_batches(lengths: list[int], limit: int, rows: Iterable[int] | None = None) -> list[list[int]]:
@@ -13,4 +13,30 @@ def padded_batches(lengths: list[int], limit: int, rows: Iterable[int] | None = 
             batches[-1].append(i)
         else:
             batches.append([i])
+    return batches
+
+
+def shared_batches(prompts: Sequence[Sequence[int]], num_own: Sequence[int], limit: int,
+                   rows: Iterable[int] | None = None) -> list[list[int]]:
+    """Indices of all rows, or of `rows`, in batches of at most `limit` tokens, where equal prompts count once a batch.
+
+    `num_own` is a row's tokens behind its prompt. Rows of one prompt stand together, the longest prompts first; a row
+    that is longer than `limit` goes alone.
+    """
+    keys = [tuple(prompt) for prompt in prompts]
+    rows = list(range(len(keys)) if rows is None else rows)
+    longest, first = {}, {}
+    for i in rows:
+        longest[keys[i]] = max(longest.get(keys[i], 0), len(keys[i]) + num_own[i])
+        first.setdefault(keys[i], i)
+    batches: list[list[int]] = []
+    held, tokens = set(), 0
+    for i in sorted(rows, key=lambda i: (-longest[keys[i]], first[keys[i]], -num_own[i], i)):
+        more = num_own[i] + (0 if keys[i] in held else len(keys[i]))
+        if not batches or tokens + more > limit:
+            batches.append([])
+            held, tokens, more = set(), 0, num_own[i] + len(keys[i])
+        batches[-1].append(i)
+        held.add(keys[i])
+        tokens += more
     return batches

@@ -47,6 +47,7 @@ class Session:
             check_canary(engine, Path(folder), dtype)
         if settings.get("batch_tokens"):
             engine.batch_tokens = settings["batch_tokens"]
+        engine.share_prompts = settings.get("share_prompts", True)
         self._engines[key] = engine, kind, weights
         return engine
 

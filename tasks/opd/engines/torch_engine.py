@@ -18,7 +18,8 @@ from tasks.opd.models import lora
 from tasks.opd.models.attention import group_heads
 from tasks.opd.models.digests import digests_of
 from tasks.opd.models.folders import architecture, base_version, eos_ids_of, vocabulary_size
-from tasks.opd.models.heads import Head, head_of, hidden_states, load_model
+from tasks.opd.models.heads import Head, head_of, load_model
+from tasks.opd.models.packing import Packed, batches_of, body_states, can_share, pack
 from tasks.opd.models.weights import load_tensors
 
 CHUNK_LOGITS = 2**25      # logits alive at once while scoring: 128 MiB in float32
@@ -59,12 +60,13 @@ class TorchEngine:
     """A transformers model in this process. Scoring takes the head in float32 at least: bfloat16 hurts there most.
 
     Engines may share the tensors of a base model (`share_base`), each with an adapter of its own or none; they sleep
-    and wake together. Whoever takes `model` or `head` of one that sleeps wakes it.
+    and wake together. Whoever takes `model` or `head` of one that sleeps wakes it. With `share_prompts` completions
+    scored behind one prompt compute it once, where the model can.
     """
 
     def __init__(self, folder: Path, dtype: str = "float32", batch_tokens: int = 65536,
                  device: str | torch.device | None = None):
-        self.dtype, self.batch_tokens = getattr(torch, dtype), batch_tokens
+        self.dtype, self.batch_tokens, self.share_prompts = getattr(torch, dtype), batch_tokens, True
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._build(Path(folder))
 
@@ -135,8 +137,10 @@ class TorchEngine:
             with torch.no_grad():
                 self.scoring_head = self.head.to(torch.promote_types(self.dtype, torch.float32))
         signals: dict[int, Signal] = {}
-        for batch in padded_batches([len(p) + len(c) for p, c in zip(prompts, completions)], self.batch_tokens):
-            parts = self._score_batch([prompts[i] for i in batch], [completions[i] for i in batch], want, temperature)
+        shared = self.share_prompts and can_share(self.model)
+        for batch in batches_of(prompts, [len(c) for c in completions], self.batch_tokens, shared):
+            packed = pack([prompts[i] for i in batch], [completions[i] for i in batch], shared)
+            parts = self._score_batch(packed, [completions[i] for i in batch], want, temperature)
             for place, i in enumerate(batch):  # cloned, for tensors of inference mode cannot meet a gradient
                 signals[i] = Signal(**{name: columns[place].clone() for name, columns in parts.items()})
             if progress is not None:
@@ -144,26 +148,18 @@ class TorchEngine:
         return [signals[i] for i in range(len(prompts))]
 
     @torch.inference_mode()
-    def _score_batch(self, prompts: list[list[int]], completions: list[list[int]], want: Want,
-                     temperature: float) -> dict[str, tuple[Tensor, ...]]:
+    def _score_batch(self, packed: Packed, completions: list[list[int]], want: Want, temperature: float
+                     ) -> dict[str, tuple[Tensor, ...]]:
         """The columns by name, each a tensor a completion."""
-        lengths = [len(p) + len(c) for p, c in zip(prompts, completions)]
-        width, written = max(lengths), [len(c) for c in completions]
-        padded = [p + c + [0] * (width - n) for p, c, n in zip(prompts, completions, lengths)]
-        mask = torch.tensor([[1] * n + [0] * (width - n) for n in lengths], device=self.device)
-        # token t of a completion is predicted at position P - 1 + t
-        rows = torch.tensor([i for i, n in enumerate(written) for _ in range(n)], dtype=torch.long, device=self.device)
-        where = torch.tensor([len(p) - 1 + t for p, n in zip(prompts, written) for t in range(n)],
-                             dtype=torch.long, device=self.device)
         ids = torch.tensor([t for c in completions for t in c], dtype=torch.long, device=self.device)
-        hidden = hidden_states(self.model, torch.tensor(padded, device=self.device), mask)[rows, where]
+        hidden = body_states(self.model, packed)[packed.places.to(self.device)]
         step = max(1, CHUNK_LOGITS // self.head.num_valid)
         chunks = [columns(self.scoring_head, hidden[i:i + step], ids[i:i + step], want, temperature)
                   for i in range(0, max(len(ids), 1), step)]
         out = {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
         if want.hidden:
             out["hidden"] = storable(hidden).cpu()
-        return {name: column.split(written) for name, column in out.items()}
+        return {name: column.split([len(c) for c in completions]) for name, column in out.items()}
 
     def load(self, folder: Path) -> dict[str, str]:
         """Copy the weights of a folder into the tensors there are; a model of another shape is built anew."""

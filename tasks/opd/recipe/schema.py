@@ -129,8 +129,12 @@ class Train(Model):
     epochs: int = setting(1, "Epochs", "Passes over a round's scored rollouts.", ge=1)
     batch_rollouts: int = setting(0, "Optimizer batch", "Rollouts an optimizer step; 0: all of the round.", ge=0)
     micro_batch_tokens: int = setting(
-        8192, "Micro-batch", "Padded tokens forwarded at once; moves the gradient by rounding only: 2e-6 of it in "
+        8192, "Micro-batch", "Tokens forwarded at once; moves the gradient by rounding only: 2e-6 of it in "
         "float32, 1 % under bfloat16 autocast, where another value makes another checkpoint.", effort="batch", ge=1)
+    share_prompts: bool = setting(
+        True, "Share prompts", "Completions of one prompt compute it once, in training and in scoring by torch, and no "
+        "padding is computed; false: a padded row each. Moves results as another micro_batch_tokens does.",
+        effort="machine")
     chunk_tokens: int = setting(
         1024, "Head chunk", "Tokens whose full-vocabulary logits live at once.", effort="batch", ge=1)
     autocast: Literal["auto", "off", "bfloat16"] = setting(
@@ -173,7 +177,7 @@ class Engine(Model):
         "same", "Scoring engine", "same: the engine above; torch: transformers, for what vLLM cannot give.")
     dtype: Literal["float32", "bfloat16", "float64"] = setting("float32", "Precision", "Of the engine's weights.")
     batch_tokens: int = setting(
-        65536, "Batch", "Padded tokens in flight at once; never changes results beyond rounding.", effort="batch", ge=1)
+        65536, "Batch", "Tokens in flight at once; never changes results beyond rounding.", effort="batch", ge=1)
     memory_share: float = setting(
         0.4, "Memory share", "Of a GPU's memory that a vLLM engine takes; on a CPU batch_tokens decides.",
         effort="machine", gt=0, lt=1)
@@ -184,6 +188,7 @@ class Engine(Model):
 class EngineInUse(Engine):
     """What a stage is told of an engine: the recipe's settings, and the room that its sequences and adapters take."""
     lora_rank: int = setting(0, "Adapter rank", "Largest rank of an adapter; 0: none.", effort="machine", ge=0)
+    share_prompts: bool = setting(True, "Share prompts", "Of completions scored, see train.", effort="machine")
     longest_tokens: int = setting(..., "Longest", "Tokens of the longest sequence.", effort="machine", ge=1)
 
 
@@ -274,7 +279,8 @@ class Recipe(Model):
         name = "torch" if use == "score" and self.engine.scores == "torch" else self.engine.name
         longest = self.pair.context_tokens + 1  # scoring takes room for one token more
         in_use = EngineInUse(**self.engine.model_dump() | {
-            "name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0, "longest_tokens": longest})
+            "name": name, "lora_rank": self.train.lora.rank if self.train.lora else 0, "longest_tokens": longest,
+            "share_prompts": self.train.share_prompts})
         return in_use.model_dump(mode="json", exclude={"scores"})
 
     def at(self, round_index: int, history: Sequence[dict] = ()) -> "Recipe":

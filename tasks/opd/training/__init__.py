@@ -1,6 +1,6 @@
 """From a scored set to a checkpoint.
 
-batching    optimizer batches and micro-batches
+batching    optimizer batches
 forward     body micro-batch by micro-batch, head chunk by chunk
 prepass     columns before the first optimizer step
 scored_set  rollouts and signals laid flat

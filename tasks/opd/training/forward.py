@@ -6,12 +6,11 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from tasks.opd.core.batches import padded_batches
 from tasks.opd.core.records import Rollout
-from tasks.opd.models.heads import head_of, hidden_states
+from tasks.opd.models.heads import head_of
+from tasks.opd.models.packing import batches_of, body_states, can_share, pack
 from tasks.opd.objective.columns import Columns
 from tasks.opd.objective.supports import StudentTokens
-from tasks.opd.training.batching import pack
 
 
 class Forward:
@@ -21,9 +20,9 @@ class Forward:
                  tick: Callable[[], None] = lambda: None):
         self.model, self.rollouts, self.spec, self.tick = model, rollouts, spec, tick
         self.starts = columns.lengths.cumsum(0) - columns.lengths
-        self.lengths = [len(r.prompt_token_ids) + len(r.token_ids) for r in rollouts]
         self.device = next(model.parameters()).device
         self.columns = columns
+        self.shared = spec["effort"]["share_prompts"] and can_share(model)
 
     def autocast(self):
         """bfloat16 compute over the master weights, where the recipe asks for it."""
@@ -32,15 +31,23 @@ class Forward:
 
     def micro_batches(self, batch: list[int], wanted: Tensor):
         """(hidden states [n, d] with a graph, indices [n] into the columns) of wanted tokens, by micro-batches."""
-        rows = torch.zeros(self.columns.num_rollouts, dtype=torch.bool)
-        rows[self.columns.rollout[wanted]] = True
+        used, prompts = self.used(wanted), [r.prompt_token_ids for r in self.rollouts]
         limit = self.spec["effort"]["micro_batch_tokens"]
-        for micro in padded_batches(self.lengths, limit, [i for i in batch if rows[i]]):
-            packed = pack(self.rollouts, micro, self.starts, wanted)
+        for micro in batches_of(prompts, used, limit, self.shared, [i for i in batch if used[i]]):
+            flat = torch.cat([self.starts[i] + torch.arange(used[i]) for i in micro])
+            packed = pack([prompts[i] for i in micro], [self.rollouts[i].token_ids[:used[i]] for i in micro],
+                          self.shared)
             with self.autocast():
-                hidden = hidden_states(self.model, packed.token_ids.to(self.device), packed.mask.to(self.device))
-            yield hidden.flatten(0, 1)[packed.take.to(self.device)], packed.flat
+                hidden = body_states(self.model, packed)
+            kept = wanted[flat]
+            yield hidden[packed.places[kept].to(self.device)], flat[kept]
             self.tick()  # a sign of life
+
+    def used(self, wanted: Tensor) -> list[int]:
+        """Tokens of each completion up to its last wanted one; what follows predicts nothing that is wanted."""
+        place = torch.arange(1, self.columns.num_tokens + 1) - self.starts[self.columns.rollout]
+        last = torch.zeros(self.columns.num_rollouts, dtype=torch.long)
+        return last.scatter_reduce(0, self.columns.rollout[wanted], place[wanted], "amax").tolist()
 
     def student(self, hidden: Tensor, flat: Tensor) -> StudentTokens:
         """The student's distribution at a chunk of tokens."""

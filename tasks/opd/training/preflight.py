@@ -18,6 +18,7 @@ from tasks.opd.core.seeds import derive_seed
 from tasks.opd.engines.api import Signal, Want
 from tasks.opd.engines.canary import AGREEMENT
 from tasks.opd.models.heads import head_of, load_model
+from tasks.opd.models.packing import pack
 from tasks.opd.models.weights import num_parameters
 from tasks.opd.objective.advantages import ADVANTAGES
 from tasks.opd.objective.columns import columns_of
@@ -28,7 +29,6 @@ from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.scoring.score import check_finite
 from tasks.opd.store.artifacts import model_folder
 from tasks.opd.training.alignment import Alignment, measure_alignment
-from tasks.opd.training.batching import pack
 from tasks.opd.training.forward import Forward, old_logprobs
 from tasks.opd.training.round import accumulate, start_round
 from tasks.opd.training.scored_set import ScoredSet, make_scored
@@ -85,14 +85,15 @@ def check_stops(student_stops: set[int], teacher_stops: set[int], terms: list[di
                    "the weight special_token_mask, or the student unlearns to stop")
 
 
-def check_masks(rollouts: list[Rollout]) -> Finding:
-    """The packed positions predict exactly the completions, their EOS included, and no prompt or padding."""
-    columns = columns_of(rollouts)
-    starts = columns.lengths.cumsum(0) - columns.lengths
-    packed = pack(rollouts, list(range(len(rollouts))), starts, torch.ones(columns.num_tokens, dtype=torch.bool))
-    wrong = int((packed.token_ids.flatten()[packed.take + 1] != columns.token_ids[packed.flat]).sum())
-    missing = columns.num_tokens - packed.flat.unique().numel()
-    return verdict("masks", wrong + missing == 0, wrong + missing, 0,
+def check_masks(rollouts: list[Rollout], shared: bool) -> Finding:
+    """Every completion token, EOS included, is predicted at the token before it, at that one's position."""
+    packed = pack([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], shared)
+    before = [(len(r.prompt_token_ids) - 1 + t, (r.prompt_token_ids + r.token_ids)[len(r.prompt_token_ids) - 1 + t])
+              for r in rollouts for t in range(len(r.token_ids))]
+    found = list(zip(packed.positions.flatten()[packed.places].tolist(),
+                     packed.token_ids.flatten()[packed.places].tolist()))
+    wrong = sum(one != other for one, other in zip(before, found)) + abs(len(before) - len(found))
+    return verdict("masks", wrong == 0, wrong, 0,
                    "the loss mask does not cover exactly the completions")
 
 
@@ -229,12 +230,13 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     small = num_parameters(folder) <= DOUBLE_UP_TO
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_model(folder, torch.float64 if small else torch.float32, device)
-    spec = {**spec, "train": {"autocast": "off"}, "effort": {"micro_batch_tokens": 4096, "chunk_tokens": 1024}}
+    spec = {**spec, "train": {"autocast": "off"}, "effort": {
+        "micro_batch_tokens": 4096, "chunk_tokens": 1024, "share_prompts": spec["engine"].get("share_prompts", True)}}
     columns = columns_of(rollouts)
     forward = Forward(model, rollouts, columns, {**spec, "loss": {"temperature": 1.0}})
     trainer = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
     own = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want())
-    findings = [*check_empty(rollouts, spec["terms"], spec["filters"]), check_masks(rollouts),
+    findings = [*check_empty(rollouts, spec["terms"], spec["filters"]), check_masks(rollouts, forward.shared),
                 check_agreement(torch.cat([s.sampled for s in own]), trainer, spec["engine"]["dtype"])]
     if taught:
         findings += teacher_findings(inputs, spec, session, rollouts, taught)
