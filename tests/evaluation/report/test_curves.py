@@ -1,4 +1,4 @@
-"""Learning curves over rounds, tokens and seconds, and maps of position by round."""
+"""Learning curves over rounds and every currency, and maps of position by round."""
 from tasks.opd.core import metrics
 from tasks.opd.evaluation.report import curves, lineage
 from tasks.opd.store import artifacts, run_records
@@ -9,13 +9,14 @@ def read(**options) -> lineage.Lineage:
     return lineage.read(run_records.files_of(run(**options))[0])
 
 
-def test_curves_stand_at_the_rounds_finished_with_tokens_and_seconds_up_to_there():
+def test_curves_stand_at_the_rounds_finished_with_what_was_spent_up_to_there():
     values = {"train/teacher_gap/teacher_gap_mean_nats": -0.25}
     found = curves.curves_of(read(rounds=2, trained=30, values=values), "tiny")
-    assert found["reward"] == [(0, 0, 0, 0.25), (2, 60, 8, 0.75)]       # a round of four stages takes 4 s
-    assert found["reverse KL"] == [(0, 0, 0, 0.5), (2, 60, 8, 0.25)]
-    assert found["loss"] == [(1, 30, 4, 1.0), (2, 60, 8, 0.5)]
-    assert found["teacher gap"] == [(1, 30, 4, -0.25), (2, 60, 8, -0.25)]
+    # a round of four stages takes 4 s; its student writes nine tokens, the teacher reads eleven
+    assert found["reward"] == [(0, 0, 0, 0.25, 0, 0, 0), (2, 60, 8, 0.75, 18, 0, 22)]
+    assert found["reverse KL"] == [(0, 0, 0, 0.5, 0, 0, 0), (2, 60, 8, 0.25, 18, 0, 22)]
+    assert found["loss"] == [(1, 30, 4, 1.0, 9, 0, 11), (2, 60, 8, 0.5, 18, 0, 22)]
+    assert [point.value for point in found["teacher gap"]] == [-0.25, -0.25]
 
 
 def test_what_was_not_measured_has_no_curve():

@@ -35,7 +35,7 @@ def test_a_suite_that_ended_shows_every_variant_in_every_section():
                        values={"position/reverse_kl/0": 1.0}))
     assert [one["variant"] for one in found.forest] == ["gkd", "tip"] and found.forest[0]["difference"] == 0.625
     assert [(line.variant, line.seed) for line in found.lines] == [("gkd", 0), ("gkd", 1), ("tip", 0)]
-    assert found.lines[0].curves["reward"][-1][-1] == 1.0
+    assert found.lines[0].curves["reward"][-1].value == 1.0
     assert found.pareto[0] == {"variant": "gkd", "mean": 0.875, "costs": {"trained": 200.0, "seconds": 2.0}}
     assert [(one.variant, one.gained, one.lost) for one in found.flips] == [("gkd", 3, 0), ("tip", 0, 1)]
     assert [answer.by for answer in found.questions[0].answers] == ["start", "gkd", "tip"]

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tasks.opd.core import metrics
+from tasks.opd.core.costs import READ, WRITTEN
+from tasks.opd.core.records import STUDENT, TEACHER
 from tasks.opd.evaluation.report.lineage import Lineage, Round, Stage
 
 LOSS = re.compile(r"train/loss_nats$")
 BY_POSITION = re.compile(r"(?:.*/)?position/(?P<quantity>.+)/(?P<bucket>\d+)$")
+CURRENCIES = (WRITTEN[STUDENT], WRITTEN[TEACHER], READ)     # beside those that stand in a point by their names
 GAP = re.compile(r"train/[^/]+/teacher_gap_mean_nats$")
 
 
@@ -22,6 +25,9 @@ class Point(NamedTuple):
     tokens: int                             # trained up to there
     seconds: float                          # of making, up to there
     value: float
+    student_wrote: int = 0                  # tokens, up to there, as the next two
+    teacher_wrote: int = 0
+    teacher_read: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +42,9 @@ class Map:
 def curves_of(run: Lineage, benchmark: str) -> dict[str, list[Point]]:
     """Mean reward and reverse KL on a benchmark, and loss and teacher gap in training; what was not measured is left
     out. Reward and divergence have a point at the start."""
-    spent = {0: (0, 0.0)} | {one.index + 1: (one.trained_tokens, one.seconds) for one in run.rounds}
+    spent = {0: (0, 0.0, [0] * len(CURRENCIES))} | {
+        one.index + 1: (one.trained_tokens, round(one.seconds, 2), [one.spent.get(name, 0) for name in CURRENCIES])
+        for one in run.rounds}
     curves = {"reward": [(one.step, one.report.record["counts"]["avg"]) for one in run.on(benchmark)],
               "reverse KL": [(one.step, value) for one in run.on(benchmark)
                              if (value := one.reverse_kl()) is not None],
@@ -44,7 +52,7 @@ def curves_of(run: Lineage, benchmark: str) -> dict[str, list[Point]]:
                        if (value := mean_of(one, LOSS)) is not None],
               "teacher gap": [(one.index + 1, value) for one in run.rounds
                               if (value := mean_of(one, GAP)) is not None]}
-    return {name: [Point(round=step, tokens=spent[step][0], seconds=round(spent[step][1], 2), value=rounded(value))
+    return {name: [Point(step, *spent[step][:2], rounded(value), *spent[step][2])
                    for step, value in points if step in spent] for name, points in curves.items() if points}
 
 

@@ -2,11 +2,11 @@
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tasks.opd.core.costs import TRAINED
+from tasks.opd.core.costs import TRAINED, summed
 from tasks.opd.evaluation import reports
 from tasks.opd.evaluation.cell_costs import ROUND
 from tasks.opd.store import run_records
@@ -38,6 +38,7 @@ class Round:
     stages: list[Stage]                     # of `cell_costs.ROUND`, the checkpoint first, back to the rollouts
     trained_tokens: int                     # of this run up to its end
     seconds: float                          # of making, up to its end
+    spent: dict[str, int] = field(default_factory=dict)     # tokens by name of costs, up to its end
 
     def last(self, *kinds: str) -> Stage | None:
         """The stage of these kinds that is nearest to the checkpoint."""
@@ -147,12 +148,14 @@ def stage_at(kind: str, fingerprint: str) -> Stage | None:
 
 def rounds_of(checkpoints: list[Stage]) -> list[Round]:
     """The rounds by index, with what was spent up to each; of a round that was trained again the last."""
-    found, tokens, seconds = [], 0, 0.0
+    found, tokens, seconds, counts = [], 0, 0.0, []
     for index, checkpoint in sorted({one.record["spec"]["round"]: one for one in checkpoints}.items()):
         stages = list(behind(checkpoint))
         tokens += checkpoint.record["counts"].get(TRAINED, 0)
         seconds += sum(stage.record.get("seconds") or 0.0 for stage in stages)
-        found.append(Round(index=index, checkpoint=checkpoint, stages=stages, trained_tokens=tokens, seconds=seconds))
+        counts += [(stage.kind, stage.record["counts"]) for stage in stages]
+        found.append(Round(index=index, checkpoint=checkpoint, stages=stages, trained_tokens=tokens, seconds=seconds,
+                           spent=summed(counts)))
     return found
 
 

@@ -71,13 +71,16 @@ function forest() {
 
 const QUANTITIES = {reward: "mean reward, percent", "reverse KL": "reverse KL to the teacher, nats a token",
   loss: "loss, nats", "teacher gap": "teacher's log-probability minus the student's, nats a token"};
-const AXES = {"rounds": 0, "trained tokens": 1, "seconds": 2};
+const AXES = {"rounds": 0, "trained tokens": 1, "seconds": 2, "tokens the student wrote": 4,
+  "tokens the teacher wrote": 5, "tokens the teacher read": 6};
 
 function lines() {
   const {found, controls, chart} = section("lines");
   if (!found) return;
   const quantities = Object.keys(QUANTITIES).filter((name) => data.lines.some((line) => line.curves[name]));
   const names = [...new Set(data.lines.map((line) => line.variant))];
+  const all = data.lines.flatMap((line) => Object.values(line.curves).flat());
+  const axes = Object.keys(AXES).filter((axis) => all.some((point) => point[AXES[axis]] > 0));
   const now = {quantity: quantities[0], axis: "trained tokens", variant: names[0]};
   function draw() {
     const points = data.lines.flatMap((line) => (line.curves[now.quantity] ?? []).map((point) => ({
@@ -103,7 +106,7 @@ function lines() {
   }
   const change = (key) => (value) => { now[key] = value; draw(); };
   controls.append(choice("shown", quantities, now.quantity, change("quantity")),
-    choice("over", Object.keys(AXES), now.axis, change("axis")));
+    choice("over", axes, now.axis, change("axis")));
   if (names.length > FEW) controls.append(choice("picked out", names, now.variant, change("variant")));
   draw();
 }
