@@ -45,15 +45,15 @@ def test_who_takes_more_than_a_third_is_warned_before_the_disk_is_half_full(monk
 
 
 def test_a_run_says_once_that_the_disk_fills_as_its_rounds_go_and_at_its_start(monkeypatch, pool, capfd):
-    recipe, student = loading.load("opd_reverse_kl", ["rounds=4"]), SimpleNamespace(counts={})
-    for index in rounds(recipe, pool, lambda: student):
+    recipe = loading.load("opd_reverse_kl", ["rounds=4"])
+    for index in rounds(recipe, pool, []):
         if index == 1:
             keep(2_000_000)
             pool.made += 1
             monkeypatch.setattr(disk, "free_bytes", lambda path: 3_000_000)
     assert capfd.readouterr().err.count("opd: artifacts fill the disk: 2.0 MB in") == 1
     with pools.for_run(SimpleNamespace(workers="inline")) as again:
-        for _ in rounds(recipe, again, lambda: student):
+        for _ in rounds(recipe, again, []):
             pass
     assert capfd.readouterr().err.count("opd: artifacts fill the disk: 2.0 MB in") == 1
 
@@ -61,6 +61,6 @@ def test_a_run_says_once_that_the_disk_fills_as_its_rounds_go_and_at_its_start(m
 def test_rounds_measure_the_store_at_their_start_and_after_those_that_made_something(monkeypatch, pool):
     measured, kept_bytes = [], disk.kept_bytes
     monkeypatch.setattr(disk, "kept_bytes", lambda: measured.append(pool.made) or kept_bytes())
-    for index in rounds(loading.load("opd_reverse_kl", ["rounds=6"]), pool, lambda: SimpleNamespace(counts={})):
+    for index in rounds(loading.load("opd_reverse_kl", ["rounds=6"]), pool, []):
         pool.made += index in (2, 4)
     assert measured == [0, 1, 2]
