@@ -183,7 +183,7 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     assert (spent := table.rows[1].costs.tokens) == {name: run.data.metrics.get(f"round/{name}", 0) for name in NAMES}
     assert spent["student_written_tokens"] == sum(r["counts"]["tokens"] for r in records("rollouts"))
     stages = {key.partition("/")[0] for key in run.data.metrics}
-    assert stages - {"system"} == {"eval", "rollout", "grade", "score", "train", "trust", "round", "final"}
+    assert stages - {"system"} == {"eval", "exposure", "rollout", "grade", "score", "train", "trust", "round", "final"}
     assert run.data.metrics["final/rounds"] == 3 and run.data.metrics["final/reward_mean"] == there.first["end"][
         "tiny"].counts["avg"]
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
@@ -193,7 +193,8 @@ def test_mlflow_has_rounds_ends_params_records_and_a_table_of_rollouts(there):
     assert sent == Path(there.first["report"]).read_text(encoding="utf-8") and "opd_reverse_kl_full-seed0 is" in sent
     stages = json.load(open(client.download_artifacts(run.info.run_id, "stages.json")))
     assert {stage["kind"] for stage in stages} == {
-        "model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report", "divergence"}
+        "model", "prompts", "preflight", "rollouts", "grades", "scores", "checkpoint", "report", "divergence",
+        "exposure"}
     assert run.data.tags["checkpoint.digest"] == there.first["checkpoint"].digest
     read = {(one.dataset.name, tag.value) for one in run.inputs.dataset_inputs for tag in one.tags}
     assert read == {("tiny", "train"), ("tiny", "test")}
