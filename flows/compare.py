@@ -38,7 +38,8 @@ def compare(suite: str, overrides: list[str] = ()) -> dict:
         if not done:
             raise next(iter(failed.values()))
         benchmark = plan.benchmark or first.benchmarks[0].name
-        table = table_of(done, failed, benchmark, plan.baseline, cells, tuning)
+        table = table_of(done, failed, benchmark, plan.baseline, cells, tuning,
+                         pooled=plan.seed_variance == "pooled")
         facts = comparison_tables.provenance(suite, overrides, benchmark, environment(first.model_dump()))
         texts = {"comparison.json": table.to_json(), "comparison.md": comparison_tables.to_markdown(table, facts)}
         study.show(texts, texts["comparison.md"], tags={"verdict": of_suite(json.loads(table.to_json()), benchmark)})

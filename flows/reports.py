@@ -27,7 +27,8 @@ def show_suite(suite: str, plan: Suite, overrides: list[str], cells: Cells, tuni
         first, benchmark = cells[0][2], plan.benchmark or cells[0][2].benchmarks[0].name
         ended = [(variant, seed, recipe) for variant, seed, recipe in cells if (variant, seed) in {**done, **failed}]
         has_baseline = plan.baseline == START or any(variant == plan.baseline for variant, _ in done)
-        table = table_of(done, failed, benchmark, plan.baseline, ended, tuning) if done and has_baseline else None
+        table = table_of(done, failed, benchmark, plan.baseline, ended, tuning,
+                         pooled=plan.seed_variance == "pooled") if done and has_baseline else None
         state = suites.state_of(
             plan.name, benchmark, plan.baseline,
             provenance(suite, overrides, benchmark, environment(first.model_dump())),

@@ -35,7 +35,7 @@ def markdown_of_run(result: dict) -> str:
 
 def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Exception], benchmark: str,
              baseline: str, cells: list[tuple[str, int, Recipe]] = (),
-             tuning: dict[str, Tuned] | None = None) -> comparison.Comparison:
+             tuning: dict[str, Tuned] | None = None, pooled: bool = False) -> comparison.Comparison:
     """What `distill` returned for cells, and the errors of others, on one benchmark; a suite's stand in its order."""
     start = next(iter(done.values()))["start"][benchmark]
     errors = {cell: f"{type(error).__name__}: {' '.join(str(error).split())}"[:300] for cell, error in failed.items()}
@@ -50,8 +50,8 @@ def table_of(done: dict[tuple[str, int], dict], failed: dict[tuple[str, int], Ex
                for cell, result in done.items()},
         divergences={cell: value for cell, value in apart.items() if value is not None},
         placebos={variant: recipe.about.placebo for variant, _, recipe in cells}, clusters=clusters,
-        currency=currency_of(recipe for _, _, recipe in cells))
-    return replace(found, tuning=tuning or {}, pass_at=curves_of(reports, baseline, clusters))
+        currency=currency_of(recipe for _, _, recipe in cells), pooled=pooled)
+    return replace(found, tuning=tuning or {}, pass_at=curves_of(reports, baseline, clusters, pooled))
 
 
 def currency_of(recipes: Iterable[Recipe]) -> str:

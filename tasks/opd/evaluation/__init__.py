@@ -10,6 +10,7 @@ reports             what a report says
 final               what a run reached and cost, in a dozen numbers
 clusters            which prompts are kin
 statistics          intervals over seeds and prompts, many comparisons, what can be detected
+seed_pools          the variance between seeds that all variants of a suite share
 power               what a suite can detect, before it runs
 tuned               what tuning found, and what it cost
 comparison          variants paired over prompts and seeds

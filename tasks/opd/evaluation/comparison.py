@@ -15,6 +15,7 @@ import numpy as np
 from tasks.opd.core.costs import TRAINED
 from tasks.opd.evaluation import cell_costs
 from tasks.opd.evaluation.cell_costs import Costs, mean_of
+from tasks.opd.evaluation.seed_pools import SeedPool, seed_pool
 from tasks.opd.evaluation.statistics import ALPHA, Estimate, Interval, holm, paired_difference
 from tasks.opd.evaluation.tuned import Tuned
 
@@ -79,6 +80,7 @@ class Comparison:
     spent_difference: float | None              # (largest - smallest) / largest of it over cells; None: < 2
     spent_equal: bool | None                    # whether that is at most EQUAL
     rows: list[Row]
+    seed_pool: SeedPool | None = None           # the variance between seeds that all variants share; None: each its own
     tuning: dict[str, Tuned] = field(default_factory=dict)  # by variant; empty: the suite does not tune
     pass_at: dict[str, list[PassAt]] = field(default_factory=dict)  # by variant, over k; empty: no k above 1
 
@@ -90,12 +92,12 @@ class Comparison:
 def compare(cells: dict[tuple[str, int], Rewards | str], baseline: str, *,
             spent: dict[tuple[str, int], Costs] | None = None,
             divergences: dict[tuple[str, int], float] | None = None, placebos: dict[str, str] | None = None,
-            clusters: dict[str, str] | None = None, currency: str = TRAINED) -> Comparison:
+            clusters: dict[str, str] | None = None, currency: str = TRAINED, pooled: bool = False) -> Comparison:
     """Compare every variant with `baseline`. A cell is {prompt_id: mean reward}, or the text of its error.
 
     `spent` has the costs of cells, `divergences` their mean reverse KL to the teacher in nats a token, `placebos` the
     variant that a variant must beat, `clusters` what a prompt has in common with others; all may be incomplete.
-    `currency` is a name of costs, or seconds.
+    `currency` is a name of costs, or seconds; `pooled`: the variance between seeds is all variants' (`seed_pools`).
     `start` has one cell of any seed, which stands for every seed. A difference uses the seeds that both sides finished.
     Raises: ValueError when the baseline has no cell, or when cells were asked different prompts.
     """
@@ -112,15 +114,17 @@ def compare(cells: dict[tuple[str, int], Rewards | str], baseline: str, *,
     rewards = {key: np.array([cell[p] for p in prompts]) for key, cell in finished.items()}
     errors = {key: cell for key, cell in cells.items() if isinstance(cell, str)}
     grouped = {variant: seeds_of(variant, rewards) for variant in variants}
+    pool = seed_pool([means_of(cell) for variant, cell in grouped.items() if variant != START]) if pooled else None
     rows = judged([row_of(variant, baseline, (placebos or {}).get(variant, ""), grouped, seeds_of(variant, errors),
                           seeds_of(variant, spent or {}), [*seeds_of(variant, divergences or {}).values()], kin,
-                          currency)
+                          currency, pool)
                    for variant in variants])
     amounts = [amount for row in rows for amount in row.spent_by_seed.values()]
     apart = (max(amounts) - min(amounts)) / (max(amounts) or 1) if len(amounts) > 1 else None
     seeds = sorted({s for variant, s in cells if variant != START} or {s for _, s in cells})
     return Comparison(baseline=baseline, num_prompts=len(prompts), num_clusters=len(set(kin)), seeds=seeds, rows=rows,
-                      currency=currency, spent_difference=apart, spent_equal=None if apart is None else apart <= EQUAL)
+                      currency=currency, spent_difference=apart, spent_equal=None if apart is None else apart <= EQUAL,
+                      seed_pool=pool)
 
 
 def seeds_of(variant: str, values: dict[tuple[str, int], Any]) -> dict[int, Any]:
@@ -129,12 +133,13 @@ def seeds_of(variant: str, values: dict[tuple[str, int], Any]) -> dict[int, Any]
 
 
 def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells], errors: dict[int, str],
-           spent: dict[int, Costs], divergences: list[float], clusters: list[str], currency: str) -> Row:
+           spent: dict[int, Costs], divergences: list[float], clusters: list[str], currency: str,
+           pool: SeedPool | None) -> Row:
     """One variant against the baseline and its placebo, without verdicts; `rewards` are all variants'."""
-    own = {s: float(v.mean()) for s, v in sorted(rewards[variant].items())}
+    own = means_of(rewards[variant])
     means = [*own.values()]
-    found, by_seed = paired(variant, baseline, rewards, clusters)
-    control, control_by_seed = paired(variant, placebo, rewards, clusters)
+    found, by_seed = paired(variant, baseline, rewards, clusters, pool)
+    control, control_by_seed = paired(variant, placebo, rewards, clusters, pool)
     return Row(variant=variant, mean=float(np.mean(means)) if own else None,
                by_seed=own | dict.fromkeys(errors), seed_sd=float(np.std(means, ddof=1)) if means[1:] else None,
                reverse_kl=float(np.mean(divergences)) if divergences else None,
@@ -150,7 +155,12 @@ def row_of(variant: str, baseline: str, placebo: str, rewards: dict[str, Cells],
                               if (amount := cell_costs.amount_of(c, currency)) is not None})
 
 
-def paired(variant: str, other: str, rewards: dict[str, Cells], clusters: list[str]
+def means_of(cells: Cells) -> dict[int, float]:
+    """The mean over prompts of each seed."""
+    return {seed: float(values.mean()) for seed, values in sorted(cells.items())}
+
+
+def paired(variant: str, other: str, rewards: dict[str, Cells], clusters: list[str], pool: SeedPool | None
            ) -> tuple[Estimate, dict[int, float]]:
     """The paired difference of a variant to another, and its mean by seed; NOTHING where no seed has both."""
     own, against = rewards[variant], rewards.get(other, {})
@@ -158,7 +168,8 @@ def paired(variant: str, other: str, rewards: dict[str, Cells], clusters: list[s
     found = {s: left[s] - right[s] for s in sorted(left) if s in right and variant != other}
     if not found:
         return NOTHING, {}
-    return paired_difference(np.array([*found.values()]), clusters), {s: float(v.mean()) for s, v in found.items()}
+    known = pool and pool.of_difference(2 - (START in (variant, other)))
+    return paired_difference(np.array([*found.values()]), clusters, known), means_of(found)
 
 
 def spread(cells: Cells, name: str, other: Cells) -> Cells:

@@ -7,6 +7,7 @@ from tasks.opd.core.tables import aligned, in_markdown, percent, points
 from tasks.opd.evaluation import pass_curves, tuned
 from tasks.opd.evaluation.cell_costs import NOTE, cost_tables
 from tasks.opd.evaluation.comparison import BEATEN, EQUAL, START, Comparison, Row
+from tasks.opd.evaluation.seed_pools import SeedPool
 from tasks.opd.evaluation.statistics import ALPHA, LEVEL, MIN_SEEDS
 
 WIDTH = 120                       # of the note in a terminal, characters
@@ -115,11 +116,24 @@ def coverage(found: Comparison) -> list[str]:
         which = "An interval" if not few else f"An interval of {MIN_SEEDS} seeds or more"
         said.append(f"{which} covers the choice of seeds and that of prompts (crossed random effects, Satterthwaite's "
                     "degrees of freedom); seed SD is the standard deviation of the seeds' means, in points.")
+    if pool := found.seed_pool:
+        said.append(pooling(pool, found.baseline))
     if few:
         whose = f" of {', '.join(few)}" if crossed else ""
         said.append(f"With fewer than {MIN_SEEDS} seeds: seed variance not estimable{whose}; the interval covers the "
                     "choice of prompts, not of seeds, and other seeds may turn the verdict.")
     return said
+
+
+def pooling(pool: SeedPool, baseline: str) -> str:
+    """What is assumed where the variance between seeds is pooled, and how well that goes with the seeds."""
+    test = "not to be tested, for a variant's seeds are all alike"
+    if pool.p_equal is not None:
+        test = f"Bartlett's test of that: p = {pool.p_equal:.3f}"
+        test += ", so it does not hold here: take seed_variance: own" if pool.p_equal < ALPHA else ""
+    return (f"The variance between seeds is pooled over {pool.variants} variants ({pool.alone_degrees:g} degrees of "
+            f"freedom): assumes that all variants are equally stable over seeds ({test})"
+            f"{' and that no seed is lucky for all of them' if baseline == START else ''}.")
 
 
 def spent_note(found: Comparison) -> list[str]:

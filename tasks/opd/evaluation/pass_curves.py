@@ -29,13 +29,14 @@ def ks_of(report: Artifact) -> list[int]:
     return sorted(int(name.removeprefix("pass@")) for name in report.counts if name.startswith("pass@"))
 
 
-def curves_of(reports: dict[tuple[str, int], Artifact], baseline: str, clusters: dict[str, str]
-              ) -> dict[str, list[PassAt]]:
+def curves_of(reports: dict[tuple[str, int], Artifact], baseline: str, clusters: dict[str, str],
+              pooled: bool = False) -> dict[str, list[PassAt]]:
     """Every variant's curve over k; nothing where a benchmark asks for no k above 1, or the baseline has no report."""
     if max(ks_of(next(iter(reports.values()))), default=1) < 2 or baseline not in {variant for variant, _ in reports}:
         return {}
     found = {cell: by_prompt(report) for cell, report in reports.items()}
-    compared = {k: compare({cell: values[k] for cell, values in found.items()}, baseline, clusters=clusters)
+    compared = {k: compare({cell: values[k] for cell, values in found.items()}, baseline, clusters=clusters,
+                           pooled=pooled)
                 for k in next(iter(found.values()))}
     curves = defaultdict(list)
     for k, comparison in compared.items():

@@ -24,10 +24,19 @@ def detectable_by(plan: Suite, benchmark: Benchmark) -> float | None:
     if benchmark.count < 2:
         return None
     half = plan.assume.accuracy * (1 - plan.assume.accuracy) * (1 - plan.assume.correlation)
-    sides = 1 if plan.baseline == START else 2
-    return detectable(num_seeds=len(set(plan.seeds)), num_prompts=benchmark.count, comparisons=len(plan.variants),
+    sides, seeds = 1 if plan.baseline == START else 2, len(set(plan.seeds))
+    return detectable(num_seeds=seeds, num_prompts=benchmark.count, comparisons=len(plan.variants),
+                      seed_degrees=pooled_degrees(plan) or None,
                       seed_sd=plan.assume.seed_sd * math.sqrt(sides), prompt_sd=math.sqrt(half),
                       rest_sd=math.sqrt(half / benchmark.samples))
+
+
+def pooled_degrees(plan: Suite) -> int:
+    """Degrees of freedom of the pooled variance between seeds, as `seed_pools` counts them; 0: none is pooled."""
+    trained, seeds = len({*plan.variants} | ({plan.baseline} - {START})), len(set(plan.seeds))
+    if plan.seed_variance == "own" or trained < 2:
+        return 0
+    return (trained if plan.baseline == START else trained - 1) * (seeds - 1)
 
 
 def benchmark_of(plan: Suite, cells: Cells) -> Benchmark:
@@ -44,7 +53,9 @@ def described(plan: Suite, cells: Cells) -> str:
         return (f"{plan.name}: 1 prompt tells no difference to {plan.baseline}; benchmark {benchmark.name} needs a "
                 "count of 2 or more")
     seeds = f"{100 * told.seed_sd:g} points between seeds"
-    if count < MIN_SEEDS:
+    if pooled := pooled_degrees(plan):
+        seeds += f", which all variants share ({pooled} degrees of freedom)"
+    elif count < MIN_SEEDS:
         seeds = f"nothing of seeds (seed variance not estimable with fewer than {MIN_SEEDS})"
     over = f" by Holm over {len(plan.variants)} comparisons" if plan.variants[1:] else ""
     return (f"{plan.name}: {count} seed{'s' if count > 1 else ''} x {benchmark.count} prompts can detect a difference "

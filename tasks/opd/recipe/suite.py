@@ -1,6 +1,6 @@
 """A suite: recipes compared."""
 import math
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -29,6 +29,9 @@ class Suite(Model):
         0.0, "Detect", "The difference that the suite looks for, 0.05 is five points; one that cannot detect it is "
         "refused. 0: none is stated.", ge=0, lt=1)
     assume: Assumptions = setting(Assumptions(), "Assumptions", "Of rewards, for what the suite can detect.")
+    seed_variance: Literal["own", "pooled"] = setting(
+        "own", "Seed variance", "Between seeds: of each comparison its own, or pooled over all variants, which assumes "
+        "that all are equally stable over seeds.")
     tune: dict[str, list[Any]] = setting(
         {}, "Tune", "Values tried by dotted key, as {train.learning_rate: [1e-4, 5e-4]}, for every variant alike.")
     trials: int = setting(0, "Trials", "Settings tried of each variant, drawn from all; 0: all of them.", ge=0)
