@@ -71,6 +71,9 @@ def test_tiny_items_are_of_the_kind_that_is_asked_for():
     made = tiny.problem(5, 2, num_steps=3, highest=29, largest=5)
     assert (item["text"], item["solution"], item["domain"]) == (made.text, made.solution, "three")
     assert made.text != tiny.problem(5, 2, num_steps=3).text
+    other, = SOURCES["tiny"](range(5, 6), seed=2, num_steps=3, highest=29, largest=5, question_first=True)
+    asked = made.text[made.text.index("How many"):]
+    assert other == item | {"text": f"{asked} {made.text.removesuffix(' ' + asked)}"}
 
 
 def test_a_slice_is_the_same_whatever_slice_it_is_read_from():

@@ -298,7 +298,7 @@ def test_a_failed_cell_is_shown_as_failed_and_the_others_go_on(tmp_path):
         "opd_reverse_kl-seed1": "FINISHED"}
     suite, cell = runs["small"].data, runs["opd_reverse_kl-seed0"].data
     assert not suite.metrics and suite.tags["verdict"].endswith("failed: gkd (points on tiny)")
-    assert {*final.NAMES} - cell.metrics.keys() == {"final/retention_difference"}
+    assert {*final.NAMES} - cell.metrics.keys() == {"final/others_difference"}
     comparison = (artifacts.home() / "suites" / "small" / "comparison.md").read_text()
     assert suite.tags["mlflow.note.content"].endswith(f"({suite.tags['prefect.page']})\n\n{comparison}")
     assert result["mlflow_charts"].rpartition("/#/")[2] in suite.tags["mlflow.note.content"]

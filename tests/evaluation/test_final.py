@@ -27,7 +27,7 @@ def test_differences_are_to_the_start_and_costs_leave_out_the_evaluation(tmp_pat
         first=report("a", 0.75, divergence_tokens=9, reverse_kl_mean_nats=0.5), second=report("b", 0.25),
         third=report("c", 0.375)), 3)
     # the others lost 0.25 and 0.125: 0.1875 in the mean
-    assert found == {"final/reward_mean": 0.75, "final/reward_difference": 0.25, "final/retention_difference": -0.1875,
+    assert found == {"final/reward_mean": 0.75, "final/reward_difference": 0.25, "final/others_difference": -0.1875,
                      "final/reverse_kl_mean_nats": 0.5, "final/truncated_share": 0.25, "final/rounds": 3,
                      "final/student_written_tokens": 0, "final/teacher_written_tokens": 0,
                      "final/teacher_read_tokens": 0, "final/trained_tokens": 20, "final/seconds": 2.0}
@@ -36,7 +36,7 @@ def test_differences_are_to_the_start_and_costs_leave_out_the_evaluation(tmp_pat
 def test_what_is_not_known_is_left_out_and_a_run_without_benchmarks_has_its_costs(tmp_path, monkeypatch):
     monkeypatch.setenv("OPD_HOME", str(tmp_path))
     assert {*NAMES} - final_numbers(result(first=report("a", 0.75)), 3).keys() == {
-        "final/retention_difference", "final/reverse_kl_mean_nats"}
+        "final/others_difference", "final/reverse_kl_mean_nats"}
     assert "final/reward_mean" not in (costs := final_numbers(result(), 1)) and costs["final/trained_tokens"] == 20
 
 

@@ -26,13 +26,14 @@ WORKING = " Show your working step by step, then give the final number on a last
 
 def tiny(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0, num_steps: Annotated[int, Field(ge=0, le=5)] = 0,
          highest: Annotated[int, Field(ge=19, le=99)] = 59,
-         largest: Annotated[int, Field(ge=1, le=9)] = 9) -> Iterator[dict]:
+         largest: Annotated[int, Field(ge=1, le=9)] = 9, question_first: bool = False) -> Iterator[dict]:
     """Word problems made on the spot (see `tiny`), with worked solutions; endless.
 
-    They have `num_steps` steps, four or five where it is 0, none above `largest`, and no value above `highest`.
+    They have `num_steps` steps, four or five where it is 0, none above `largest`, and no value above `highest`. What is
+    asked stands last, or first: another wording of the same problem.
     """
     for index in indices:
-        made = tiny_task.problem(index, seed, num_steps, highest, largest)
+        made = tiny_task.problem(index, seed, num_steps, highest, largest, question_first)
         yield {"text": made.text, "answer": made.answer, "solution": made.solution, "entry": made.entry,
                "domain": made.domain}
 

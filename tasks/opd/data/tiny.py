@@ -99,11 +99,12 @@ def sign(step: int) -> str:
     return "+" if step > 0 else "-"
 
 
-def problem(index: int, seed: int = 0, num_steps: int = 0, highest: int = HIGHEST, largest: int = 9) -> Problem:
+def problem(index: int, seed: int = 0, num_steps: int = 0, highest: int = HIGHEST, largest: int = 9,
+            question_first: bool = False) -> Problem:
     """Problem `index` of the endless list that belongs to `seed`: the same today and tomorrow, on every machine.
 
     It has four or five steps, or `num_steps` when that is given; no step is above `largest`, no value outside
-    LOWEST..`highest`.
+    LOWEST..`highest`. The question stands last in the text, or first.
     """
     rng = random.Random(derive_seed("tiny", seed, index))
     start, steps = rng.randint(LOWEST, highest), []
@@ -116,7 +117,8 @@ def problem(index: int, seed: int = 0, num_steps: int = 0, highest: int = HIGHES
     verbs = [rng.choice(GAINS if step > 0 else LOSSES) for step in steps]
     name, thing, place = rng.choice(NAMES), rng.choice(THINGS), rng.choice(PLACES)
     story = ", ".join(f"{day} {verb} {abs(step)}" for day, verb, step in zip(DAYS, verbs, steps))
-    text = f"{name} in {place} has {start} {thing}. {story}. How many {thing}?"
+    told, asked = f"{name} in {place} has {start} {thing}. {story}.", f"How many {thing}?"
+    text = f"{asked} {told}" if question_first else f"{told} {asked}"
     return Problem(text=text, start=start, steps=steps, verbs=verbs)
 
 

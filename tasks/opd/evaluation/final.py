@@ -11,7 +11,7 @@ from tasks.opd.evaluation.reports import divergence_of
 from tasks.opd.store.artifacts import Artifact
 
 PREFIX = "final/"
-REACHED = ("reward_mean", "reward_difference", "retention_difference", "reverse_kl_mean_nats", "truncated_share")
+REACHED = ("reward_mean", "reward_difference", "others_difference", "reverse_kl_mean_nats", "truncated_share")
 SPENT = ("rounds", TRAINED, WRITTEN[STUDENT], WRITTEN[TEACHER], READ, "seconds")
 NAMES = tuple(f"{PREFIX}{name}" for name in (*REACHED, *SPENT))
 
@@ -20,7 +20,7 @@ def final_numbers(result: dict, num_rounds: int) -> dict[str, float]:
     """The numbers of a run by name, one of NAMES each, in their order; what is not known is left out.
 
     `result` is what `flows.distill` returns. `reward_mean` and `reward_difference` are shares of 1, of the end and over
-    the start; `retention_difference` is the mean of such differences over the other benchmarks. Tokens and seconds are
+    the start; `others_difference` is the mean of such differences over the other benchmarks. Tokens and seconds are
     those of all rounds, as in the table of costs: evaluation is not among them.
     """
     costs = cell_costs.costs_of(result["checkpoint"], result["evaluation"])
@@ -36,5 +36,5 @@ def reached(start: dict[str, Artifact], end: dict[str, Artifact]) -> dict[str, f
     gained = {name: report.counts["avg"] - start[name].counts["avg"] for name, report in end.items()}
     first, *others = gained
     return {"reward_mean": end[first].counts["avg"], "reward_difference": gained[first],
-            "retention_difference": statistics.fmean(gained[name] for name in others) if others else None,
+            "others_difference": statistics.fmean(gained[name] for name in others) if others else None,
             "reverse_kl_mean_nats": divergence_of(end[first]), "truncated_share": end[first].counts["truncated_share"]}
