@@ -44,7 +44,7 @@ class Entry:
     own_prompt: bool = False              # contexts: the teacher sees what the student saw; nothing is rendered
     moves: bool = False                   # refreshes: the self-teacher changes between rounds
     averages: bool = False                # refreshes: the trainer keeps a moving average of the student
-    remote: bool = False                  # makers: the model is behind a server and has no weights here
+    remote: bool = False                  # makers: a server has the weights; sources: a hub has the items
     spelling: dict[str, str] | None = None  # makers: patterns that parameters which may hold a secret must match
     solved: bool = True                   # sources: its items carry worked solutions
     identity: tuple[str, ...] | None = None  # sources: parameters that say which items these are; None: all of them

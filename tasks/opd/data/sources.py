@@ -154,5 +154,5 @@ SOURCES = {
                            solved=lambda params: params["dataset"] in {"gsm_symbolic"}),
     "jsonl": Entry(jsonl, identity=("path",), solved=lambda params: bool(params["solution"])),
     "text": Entry(text, identity=("path",)),
-    "hub": Entry(hub, identity=("dataset", "config", "split"), solved=lambda params: (
+    "hub": Entry(hub, remote=True, identity=("dataset", "config", "split"), solved=lambda params: (
         bool(params["solution"]) or params["dataset"] == "openai/gsm8k"))}

@@ -2,7 +2,7 @@
 import os
 from pathlib import Path
 
-from tasks.opd.recipe import loading
+from tasks.opd.recipe import loading, slots
 from tasks.opd.recipe.questions import Benchmark
 from tasks.opd.recipe.schema import Recipe
 
@@ -34,7 +34,7 @@ def at_hand(benchmark: Benchmark) -> bool:
     params = benchmark.source.params
     if "path" in params:
         return Path(params["path"]).exists()
-    return "dataset" not in params or benchmark.source.name != "hub" or cached(params["dataset"])
+    return not slots.entry_of(benchmark.source, "source").remote or cached(params["dataset"])
 
 
 def cached(dataset: str) -> bool:
