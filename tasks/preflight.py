@@ -4,7 +4,8 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.context import check_context
 from tasks.opd.recipe import requirements
-from tasks.opd.recipe.schema import Recipe
+from tasks.opd.recipe.schema import Recipe, Train
+from tasks.opd.recipe.settings import effort_of
 from tasks.opd.store.artifacts import Artifact
 from tasks.score import teacher_of
 from tasks.stage import run_stage
@@ -28,7 +29,8 @@ def preflight(recipe: Recipe, models: dict[str, Artifact], prompts: Artifact, po
             "accepts": sorted(name for name, why in now.accepts.items() if why),
             "top_k": max([0, *(want["top_k"] for want in needs.values())]),
             "completion_limit": now.rollout.sampling.max_new_tokens,
-            "vocabulary": models["student"].counts["vocabulary"]}
+            "vocabulary": models["student"].counts["vocabulary"],
+            "effort": now.train.model_dump(include=effort_of(Train))}
     inputs = {"student": models["student"], "prompts": prompts}
     for name in (names := sorted(needs, key=lambda name: name != now.teacher.model)):
         inputs["teacher" if name == names[0] else f"model:{name}"] = teacher_of(now, name, models, models["student"])[0]

@@ -12,6 +12,7 @@ from tasks.opd.engines.pool import Session
 from tasks.opd.models.heads import wide
 from tasks.opd.objective import divergences
 from tasks.opd.training import preflight as rooms
+from tasks.opd.training.forward import Forward
 from tests.tiny_models import random_rollouts, rollout, term, tiny_llama, train_spec, write_tokenizer
 
 SAMPLED = term(advantage="teacher_gap", estimator="policy_gradient")
@@ -182,3 +183,33 @@ def test_empty_completions_in_a_group_with_a_baseline_are_yellow_unless_a_filter
     assert [f.status for f in rooms.check_empty(rows, [grpo], [malformed])] == ["green"]
     assert [f.status for f in rooms.check_empty(rows[::2], [grpo], [])] == ["green"]
     assert rooms.check_empty(rows, [FULL], []) == []
+
+
+def test_the_students_body_reads_once_in_the_recipes_own_batches(tmp_path, monkeypatch):
+    """What else is looked for is in the hidden states; other batches find the same."""
+    inputs, found = artifacts(tmp_path), []
+    for effort in ({"micro_batch_tokens": 10_000, "chunk_tokens": 1000}, {"micro_batch_tokens": 20, "chunk_tokens": 5}):
+        bodies, heads = [], []
+        whole, head = Forward.micro_batches, Forward.student
+
+        def read(forward, batch, wanted, whole=whole, bodies=bodies):
+            bodies.append([])
+            for hidden, flat in whole(forward, batch, wanted):
+                bodies[-1].append(len(flat))
+                yield hidden, flat
+
+        def student(forward, hidden, flat, head=head, heads=heads):
+            heads.append(len(flat))
+            return head(forward, hidden, flat)
+        with monkeypatch.context() as patch:
+            patch.setattr(Forward, "micro_batches", read)
+            patch.setattr(Forward, "student", student)
+            found.append(run(tmp_path, inputs, [SAMPLED, FULL], effort=effort))
+        assert len(bodies) == 1
+        assert (len(bodies[0]) > 1, max(heads) <= 5) == (effort["chunk_tokens"] == 5,) * 2
+    for name in ("engine_agreement", "identity", "pull"):
+        assert found[0][name]["measured"] == pytest.approx(found[1][name]["measured"], rel=1e-6, abs=1e-9)
+
+
+def test_completions_are_short_whatever_the_recipe_writes():
+    assert [rooms.limit_of({"sampling": {"max_new_tokens": asked}}) for asked in (512, 4)] == [16, 4]

@@ -3,6 +3,7 @@
 Most of what goes wrong in such trainers does not crash: masks are off by one, logits are not shifted, engine and
 trainer disagree, the teacher speaks another vocabulary. Each check measures something and compares it with a bound.
 """
+import copy
 import hashlib
 import json
 import math
@@ -23,14 +24,15 @@ from tasks.opd.models.weights import num_parameters
 from tasks.opd.objective.advantages import ADVANTAGES
 from tasks.opd.objective.columns import columns_of
 from tasks.opd.objective.loss import Stats, coefficients
-from tasks.opd.objective.terms import bind_terms
+from tasks.opd.objective.terms import bind_terms, prepare
 from tasks.opd.rollouts.filters import first_objection, is_empty
 from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.scoring.score import check_finite
 from tasks.opd.store.artifacts import model_folder
 from tasks.opd.training.alignment import Alignment, measure_alignment
 from tasks.opd.training.forward import Forward, old_logprobs
-from tasks.opd.training.round import accumulate, start_round
+from tasks.opd.training.prepass import collect
+from tasks.opd.training.round import accumulate
 from tasks.opd.training.scored_set import ScoredSet, make_scored
 
 DOUBLE_UP_TO = 20_000_000   # parameters of a model checked in float64
@@ -122,42 +124,66 @@ def check_shift(alignment: Alignment) -> Finding:
                    "token. Near 0: it was never trained, or writes one token over and over, and nothing can be told")
 
 
+class ReadStudent(Forward):
+    """The student over rollouts that its body has read once: its hidden states are kept, only the head runs again."""
+
+    def __init__(self, model, rollouts: list[Rollout], spec: dict):
+        super().__init__(model, rollouts, columns_of(rollouts), spec)
+        shape = self.columns.num_tokens, model.config.hidden_size
+        self.states = torch.zeros(shape, dtype=next(model.parameters()).dtype, device=self.device)  # [N, d]
+        wanted = torch.ones(self.columns.num_tokens, dtype=torch.bool)
+        with torch.no_grad():
+            for hidden, flat in super().micro_batches(list(range(len(rollouts))), wanted):
+                self.states[flat] = hidden.to(self.states.dtype)
+
+    def micro_batches(self, batch: list[int], wanted: torch.Tensor):
+        """All wanted tokens at once; `batch` is all rollouts."""
+        flat = wanted.nonzero()[:, 0]
+        if len(flat):
+            yield self.states[flat.to(self.device)], flat
+
+    def under(self, spec: dict) -> "ReadStudent":
+        """The same with other settings."""
+        other = copy.copy(self)
+        other.spec = spec
+        return other
+
+
 @torch.no_grad()
-def own_signal(model, rollouts: list[Rollout], spec: dict) -> list[Signal]:
+def own_signal(read: ReadStudent) -> list[Signal]:
     """What the student says of its own rollouts, in the trainer's own arithmetic, as a teacher's signal."""
-    columns = columns_of(rollouts)
-    forward = Forward(model, rollouts, columns, spec)
-    wanted = torch.ones(columns.num_tokens, dtype=torch.bool)
-    hidden = torch.zeros(columns.num_tokens, model.config.hidden_size, dtype=next(model.parameters()).dtype)
-    for states, flat in forward.micro_batches(list(range(len(rollouts))), wanted):
-        hidden[flat] = states.cpu().to(hidden.dtype)
-    sampled, signals = old_logprobs(forward, wanted), []
-    for states, tokens in zip(hidden.split(columns.lengths.tolist()), torch.arange(columns.num_tokens).split(
-            columns.lengths.tolist())):
-        student = forward.student(states.to(forward.device), tokens)
-        top = student.full.cpu().topk(min(max(spec["top_k"], 1), student.full.shape[-1]), -1)
-        signals.append(Signal(sampled=sampled[tokens], ids=top.indices, logprobs=top.values, hidden=states,
-                              entropy=student.entropy.cpu()))
-    return signals
+    tokens, parts = torch.arange(read.columns.num_tokens), []
+    for part in read.chunks(len(tokens)):
+        student = read.student(read.states[part], tokens[part])
+        top = student.full.topk(min(max(read.spec["top_k"], 1), student.full.shape[-1]), -1)
+        parts.append((student.sampled, top.indices, top.values, read.states[part], student.entropy))
+    columns = [torch.cat(column).cpu().split(read.columns.lengths.tolist()) for column in zip(*parts)]
+    return [Signal(sampled=sampled, ids=ids, logprobs=logprobs, hidden=hidden, entropy=entropy)
+            for sampled, ids, logprobs, hidden, entropy in zip(*columns)]
 
 
-def taught_by(signals: list[Signal], model, rollouts: list[Rollout], spec: dict) -> ScoredSet:
+def taught_by(signals: list[Signal], read: ReadStudent) -> ScoredSet:
     """The scored set in which every model that a term looks at says the same."""
+    spec = read.spec
     names = {name for term in bind_terms(spec["terms"]) for name in term.models.values()}
-    head = head_of(model, spec["vocabulary"])
-    return make_scored(rollouts, dict.fromkeys(names, signals), dict.fromkeys(names, head), spec["loss"]["temperature"])
+    head = head_of(read.model, spec["vocabulary"])
+    return make_scored([replace(r) for r in read.rollouts], dict.fromkeys(names, signals), dict.fromkeys(names, head),
+                       spec["loss"]["temperature"])
 
 
-def gradient_norm(model, scored: ScoredSet, spec: dict) -> tuple[float, int]:
-    """Norm of the gradient that training would take on a scored set, and how many tokens count in it."""
-    terms = bind_terms(spec["terms"])
-    model.zero_grad(set_to_none=True)
-    forward, prepared = start_round(model, scored, terms, spec, frozenset())
-    batch = list(range(len(scored.rollouts)))
-    coefficient = coefficients(terms, prepared, forward.columns, batch, spec["completion_limit"])
-    accumulate(forward, terms, prepared, coefficient, batch, scored, Stats())
-    norm = sum(p.grad.double().norm() ** 2 for p in model.parameters() if p.grad is not None) ** 0.5
-    return float(norm), int((coefficient != 0).any(0).sum())
+def gradient_norm(read: ReadStudent, scored: ScoredSet) -> tuple[float, int]:
+    """Norm of the loss's gradient in the hidden states of a scored set, and how many tokens count in it.
+
+    Whatever training would do to the body goes through these; so no gradient of a parameter is made, or kept.
+    """
+    terms, batch = bind_terms(read.spec["terms"]), list(range(len(read.rollouts)))
+    prepared = [prepare(term, own) for term, own in zip(terms, collect(read, terms, scored))]
+    coefficient = coefficients(terms, prepared, read.columns, batch, read.spec["completion_limit"])
+    learning = read.under(read.spec)
+    learning.states = read.states.detach().clone().requires_grad_()
+    accumulate(learning, terms, prepared, coefficient, batch, scored, Stats())
+    gradient = learning.states.grad
+    return 0.0 if gradient is None else float(gradient.double().norm()), int((coefficient != 0).any(0).sum())
 
 
 def moved_by_one(signals: list[Signal]) -> list[Signal]:
@@ -166,27 +192,24 @@ def moved_by_one(signals: list[Signal]) -> list[Signal]:
                       ("sampled", "ids", "logprobs", "hidden", "entropy")}) for s in signals]
 
 
-def check_identity(model, rollouts: list[Rollout], spec: dict) -> Finding:
+def check_identity(read: ReadStudent, same: list[Signal]) -> Finding:
     """With the teacher equal to the student the gradient vanishes; with that teacher moved by one token it does not."""
-    same = own_signal(model, rollouts, spec)
-    norm, other = (gradient_norm(model, taught_by(signals, model, rollouts, spec), spec)[0]
-                   for signals in (same, moved_by_one(same)))
-    exact = next(model.parameters()).dtype == torch.float64
-    bound = 1e-6 if exact else 0.01 * other
+    norm, other = (gradient_norm(read, taught_by(signals, read))[0] for signals in (same, moved_by_one(same)))
+    bound = 1e-6 if read.states.dtype == torch.float64 else 0.01 * other
     return verdict("identity", norm <= bound < other, norm, bound,
                    f"with teacher = student the gradient is {norm:.3g} (bound {bound:.3g}), with the teacher moved "
                    f"{other:.3g}: the loss does not have its minimum where student and teacher agree")
 
 
-def check_pull(model, rollouts: list[Rollout], spec: dict) -> Finding:
+def check_pull(read: ReadStudent, same: list[Signal]) -> Finding:
     """Every term by itself has a gradient under a teacher who is not the student: the student's own, moved by a token.
 
     In a sum of terms the others hide one that is identically zero, such as a top-k of one token renormalised. A term
     with all of its positions' divergences cut has no gradient by intent, and one without tokens here cannot be judged.
     """
-    scored, norms = taught_by(moved_by_one(own_signal(model, rollouts, spec)), model, rollouts, spec), {}
-    for index, term in enumerate(spec["terms"]):
-        norm, tokens = gradient_norm(model, scored, {**spec, "terms": [term]})
+    scored, norms = taught_by(moved_by_one(same), read), {}
+    for index, term in enumerate(read.spec["terms"]):
+        norm, tokens = gradient_norm(read.under({**read.spec, "terms": [term]}), scored)
         if tokens and term["clip"]["at"] != "position":
             norms[term["group"] or str(index)] = norm
     dead = [f"terms.{group}" for group, norm in norms.items() if norm == 0]
@@ -225,25 +248,24 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     folder = model_folder(inputs["student"])
     engine = session.engine("student", folder, spec["engine"])
     rollouts = first_rollouts(inputs, spec, engine)
-    terms = bind_terms(spec["terms"])
-    taught = [t for t, bound in zip(spec["terms"], terms) if bound.needs_teacher]
+    terms = spec["terms"]
+    taught = [term for term, bound in zip(terms, bind_terms(terms)) if bound.needs_teacher]
     small = num_parameters(folder) <= DOUBLE_UP_TO
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(folder, torch.float64 if small else torch.float32, device)
-    spec = {**spec, "train": {"autocast": "off"}, "effort": {
-        "micro_batch_tokens": 4096, "chunk_tokens": 1024, "share_prompts": spec["engine"].get("share_prompts", True)}}
-    columns = columns_of(rollouts)
-    forward = Forward(model, rollouts, columns, {**spec, "loss": {"temperature": 1.0}})
-    trainer = old_logprobs(forward, torch.ones(columns.num_tokens, dtype=torch.bool))
+    model = load_model(folder, torch.float64 if small else torch.float32, device).requires_grad_(False)
+    spec = {**spec, "train": {"autocast": "off"}, "terms": taught}
+    read = ReadStudent(model, rollouts, spec)
+    trainer = old_logprobs(read.under({**spec, "loss": {"temperature": 1.0}}),
+                           torch.ones(read.columns.num_tokens, dtype=torch.bool))
     own = engine.score([r.prompt_token_ids for r in rollouts], [r.token_ids for r in rollouts], Want())
-    findings = [*check_empty(rollouts, spec["terms"], spec["filters"]), check_masks(rollouts, forward.shared),
+    findings = [*check_empty(rollouts, terms, spec["filters"]), check_masks(rollouts, read.shared),
                 check_agreement(torch.cat([s.sampled for s in own]), trainer, spec["engine"]["dtype"])]
     if taught:
         findings += teacher_findings(inputs, spec, session, rollouts, taught)
         for other in (inputs[name] for name in inputs if name.startswith("model:")):
             check_vocabulary(folder, model_folder(other))
-        findings.append(check_identity(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
-        findings.append(check_pull(model, [replace(r) for r in rollouts], {**spec, "terms": taught}))
+        same = own_signal(read)
+        findings += [check_identity(read, same), check_pull(read, same)]
     findings = [f._replace(status="yellow") if f.status == "red" and f.check in spec["accepts"] else f
                 for f in findings]
     (out / "preflight.json").write_text(json.dumps([f._asdict() for f in findings], indent=1))
@@ -272,4 +294,4 @@ def teacher_findings(inputs: dict[str, Path], spec: dict, session, rollouts: lis
 
 def limit_of(spec: dict) -> int:
     """Tokens of a completion written for these checks."""
-    return min(64, spec["sampling"]["max_new_tokens"])
+    return min(16, spec["sampling"]["max_new_tokens"])
