@@ -213,3 +213,21 @@ def test_the_students_body_reads_once_in_the_recipes_own_batches(tmp_path, monke
 
 def test_completions_are_short_whatever_the_recipe_writes():
     assert [rooms.limit_of({"sampling": {"max_new_tokens": asked}}) for asked in (512, 4)] == [16, 4]
+
+
+def test_each_tokenizer_is_read_once_and_every_models_is_compared(tmp_path, monkeypatch):
+    from transformers import AutoTokenizer
+    inputs, read, sound = artifacts(tmp_path), [], AutoTokenizer.from_pretrained
+    inputs |= {"model:self": inputs["student"], "model:expert": model_artifact(tmp_path, "expert", 3, vocabulary=23)}
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained",
+                        lambda folder, **options: read.append(Path(folder).parent.name) or sound(folder, **options))
+    assert set(rooms.tokenizers_of(inputs)) == {"student", "teacher", "model:self", "model:expert"}
+    assert sorted(read) == ["expert", "student", "teacher"]
+    with pytest.raises(TokenizerMismatch, match="token id 20"):
+        run(tmp_path, inputs, [FULL])
+
+
+def test_another_chat_template_is_yellow(tmp_path):
+    inputs = artifacts(tmp_path)
+    (inputs["teacher"] / "model" / "chat_template.jinja").write_text("{{ messages[0].content }}!")
+    assert run(tmp_path, inputs, [FULL])["template"]["status"] == "yellow"

@@ -9,6 +9,7 @@ kept_tokens weights and advantages of single tokens, kept for whoever reads roll
 repetition  how much of the rollouts repeats itself
 trainer     weights, AdamW, moving average; saved and resumed exactly
 round       the stage `checkpoint`
+read_student the student over a few rollouts that its body reads once
 alignment   whether a teacher's signal stands at its tokens
 preflight   red or green before a run
 """

@@ -3,8 +3,6 @@
 Most of what goes wrong in such trainers does not crash: masks are off by one, logits are not shifted, engine and
 trainer disagree, the teacher speaks another vocabulary. Each check measures something and compares it with a bound.
 """
-import copy
-import hashlib
 import json
 import math
 from dataclasses import replace
@@ -22,7 +20,6 @@ from tasks.opd.models.heads import head_of, load_model
 from tasks.opd.models.packing import pack
 from tasks.opd.models.weights import num_parameters
 from tasks.opd.objective.advantages import ADVANTAGES
-from tasks.opd.objective.columns import columns_of
 from tasks.opd.objective.loss import Stats, coefficients
 from tasks.opd.objective.terms import bind_terms, prepare
 from tasks.opd.rollouts.filters import first_objection, is_empty
@@ -30,8 +27,9 @@ from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.scoring.score import check_finite
 from tasks.opd.store.artifacts import model_folder
 from tasks.opd.training.alignment import Alignment, measure_alignment
-from tasks.opd.training.forward import Forward, old_logprobs
+from tasks.opd.training.forward import old_logprobs
 from tasks.opd.training.prepass import collect
+from tasks.opd.training.read_student import ReadStudent
 from tasks.opd.training.round import accumulate
 from tasks.opd.training.scored_set import ScoredSet, make_scored
 
@@ -55,11 +53,17 @@ def verdict(check: str, ok: bool, measured: float | None, bound: float | None, m
                    message="" if ok else message)
 
 
-def check_vocabulary(student: Path, teacher: Path) -> Finding:
-    """Student and teacher name the same tokens by the same ids; TokenizerMismatch names the first that differs."""
+def tokenizers_of(inputs: dict[str, Path]) -> dict:
+    """Input -> the tokenizer of its model, each folder's read once."""
     from transformers import AutoTokenizer
-    ours, theirs = ({i: t for t, i in AutoTokenizer.from_pretrained(f, local_files_only=True).get_vocab().items()}
-                    for f in (student, teacher))
+    folders = {name: model_folder(path) for name, path in inputs.items() if name != "prompts"}
+    read = {f: AutoTokenizer.from_pretrained(f, local_files_only=True) for f in set(folders.values())}
+    return {name: read[folder] for name, folder in folders.items()}
+
+
+def check_vocabulary(student, teacher) -> Finding:
+    """Two tokenizers name the same tokens by the same ids; TokenizerMismatch names the first that differs."""
+    ours, theirs = ({i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (student, teacher))
     for i in sorted(ours.keys() | theirs.keys()):
         if ours.get(i) != theirs.get(i):
             raise TokenizerMismatch(
@@ -68,13 +72,9 @@ def check_vocabulary(student: Path, teacher: Path) -> Finding:
     return verdict("vocabulary", True, len(ours), None, "")
 
 
-def check_template(student: Path, teacher: Path) -> Finding:
-    """The chat templates agree; a difference is yellow."""
-    def digest(folder: Path) -> str:
-        from transformers import AutoTokenizer
-        template = AutoTokenizer.from_pretrained(folder, local_files_only=True).chat_template
-        return hashlib.sha256(str(template).encode()).hexdigest()
-    return verdict("template", digest(student) == digest(teacher), None, None,
+def check_template(student, teacher) -> Finding:
+    """The chat templates of two tokenizers agree; a difference is yellow."""
+    return verdict("template", str(student.chat_template) == str(teacher.chat_template), None, None,
                    "the chat templates of student and teacher differ: the teacher reads the student's rendering",
                    "yellow")
 
@@ -122,31 +122,6 @@ def check_shift(alignment: Alignment) -> Finding:
                    f"than when it is asked one token too early and {late:.2f} more than one too late; both must be at "
                    f"least {SHIFT_MARGIN}. Below 0: its engine or server gives the log-probabilities of a neighbouring "
                    "token. Near 0: it was never trained, or writes one token over and over, and nothing can be told")
-
-
-class ReadStudent(Forward):
-    """The student over rollouts that its body has read once: its hidden states are kept, only the head runs again."""
-
-    def __init__(self, model, rollouts: list[Rollout], spec: dict):
-        super().__init__(model, rollouts, columns_of(rollouts), spec)
-        shape = self.columns.num_tokens, model.config.hidden_size
-        self.states = torch.zeros(shape, dtype=next(model.parameters()).dtype, device=self.device)  # [N, d]
-        wanted = torch.ones(self.columns.num_tokens, dtype=torch.bool)
-        with torch.no_grad():
-            for hidden, flat in super().micro_batches(list(range(len(rollouts))), wanted):
-                self.states[flat] = hidden.to(self.states.dtype)
-
-    def micro_batches(self, batch: list[int], wanted: torch.Tensor):
-        """All wanted tokens at once; `batch` is all rollouts."""
-        flat = wanted.nonzero()[:, 0]
-        if len(flat):
-            yield self.states[flat.to(self.device)], flat
-
-    def under(self, spec: dict) -> "ReadStudent":
-        """The same with other settings."""
-        other = copy.copy(self)
-        other.spec = spec
-        return other
 
 
 @torch.no_grad()
@@ -261,9 +236,10 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
     findings = [*check_empty(rollouts, terms, spec["filters"]), check_masks(rollouts, read.shared),
                 check_agreement(torch.cat([s.sampled for s in own]), trainer, spec["engine"]["dtype"])]
     if taught:
-        findings += teacher_findings(inputs, spec, session, rollouts, taught)
-        for other in (inputs[name] for name in inputs if name.startswith("model:")):
-            check_vocabulary(folder, model_folder(other))
+        tokenizers = tokenizers_of(inputs)
+        findings += teacher_findings(inputs, spec, session, rollouts, tokenizers)
+        for name in tokenizers:
+            check_vocabulary(tokenizers["student"], tokenizers[name])
         same = own_signal(read)
         findings += [check_identity(read, same), check_pull(read, same)]
     findings = [f._replace(status="yellow") if f.status == "red" and f.check in spec["accepts"] else f
@@ -278,17 +254,18 @@ def preflight(inputs: dict[str, Path], spec: dict, out: Path, session) -> dict:
 
 
 def teacher_findings(inputs: dict[str, Path], spec: dict, session, rollouts: list[Rollout],
-                     taught: list[dict]) -> list[Finding]:
+                     tokenizers: dict) -> list[Finding]:
     """The checks that need the teacher's engine; a self-teacher shares the student's vocabulary by construction."""
     ours, theirs = model_folder(inputs["student"]), model_folder(inputs["teacher"])
     engine = session.engine(teacher_role(inputs["teacher"]), theirs, spec["scoring_engine"])
-    vocabulary, prompts = check_vocabulary(ours, theirs), [r.prompt_token_ids for r in rollouts]
+    pair, prompts = (tokenizers["student"], tokenizers["teacher"]), [r.prompt_token_ids for r in rollouts]
+    vocabulary = check_vocabulary(*pair)
     for rollout, signal in zip(rollouts, engine.score(prompts, [r.token_ids for r in rollouts], Want())):
         check_finite(rollout.rollout_id, signal)
     seeds = [derive_seed(spec["seed"], "preflight", "teacher", r.rollout_id) for r in rollouts]
     alignment = measure_alignment(engine, prompts, limit_of(spec), seeds)
     stops = session.engine("student", ours, spec["engine"]).eos_ids
-    return [vocabulary, check_template(ours, theirs), check_stops(stops, engine.eos_ids, taught),
+    return [vocabulary, check_template(*pair), check_stops(stops, engine.eos_ids, spec["terms"]),
             check_shift(alignment)]
 
 
