@@ -10,5 +10,6 @@ contamination  how much of a benchmark stands in what is trained on
 exposure  what benchmarks share with all that a student was trained on: the stage `exposure`
 prompts   a slice of a source as prompts: the stage `prompts`
 tiny      the tiny task: word problems made here
+tiny_long   the bench's long task: a number and many steps, in splits
 tiny_bench  what the bench adds: words for every request, careless and faulty tries, lists to sort
 """

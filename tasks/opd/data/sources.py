@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from tasks.opd.core.errors import DataError
 from tasks.opd.core.files import cache_error
 from tasks.opd.data import tiny as tiny_task
 from tasks.opd.data import tiny_bench
+from tasks.opd.data import tiny_long as long_task
 from tasks.opd.data.fields import item_of, packed, text_of
 from tasks.opd.data.row_files import numbered_rows
 
@@ -43,6 +44,21 @@ def tiny_lists(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0) -> Iter
     for index in indices:
         asked, answer = tiny_bench.sorting(index, seed)
         yield {"text": asked, "answer": answer, "solution": f"answer: {answer}", "entry": {}, "domain": "lists"}
+
+
+def tiny_long(indices: range, *, seed: Annotated[int, Field(ge=0)] = 0,
+              split: Literal["train", "validation", "test"] = "train",
+              num_steps: Annotated[int, Field(ge=1, le=20)] = 14,
+              highest: Annotated[int, Field(ge=19, le=99)] = 59,
+              largest: Annotated[int, Field(ge=1, le=9)] = 9) -> Iterator[dict]:
+    """Long computations made on the spot (see `tiny_long`), with worked solutions; endless.
+
+    No text is in two splits. They have `num_steps` steps, none above `largest`, and no value above `highest`.
+    """
+    for index in indices:
+        made = long_task.problem(index, seed, split, num_steps, highest, largest)
+        yield {"text": made.text, "answer": made.answer, "solution": made.solution, "entry": made.entry,
+               "domain": "long"}
 
 
 def reasoning_gym(indices: range, *, dataset: str = "gsm_symbolic", seed: Annotated[int, Field(ge=0)] = 0,
@@ -150,6 +166,7 @@ def cut(document: str, characters: int) -> tuple[str, str]:
 SOURCES = {
     "tiny": Entry(tiny, identity=("seed", "num_steps", "highest", "largest")),
     "tiny_lists": Entry(tiny_lists, identity=("seed",)),
+    "tiny_long": Entry(tiny_long, identity=("seed", "split", "num_steps", "highest", "largest")),
     "reasoning_gym": Entry(reasoning_gym, identity=("dataset",), seed_shifts=True,
                            solved=lambda params: params["dataset"] in {"gsm_symbolic"}),
     "jsonl": Entry(jsonl, identity=("path",), solved=lambda params: bool(params["solution"])),
