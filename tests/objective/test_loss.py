@@ -58,7 +58,7 @@ class FullTeacher(TeacherTokens):
 
     def __init__(self, logprobs, sampled):
         super().__init__(sampled=sampled, num_tokens=len(logprobs))
-        self.__dict__["full"] = logprobs
+        self.computed = logprobs
 
 
 def per_prefix_kl(table):

@@ -33,7 +33,7 @@ def teacher_of(logprobs: torch.Tensor, k: int = 3) -> TeacherTokens:
     """A teacher with these log-probabilities [n, V] over the vocabulary, and the k likeliest of them."""
     top = logprobs.topk(min(k, logprobs.shape[1]), -1)
     tokens = TeacherTokens(ids=top.indices, logprobs=top.values, num_tokens=len(logprobs))
-    tokens.__dict__["full"] = logprobs
+    tokens.computed = logprobs
     return tokens
 
 

@@ -83,7 +83,7 @@ def test_the_comparison_by_hand():
     # student (.5, .3, .2), teacher (.2, .7, .1): reverse KL 0.342585, entropies 1.029653 and 0.801819
     logits = torch.tensor([[0.5, 0.3, 0.2, 0.0]], dtype=torch.float64).log()
     teacher = TeacherTokens(hidden=torch.zeros(1, 1), num_tokens=1)
-    teacher.__dict__["full"] = torch.tensor([[0.2, 0.7, 0.1, 0.0]], dtype=torch.float64).log()
+    teacher.computed = torch.tensor([[0.2, 0.7, 0.1, 0.0]], dtype=torch.float64).log()
     values = compared(StudentTokens(logits=logits, token_ids=torch.tensor([0])), teacher)
     found = {name: value.item() for name, value in values.items()}
     assert found.pop("margin_nats") == math.inf           # a token that the teacher excludes is among the student's 16

@@ -1,5 +1,7 @@
-"""Rows that go through a model together."""
+"""Rows that go through a model together, and tokens that go through its head together."""
 from collections.abc import Iterable, Sequence
+
+CHUNK_LOGITS = 1 << 25  # 128 MiB in float32
 
 
 def padded_batches(lengths: list[int], limit: int, rows: Iterable[int] | None = None) -> list[list[int]]:
@@ -40,3 +42,8 @@ def shared_batches(prompts: Sequence[Sequence[int]], num_own: Sequence[int], lim
         held.add(keys[i])
         tokens += more
     return batches
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Tokens whose logits over the whole vocabulary may live at once: as many as CHUNK_LOGITS hold, one at least."""
+    return max(1, CHUNK_LOGITS // vocabulary)

@@ -5,8 +5,11 @@ logits never live for more than one chunk. A teacher's hidden states with its he
 a token. Ids at or above `num_valid` pad the embedding matrix and name no token: they are -inf on both sides.
 """
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,24 +30,69 @@ class Head:
     scale: float                  # multiplies the logits
     softcap: float | None         # logits -> softcap * tanh(logits / softcap)
     num_valid: int                # ids from here on are padding of the matrix
+    products: Literal["own", "bfloat16"] = "own"  # bfloat16: those of a float32 weight may round their factors to it
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 (float64 stays) logits [..., num_valid] of hidden states [..., d]."""
+    def logits(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
+        """Float32 (float64 stays) logits [..., num_valid] of hidden states [..., d], divided by the temperature."""
         weight = self.weight[:self.num_valid]
-        out = hidden.to(weight.dtype) @ weight.T
+        with float32_products(self.products == "bfloat16"):
+            out = hidden.to(weight.dtype) @ weight.T
         out = out if out.dtype == torch.float64 else out.float()
         if self.bias is not None:
             out = out + self.bias[:self.num_valid]
         out = out * self.scale if self.scale != 1.0 else out
-        return self.softcap * torch.tanh(out / self.softcap) if self.softcap else out
+        out = self.softcap * torch.tanh(out / self.softcap) if self.softcap else out
+        return out / temperature if temperature != 1.0 else out
+
+    @torch.no_grad()
+    def backward(self, hidden: Tensor, logits: Tensor, gradient: Tensor, temperature: float = 1.0) -> Tensor:
+        """The gradient of hidden states [n, d]; those of weight and bias are added to theirs, in place.
+
+        `gradient` [n, num_valid] is with respect to `logits(hidden, temperature)`, and is overwritten.
+        """
+        gradient = gradient.div_(temperature) if temperature != 1.0 else gradient
+        if self.softcap:                                             # tanh' = 1 - tanh^2
+            gradient.mul_(1 - (logits * (temperature / self.softcap)) ** 2)
+        gradient = gradient.mul_(self.scale) if self.scale != 1.0 else gradient
+        if self.bias is not None and self.bias.requires_grad:
+            gradient_of(self.bias)[:self.num_valid] += gradient.sum(0)
+        weight = self.weight[:self.num_valid]
+        with float32_products(self.products == "bfloat16"):
+            gradient = gradient.to(weight.dtype)
+            if self.weight.requires_grad:
+                gradient_of(self.weight)[:self.num_valid].addmm_(gradient.T, hidden.to(weight.dtype))
+            return (gradient @ weight).to(hidden.dtype)
 
     def logprobs(self, hidden: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probabilities [..., num_valid] in nats, of logits / temperature."""
-        return torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
+        return torch.log_softmax(self.logits(hidden, temperature), dim=-1)
 
     def to(self, where: torch.dtype | torch.device | str) -> "Head":
         """The same head in another precision or on another device."""
         return replace(self, weight=self.weight.to(where), bias=None if self.bias is None else self.bias.to(where))
+
+
+def gradient_of(parameter: Tensor) -> Tensor:
+    """The gradient that stands at a parameter; zeros where none does yet."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+@contextmanager
+def float32_products(may_round: bool) -> Iterator[None]:
+    """Whether products of float32 matrices may round their factors, to bfloat16 on a CPU that has it (to TF32 on CUDA).
+
+    Sums stay float32. On a CPU without bfloat16 nothing changes.
+    """
+    before = torch.get_float32_matmul_precision()
+    if may_round:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        if may_round:
+            torch.set_float32_matmul_precision(before)
 
 
 def head_of(model, num_valid: int | None = None) -> Head:

@@ -4,6 +4,7 @@ columns      per-token columns of a scored set
 positions    quantities by position, and where a signal ends in noise
 rows         which rollouts
 targets      which distribution is aimed at
+vocabulary   passes over whole distributions, some rows at a time
 supports     where it is compared
 divergences  how far apart
 advantages   what a token is worth

@@ -14,6 +14,7 @@ from tasks.opd.objective.estimators import capped_ratio, clipped
 from tasks.opd.objective.reductions import Batch
 from tasks.opd.objective.supports import StudentTokens, TeacherTokens, gathered, on_support
 from tasks.opd.objective.terms import Prepared, Term
+from tasks.opd.objective.vocabulary import by_rows
 
 Look = Callable[[Term, Prepared, Tensor, StudentTokens, dict[str, TeacherTokens]], None]  # as `term_values` is called
 
@@ -117,12 +118,28 @@ def target_of_written(term: Term, models: dict[str, Tensor], student: Tensor | N
 def divergence_values(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
     """The term's divergence with its clip, [n] nats, with a graph to the student."""
     ids = term.support(student, models.get(next(iter(term.models.values()), "")))
+    if ids is None:
+        return full_divergence(term, student, models, stats)
     live, aimed = student.at(ids), None
     if term.compares:
         aimed = target_logprobs(term, ids, student, models).to(live.dtype)
         if term.renormalise:
             aimed, live = on_support(aimed, live, term.renormalise)
     return term.divergence(aimed, live, clipping_fold(term.clip, stats, term.label))
+
+
+def full_divergence(term: Term, student: StudentTokens, models: dict[str, TeacherTokens], stats: Stats) -> Tensor:
+    """`divergence_values` over the whole vocabulary, some rows at a time."""
+    fold = clipping_fold(term.clip, stats, term.label)
+
+    def values_of(live: Tensor, rows: slice) -> Tensor:
+        aimed = None
+        if term.compares:
+            part = StudentTokens(logits=live.detach(), token_ids=student.token_ids[rows])
+            part.full = live.detach()  # logits that are log-probabilities are normalised
+            aimed = target_logprobs(term, None, part, {name: models[name].block(rows) for name in term.models.values()})
+        return term.divergence(None if aimed is None else aimed.to(live.dtype), live, fold)
+    return by_rows(student.logits, student.normaliser, values_of)
 
 
 def term_values(term: Term, prepared: Prepared, flat: Tensor, student: StudentTokens,
@@ -175,7 +192,7 @@ def chunk_loss(terms: list[Term], prepared: list[Prepared], coefficient: Tensor,
     `models` holds what each model that scored says of these tokens. A term looks only at tokens whose coefficient is
     not zero: what stands elsewhere, NaN included, cannot reach it. `look` is shown what each term looks at.
     """
-    loss = student.logits.sum() * 0
+    loss = student.logits.new_zeros(())
     for term, p, c in zip(terms, prepared, coefficient):
         index = c.nonzero()[:, 0]
         if index.numel() == 0:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tasks.opd.core.entries import Entry
 from tasks.opd.engines.api import tail_of
 from tasks.opd.models.heads import Head
+from tasks.opd.objective.vocabulary import LogprobsAt, log_normaliser, log_softmax_
 
 
 @dataclass(kw_only=True)
@@ -28,20 +29,27 @@ class TeacherTokens:
     head: Head | None = None
     temperature: float = 1.0
     num_tokens: int = 0                 # n
+    computed: Tensor | None = None      # [n, V] what `full` gives, once it has been asked
 
     def select(self, index: Tensor) -> "TeacherTokens":
         """The same signal at some of the tokens."""
         if index.numel() == self.num_tokens:
             return self
         part = {name: None if (value := getattr(self, name)) is None else value[index]
-                for name in ("sampled", "ids", "logprobs", "hidden")}
+                for name in ("sampled", "ids", "logprobs", "hidden", "computed")}
         return TeacherTokens(**part, head=self.head, temperature=self.temperature, num_tokens=index.numel())
 
-    @cached_property
+    def block(self, rows: slice) -> "TeacherTokens":
+        """Some of the tokens with their full log-probabilities, which are views."""
+        return TeacherTokens(num_tokens=rows.stop - rows.start, computed=self.full[rows])
+
+    @property
     def full(self) -> Tensor:
         """Log-probabilities over the whole vocabulary, [n, V], from hidden states and head."""
-        with torch.no_grad():
-            return self.head.logprobs(self.hidden, self.temperature)
+        if self.computed is None:
+            with torch.no_grad():
+                self.computed = log_softmax_(self.head.logits(self.hidden, self.temperature))
+        return self.computed
 
     def at(self, ids: Tensor | None, are_own: bool) -> Tensor:
         """Log-probabilities at `ids` [n, S]; `are_own`: the ids are the first S of this model's top-k."""
@@ -62,7 +70,7 @@ class StudentTokens:
         """The same student at some of the tokens."""
         if index.numel() == self.token_ids.numel():
             return self
-        return StudentTokens(logits=self.logits[index], token_ids=self.token_ids[index])
+        return StudentTokens(logits=self.logits.index_select(0, index), token_ids=self.token_ids[index])
 
     def detached(self) -> "StudentTokens":
         """The same student without a graph, for who only looks: what this one computes it keeps, with its graph."""
@@ -70,8 +78,8 @@ class StudentTokens:
 
     @cached_property
     def normaliser(self) -> Tensor:
-        """logsumexp of the logits, [n, 1]."""
-        return self.logits.logsumexp(-1, keepdim=True)
+        """logsumexp of the logits, [n, 1], without a graph."""
+        return log_normaliser(self.logits)
 
     @cached_property
     def full(self) -> Tensor:
@@ -84,8 +92,8 @@ class StudentTokens:
         return self.at(self.token_ids[:, None])[:, 0]
 
     def at(self, ids: Tensor | None) -> Tensor:
-        """Log-probabilities at `ids` [n, S], of the full softmax."""
-        return self.full if ids is None else gathered(self.logits, ids) - self.normaliser
+        """Log-probabilities at `ids` [n, S], of the full softmax; -inf at ids of -1."""
+        return self.full if ids is None else LogprobsAt.apply(self.logits, ids, self.normaliser)
 
     @cached_property
     def entropy(self) -> Tensor:

@@ -53,7 +53,7 @@ def rounding_settings(train: Train, autocast: str) -> dict:
     `share_prompts`. They stay a setting, and
     are not made a function of the data, for they are what fits a model into memory. A second attempt with half of them,
     after memory was short, is the same artifact; its record counts the attempts. `chunk_tokens` parts the head only,
-    which multiplies in float32.
+    whose factors round by themselves and whose sums are float32.
     """
     return train.model_dump(include={"micro_batch_tokens", "share_prompts"}) if autocast == "bfloat16" else {}
 

@@ -136,7 +136,8 @@ class Train(Model):
         "padding is computed; false: a padded row each. Moves results as another micro_batch_tokens does.",
         effort="machine")
     chunk_tokens: int = setting(
-        1024, "Head chunk", "Tokens whose full-vocabulary logits live at once.", effort="batch", ge=1)
+        1024, "Head chunk", "Tokens whose full-vocabulary logits live at once, at most; fewer where the vocabulary is "
+        "large: 128 MiB of logits.", effort="batch", ge=1)
     autocast: Literal["auto", "off", "bfloat16"] = setting(
         "auto", "Autocast", "bfloat16 compute over float32 master weights.")
     gradient_checkpointing: bool = setting(False, "Recompute", "Recompute activations in the backward pass.")

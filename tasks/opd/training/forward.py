@@ -2,12 +2,14 @@
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from tasks.opd.core.batches import chunk_tokens
 from tasks.opd.core.records import Rollout
-from tasks.opd.models.heads import head_of
+from tasks.opd.models.heads import Head, head_of
 from tasks.opd.models.packing import batches_of, body_states, can_share, pack
 from tasks.opd.objective.columns import Columns
 from tasks.opd.objective.supports import StudentTokens
@@ -49,15 +51,26 @@ class Forward:
         last = torch.zeros(self.columns.num_rollouts, dtype=torch.long)
         return last.scatter_reduce(0, self.columns.rollout[wanted], place[wanted], "amax").tolist()
 
+    def head(self) -> Head:
+        """The head, whose products are of the body's precision."""
+        products = "bfloat16" if self.spec["train"]["autocast"] == "bfloat16" else "own"
+        return replace(head_of(self.model, self.spec["vocabulary"]), products=products)
+
     def student(self, hidden: Tensor, flat: Tensor) -> StudentTokens:
-        """The student's distribution at a chunk of tokens."""
-        head = head_of(self.model, self.spec["vocabulary"])
-        logits = head.logits(hidden) / self.spec["loss"]["temperature"]
+        """The student's distribution at a chunk of tokens; a loss's graph ends at its logits."""
+        with torch.no_grad():
+            logits = self.head().logits(hidden, self.spec["loss"]["temperature"])
+        logits.requires_grad_(torch.is_grad_enabled())
         return StudentTokens(logits=logits, token_ids=self.columns.token_ids[flat].to(self.device))
 
+    def backward(self, hidden: Tensor, student: StudentTokens, loss: Tensor) -> Tensor:
+        """The gradient [n, d] of hidden states whose `student` has this loss; the head's is added to its own."""
+        slope, = torch.autograd.grad(loss, student.logits)
+        return self.head().backward(hidden, student.logits.detach(), slope, self.spec["loss"]["temperature"])
+
     def chunks(self, count: int):
-        """Slices of at most `chunk_tokens` tokens."""
-        size = self.spec["effort"]["chunk_tokens"]
+        """Slices of at most `chunk_tokens` tokens, and of no more than a chunk's logits allow."""
+        size = min(self.spec["effort"]["chunk_tokens"], chunk_tokens(self.spec["vocabulary"]))
         return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 

@@ -1,7 +1,8 @@
 """The trainer: scored rollouts in, a checkpoint out, whatever the variant.
 
 A step forwards the body over micro-batches, then the head over chunks of the tokens that count; each chunk's loss is
-back-propagated at once into the hidden states, so that one chunk of full-vocabulary logits lives at a time.
+back-propagated at once into the hidden states, so that one chunk of full-vocabulary logits lives at a time. Autograd
+ends at the logits: the head's own gradients are two matrix products, added where they belong (`Head.backward`).
 Coefficients carry the denominators of the whole optimizer batch (see `objective.loss`), so gradients simply add up.
 """
 import gc
@@ -49,21 +50,21 @@ def accumulate(forward: Forward, terms: list[Term], prepared: list[Prepared], co
     """
     total = 0.0
     for hidden, flat in forward.micro_batches(batch, (coefficient != 0).any(0)):
-        leaf = hidden.detach().requires_grad_()
+        states, gradient = hidden.detach(), torch.zeros_like(hidden)
         for part in forward.chunks(len(flat)):
             index = flat[part]
-            student = forward.student(leaf[part], index)
+            student = forward.student(states[part], index)
             loss = chunk_loss(terms, prepared, coefficient[:, index].to(forward.device), index, student,
                               scored.tokens(index, forward.device), stats, diagnostics and diagnostics.look)
             if not torch.isfinite(loss):
                 names = sorted({scored.rollouts[i].rollout_id for i in forward.columns.rollout[index].tolist()})
                 raise NonFinite(f"the loss is {loss.item()} on rollouts {names[:4]}; no step was taken and the last "
                                 "checkpoint stands: lower train.learning_rate, or look at these rollouts")
-            loss.backward()
+            gradient[part] = forward.backward(states[part], student, loss)
             total += loss.item()
         if diagnostics:
-            diagnostics.note("gradient", flat, leaf.grad.norm(dim=-1))
-        hidden.backward(leaf.grad)
+            diagnostics.note("gradient", flat, gradient.norm(dim=-1))
+        hidden.backward(gradient)
     return total
 
 
