@@ -169,7 +169,7 @@ def test_score_does_not_depend_on_padding_batching_or_chunks(engine, folder, mon
     want = Want(top_k=4, entropy=True, hidden=True)
     together = engine.score(PROMPTS, completions, want)
     alone = [engine.score([p], [c], want)[0] for p, c in zip(PROMPTS, completions)]
-    monkeypatch.setattr("tasks.opd.engines.torch_engine.CHUNK_LOGITS", 3 * 60)  # three tokens at a time
+    monkeypatch.setattr("tasks.opd.engines.torch_engine.chunk_tokens", lambda vocabulary: 3)
     chunked = TorchEngine(folder, "float64", batch_tokens=40).score(PROMPTS, completions, want)
     for other in (alone, chunked):
         for one, two in zip(together, other):

@@ -168,7 +168,7 @@ def test_what_is_not_chosen_and_what_only_reports_changes_no_stage(changed, edit
 
 
 def test_the_engine_chosen_is_in_the_closure(changed, specs, hashes):
-    assert changed(("engines.torch_engine", "CHUNK_LOGITS = 2**25", "CHUNK_LOGITS = 2**24")) == \
+    assert changed(("engines.torch_engine", "promote_types(self.dtype, torch.float32)", "float32")) == \
         cells((*WITH_ENGINE, "model"))  # the tiny teacher's lessons end when an engine's answers are right
     on_vllm = {"vllm": specs_of(loading.load("opd_reverse_kl", ["engine.name=vllm"]), ["skd"])}
     edit = ("engines.vllm_engine", "COLDEST, HOTTEST = 0.01, 2.0", "COLDEST, HOTTEST = 0.01, 3.0")

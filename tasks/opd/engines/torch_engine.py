@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tasks.opd.core.batches import padded_batches
+from tasks.opd.core.batches import chunk_tokens, padded_batches
 from tasks.opd.core.errors import EngineError, NonFinite
 from tasks.opd.engines.api import Capabilities, Completion, Signal, Want, tail_of
 from tasks.opd.engines.sampling import Batch, decode
@@ -21,8 +21,6 @@ from tasks.opd.models.folders import architecture, base_version, eos_ids_of, voc
 from tasks.opd.models.heads import Head, head_of, load_model
 from tasks.opd.models.packing import Packed, batches_of, body_states, can_share, pack
 from tasks.opd.models.weights import load_tensors
-
-CHUNK_LOGITS = 2**25      # logits alive at once while scoring: 128 MiB in float32
 
 
 @torch.no_grad()
@@ -153,7 +151,7 @@ class TorchEngine:
         """The columns by name, each a tensor a completion."""
         ids = torch.tensor([t for c in completions for t in c], dtype=torch.long, device=self.device)
         hidden = body_states(self.model, packed)[packed.places.to(self.device)]
-        step = max(1, CHUNK_LOGITS // self.head.num_valid)
+        step = chunk_tokens(self.head.num_valid)
         chunks = [columns(self.scoring_head, hidden[i:i + step], ids[i:i + step], want, temperature)
                   for i in range(0, max(len(ids), 1), step)]
         out = {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tasks.opd.core.batches import chunk_tokens
 from tasks.opd.core.costs import READ, counted
 from tasks.opd.core.errors import NonFinite
 from tasks.opd.core.records import Prompt, Sample, read_rows
@@ -20,7 +21,6 @@ from tasks.opd.objective.divergences import forward_kl, reverse_kl
 from tasks.opd.rollouts.writers import teacher_role
 from tasks.opd.store.artifacts import model_folder
 
-CHUNK_TOKENS = 1024       # whose log-probabilities over the whole vocabulary live at once
 SLICE_TOKENS = 32768      # whose hidden states live at once, of either model: 2-10 KB a token
 NAMES = ("reverse_kl_mean_nats", "forward_kl_mean_nats", "student_entropy_mean_nats", "teacher_entropy_mean_nats")
 
@@ -99,7 +99,8 @@ def slice_totals(student, teacher, prompts: list[list[int]], completions: list[l
     ours, theirs = (torch.cat([s.hidden for s in engine.score(prompts, completions, want, progress=progress)])
                     for engine in (student, teacher))
     heads, totals = [wide(engine.head) for engine in (student, teacher)], torch.zeros(len(NAMES), dtype=torch.float64)
-    for q, p in zip(ours.split(CHUNK_TOKENS), theirs.split(CHUNK_TOKENS)):
+    step = chunk_tokens(heads[0].num_valid)
+    for q, p in zip(ours.split(step), theirs.split(step)):
         q, p = (logprobs_of(head, hidden) for head, hidden in zip(heads, (q, p)))
         parts = (reverse_kl(p, q), forward_kl(p, q), -(q.exp() * q).sum(-1), -(p.exp() * p).sum(-1))
         totals += torch.stack([part.double().sum().cpu() for part in parts])
