@@ -27,6 +27,7 @@ NOISE = {
                     "grader": "tiny", "sampling": {"temperature": 0.0, "max_new_tokens": 8}}],
     "rounds": 2, "rollout": {"prompts_per_round": 4, "sampling": {"max_new_tokens": 8}}, "workers": "inline",
     "accepts": {"shift": "random models"}}
+WHOLE = 18                          # artifacts of the whole run
 QUESTION = "Ada in Rome has 12 eggs. Monday finds 3. How many eggs?"
 
 
@@ -154,7 +155,7 @@ def test_on_a_full_disk_a_run_ends_with_14_and_goes_on_once_there_is_room(mounte
     assert len(records("model")) == 2 and full.made >= 4
     mounted("size=64m")
     again = run()
-    assert again.code == 0 and (again.made, again.reused) == (17 - full.made, full.made), again.said
+    assert again.code == 0 and (again.made, again.reused) == (WHOLE - full.made, full.made), again.said
     assert len(records("checkpoint")) == 2
 
 
@@ -183,7 +184,7 @@ def test_a_read_only_home_is_14_and_reused_once_it_can_be_written(mounted, run, 
     assert refused.code == 14 and f"cannot write {home}" in refused.said and "point OPD_HOME to" in refused.said
     mounted("rw")
     again = run()
-    assert (again.code, again.made, again.reused) == (0, 0, 17)
+    assert (again.code, again.made, again.reused) == (0, 0, WHOLE)
 
 
 @pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null/home", "/sys/home"])
@@ -286,7 +287,7 @@ def test_a_damaged_file_of_the_first_round_is_named_set_aside_and_remade_alone(r
     file.write_bytes(content)
     artifacts._verified.clear()  # as in a new process
     again = run()
-    assert (again.code, again.made, again.reused) == (0, 1, 16)
+    assert (again.code, again.made, again.reused) == (0, 1, WHOLE - 1)
     assert f"damaged rollouts {first['fingerprint'][:8]}: {file}: sha256 is" in again.said and "moved to" in again.said
     assert {r["digest"] for r in records("rollouts")} == {r["digest"] for r in before}  # the same bytes again
     [aside] = file.parent.parent.glob(".corrupt-*")

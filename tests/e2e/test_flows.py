@@ -326,7 +326,8 @@ def test_cells_share_scores_whose_hidden_states_go_with_the_last_and_a_forgotten
 
     assert garbage.survey().garbage == []
     found = garbage.survey(forget=["opd_jsd-seed0"])
-    own = {"preflight": 1, "checkpoint": 2, "rollouts": 1, "grades": 1, "scores": 1, "report": 1, "divergence": 1}
+    own = {"preflight": 1, "checkpoint": 2, "rollouts": 1, "grades": 1, "scores": 1, "exposure": 1, "report": 1,
+           "divergence": 1}
     assert {what: number for what, (number, _) in garbage.totals(found.garbage).items()} == own
     assert garbage.collect(found) == [] and garbage.survey().garbage == []
     _, said = quietly(distill, loading.load_suite(suite)[1][0][2], "small")

@@ -81,6 +81,12 @@ def test_a_divergence_that_is_not_zero_at_equality_is_red(tmp_path, monkeypatch)
         run(tmp_path, artifacts(tmp_path), [FULL])
 
 
+def test_where_no_token_counts_the_minimum_cannot_be_judged(tmp_path):
+    late = term(support="full", divergence="reverse_kl", weights=[{"name": "skip_first", "tokens": 16}])
+    found = run(tmp_path, artifacts(tmp_path), [late])["identity"]
+    assert found["status"] == "yellow" and "no token of these few, short rollouts counts" in found["message"]
+
+
 def test_what_a_recipe_accepts_is_yellow(tmp_path, monkeypatch):
     monkeypatch.setitem(rooms.AGREEMENT, "float32", -1.0)
     with pytest.raises(OpdError, match="engine_agreement"):

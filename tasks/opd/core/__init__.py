@@ -1,7 +1,7 @@
 """What everything stands on: errors, records, files, seeds, metrics, costs. No torch.
 
 addresses addresses without their passwords
-batches   rows that go through a model together
+batches   rows that go through a model together, tokens through its head
 costs     tokens written, read and trained on: names and sums
 entries   an entry of a slot's table: a function and what is known of it
 errors    what can go wrong, each with its exit code

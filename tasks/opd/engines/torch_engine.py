@@ -1,6 +1,6 @@
 """A transformers model in this process as an engine (see `api`): it writes and scores.
 
-Its batches are sorted by length and bounded by padded tokens; neither changes results beyond rounding.
+Its batches are sorted by length and bounded by the tokens that are computed; neither changes results beyond rounding.
 """
 import copy
 import math

@@ -96,7 +96,7 @@ def can_share(model) -> bool:
     """Whether completions can share a prompt in this model; it then attends by `attention.grouped`.
 
     It must attend by torch's sdpa, to all that stands before a token in every layer, and hand our arguments down to
-    its attention; and on three short completions both ways must agree. Else sliding windows, states that run along the
+    its attention; and on a few short completions both ways must agree. Else sliding windows, states that run along the
     row, or masks of its own would be passed over in silence.
     """
     if model not in PROBES:
@@ -117,8 +117,9 @@ def attends_to_all(model) -> bool:
 def ways_agree(model) -> bool:
     """Whether hidden states of a few short rows are the same, end to end and padded, up to rounding."""
     top = model.get_input_embeddings().weight.shape[0] - 1
-    prompts = [[min(t, top) for t in ids] for ids in ((1, 2, 3, 4, 5), (6, 7, 8), (1, 2, 3, 4, 5))]
-    completions = [[min(t, top) for t in ids] for ids in ((9, 10, 11, 12), (13, 14), (15, 16, 17, 18, 19, 20, 21, 22))]
+    prompts = [[min(t, top) for t in ids] for ids in ((1, 2, 3, 4, 5), (6, 7, 8), *2 * ((1, 2, 3, 4, 5),))]
+    completions = [[min(t, top) for t in ids] for ids in  # longer than their prompt, and shorter
+                   ((9, 10, 11, 12), (13, 14), (15, 16, 17, 18, 19, 20, 21, 22), (23, 24, 25))]
     one, other = (body_states(model, batch)[batch.places.to(next(model.parameters()).device)].double()
                   for batch in (pack(prompts, completions, shared) for shared in (True, False)))
     return bool((one - other).norm() <= torch.finfo(next(model.parameters()).dtype).eps ** 0.5 * other.norm())

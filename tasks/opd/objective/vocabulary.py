@@ -1,8 +1,8 @@
 """Passes over the whole vocabulary, [n, V], some rows at a time, with gradients that are made on the way.
 
-A chunk's logits are hundreds of megabytes, and autograd over them writes and reads as much at every operation. A block
-of a few rows stays in the processor's cache, where its operations cost a fifth, and of a chunk only two things are ever
-there in whole: the logits and their gradient. Each row's value is a function of that row alone, so a block's gradient
+A chunk's logits are a hundred megabytes, and autograd over them writes and reads as much at every operation. A block of
+a few rows stays in the processor's cache, where its operations cost a fifth; of a chunk there are in whole the logits,
+what each teacher says, and a gradient a term. Each row's value is a function of that row alone, so a block's gradient
 is complete when the block is done.
 """
 from collections.abc import Callable, Iterator

@@ -69,9 +69,12 @@ class Forward:
         return self.head().backward(hidden, student.logits.detach(), slope, self.spec["loss"]["temperature"])
 
     def chunks(self, count: int):
-        """Slices of at most `chunk_tokens` tokens, and of no more than a chunk's logits allow."""
-        size = min(self.spec["effort"]["chunk_tokens"], chunk_tokens(self.spec["vocabulary"]))
-        return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+        """Slices of at most `chunk_tokens` tokens, and of no more than a chunk's logits allow.
+
+        Of nearly equal sizes, for a product of one row rounds otherwise than one of several.
+        """
+        number = -(-count // min(self.spec["effort"]["chunk_tokens"], chunk_tokens(self.spec["vocabulary"])))
+        return [slice(count * i // number, count * (i + 1) // number) for i in range(number)]
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
 """What a round's first look at the scored set finds: every term's columns, before the first optimizer step.
 
 One pass of the round's starting student without gradients, and only over the tokens and for the columns that some term
-needs; what the teachers alone say is read off their signal. One more column is a field of `Columns` with default None,
-and a function with its entry in `COLUMNS`: `column(term, student, models) -> [n]`, at n of the term's tokens.
+needs; what the teachers alone say is read off their signal. One more column is a field of `Columns` with default None
+(one at a k, such as `overlap:16`, needs none: see `at_k`), and a function with its entry in `COLUMNS`:
+`column(term, student, models) -> [n]`, at n of the term's tokens.
 """
 import math
 from collections import defaultdict

@@ -13,7 +13,7 @@ class ReadStudent(Forward):
 
     def __init__(self, model, rollouts: list[Rollout], spec: dict):
         super().__init__(model, rollouts, columns_of(rollouts), spec)
-        shape = self.columns.num_tokens, model.config.hidden_size
+        shape = self.columns.num_tokens, self.head().weight.shape[1]
         self.states = torch.zeros(shape, dtype=next(model.parameters()).dtype, device=self.device)  # [N, d]
         wanted = torch.ones(self.columns.num_tokens, dtype=torch.bool)
         with torch.no_grad():
