@@ -2,6 +2,7 @@
 import json
 
 from tasks.opd.data.contamination import FILE
+from tasks.opd.data.row_files import content_hash
 from tasks.opd.recipe.registered import exposure_spec, registered
 from tasks.opd.recipe.schema import Recipe
 from tasks.opd.store.artifacts import Artifact
@@ -25,14 +26,15 @@ def exposure_of(recipe: Recipe, student: Artifact, pool: WorkerPool, *, when: st
     if not inputs:
         return {}
     spec = exposure_spec(recipe)
+    spec["sha256"] = [content_hash(one["source"]["params"]) for one in spec["benchmarks"].values()]  # of files, if any
     made = log_artifact(run_stage("exposure", spec, inputs, pool), f"{when}-{step:04d}", step=step)
-    found, limits = json.loads((made.path / FILE).read_text(encoding="utf-8"))["benchmarks"], registered()
-    own = {benchmark.name for benchmark in recipe.benchmarks}
+    read, limits = json.loads((made.path / FILE).read_text(encoding="utf-8")), registered()
+    found, own = read["benchmarks"], {benchmark.name for benchmark in recipe.benchmarks}
     for name in found.keys() - own:
         if (share := found[name]["contaminated_share"]) > limits[name].max_contaminated:
             log_line(f"{share:.0%} of the questions of benchmark {name}, which is not among this recipe's, stand in "
                      "what the student was trained on, but for a few words: do not compare it there")
-    if missing := spec["not_at_hand"]:
+    if missing := read["not_checked"]:
         log_line(f"not checked against what was trained on, for they are not at hand: {', '.join(missing)}",
                  to_person=False)
     return {name: {f"trained_{share}": found[name][share] for share in SHARES} for name in own}

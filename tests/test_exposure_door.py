@@ -15,10 +15,10 @@ QUESTION = " ".join(["one two three one one two"] * 3)
 COPY = rollout("0:p:0:teacher:0", [1, 2, 3, 1, 1, 2] * 3, author=[1] * 18, origin="teacher")
 
 
-def exposed(tmp_path, **options):
+def exposed(tmp_path, other: str = "what else", **options):
     """The counts of a run of two rounds whose benchmark asks QUESTION and another."""
     file = tmp_path / "asked.jsonl"
-    file.write_text("".join(json.dumps({"question": text, "answer": "1"}) + "\n" for text in (QUESTION, "what else")))
+    file.write_text("".join(json.dumps({"question": text, "answer": "1"}) + "\n" for text in (QUESTION, other)))
     limit, when = options.pop("limit", 1.0), options.pop("when", "final")
     recipe = loading.load("gkd", ["workers=inline", f"benchmarks=[{{name: own, source: {{name: jsonl, path: {file}}}, "
                                   f"count: 2, max_prompt_tokens: 64, grader: exact, max_contaminated: {limit}}}]"])
@@ -45,6 +45,12 @@ def test_what_training_knows_of_a_benchmark_stands_with_its_numbers_and_in_the_s
 def test_too_much_is_refused_before_an_answer_is_written(tmp_path):
     with pytest.raises(DataError, match="50% of the questions of own stand in what is trained on"):
         exposed(tmp_path, refined=[COPY], limit=0.4)
+
+
+def test_an_edited_file_is_looked_at_again(tmp_path):
+    shares = [exposed(tmp_path, refined=[COPY], other=other)["own"]["trained_overlapping_share"]
+              for other in ("what else", QUESTION + " one")]
+    assert shares == [0.5, 1.0]
 
 
 def test_between_rounds_nothing_is_read(tmp_path):

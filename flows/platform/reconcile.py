@@ -165,8 +165,16 @@ def tidy(prefect: Api, mlflow: Api, slots: Slots) -> list[str]:
     """One pass; lines that say what was done. What Prefect does not answer now is done in the next one."""
     try:
         ended, freed = reconcile(prefect), slots.free_leaked(prefect)
-        lines = [f"run {run['name']} had no process" for run in ended] + [f"freed a slot of {name}" for name in freed]
+    except httpx.HTTPError as error:
+        return [unanswered(error)]
+    lines = [f"run {run['name']} had no process" for run in ended] + [f"freed a slot of {name}" for name in freed]
+    try:
         end_in_mlflow(prefect, mlflow)
     except httpx.HTTPError as error:
-        return [f"{error.request.url} is not answered: {type(error).__name__}"]
+        lines.append(unanswered(error))
     return lines
+
+
+def unanswered(error: httpx.HTTPError) -> str:
+    """A line that says which server did not answer, and how."""
+    return f"{error.request.url} is not answered: {type(error).__name__}"

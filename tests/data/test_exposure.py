@@ -23,7 +23,8 @@ def measured(tmp_path):
     (tmp_path / "b.jsonl").write_text("".join(json.dumps({"question": text, "answer": "1"}) + "\n" for text in ASKED))
     source = {"name": "jsonl", "params": {"path": str(tmp_path / "b.jsonl")}}
 
-    def measure(*written: Rollout, solution: str | None = None, limit: float | None = None) -> tuple[dict, dict]:
+    def measure(*written: Rollout, solution: str | None = None, limit: float | None = None,
+                gone: bool = False) -> tuple[dict, dict]:
         for name in ("prompts", "written", "out"):
             (tmp_path / name).mkdir()
         write_tokenizer(tmp_path / "prompts")
@@ -33,6 +34,8 @@ def measured(tmp_path):
         write_rows(tmp_path / "written" / "rollouts.parquet", [*written], Rollout)
         spec = {"benchmarks": {"b": {"source": source, "first": 0, "count": 3, "max_contaminated": limit}},
                 "not_at_hand": ["aime24"]}
+        spec["benchmarks"] |= {"gone": {**spec["benchmarks"]["b"], "source": {**source, "params": {"path": "/gone"}}}
+                               } if gone else {}
         counts = measure_exposure({"prompts": tmp_path / "prompts", "rollouts:0": tmp_path / "written"}, spec,
                                   tmp_path / "out", None)
         return counts, json.loads((tmp_path / "out" / FILE).read_text())
@@ -57,3 +60,14 @@ def test_what_shares_nothing_is_not_contaminated(measured):
 def test_more_than_the_limit_is_refused(measured):
     with pytest.raises(DataError, match="33% of the questions of b .* b:0: 'one two three"):
         measured(rollout("r", tokens(ASKED[0])), limit=0.3)
+
+
+def test_a_benchmark_that_cannot_be_read_is_named_and_ends_the_run_only_where_it_has_a_limit(measured):
+    counts, file = measured(gone=True)
+    assert (counts["benchmarks_not_checked"], file["not_checked"], set(file["benchmarks"])) == (
+        2, ["aime24", "gone"], {"b"})
+
+
+def test_one_with_a_limit_that_cannot_be_read_is_an_error(measured):
+    with pytest.raises(DataError, match="gone"):
+        measured(gone=True, limit=0.5)

@@ -30,3 +30,13 @@ def test_the_recipes_own_benchmarks_have_limits_and_others_are_only_recorded(tmp
     assert (spec["benchmarks"]["tiny"]["max_contaminated"], spec["benchmarks"]["tiny"]["count"]) == (0.1, 7)
     assert spec["benchmarks"]["gsm_symbolic"]["max_contaminated"] is None
     assert spec["not_at_hand"] == ["aime24", "aime25", "gsm8k", "math500"]
+
+
+def test_a_file_that_is_unsound_is_named_and_stops_nobody(tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    sound = (loading.CONFIGS / "benchmarks" / "tiny.yaml").read_text().replace("name: tiny\n", "name: good\n")
+    (tmp_path / "benchmarks" / "good.yaml").write_text(sound)
+    (tmp_path / "benchmarks" / "mine.yaml").write_text(sound + "cuont: 3\n")
+    recipe = loading.load("gkd", ["benchmarks=tiny"])
+    monkeypatch.setattr(loading, "CONFIGS", tmp_path)
+    assert set(registered()) == {"good"} and exposure_spec(recipe)["not_at_hand"] == ["mine"]

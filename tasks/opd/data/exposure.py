@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from tasks.opd.core.errors import DataError
 from tasks.opd.core.records import Prompt, read_rows
 from tasks.opd.data.contamination import FILE, contamination, refuse, said_to
 from tasks.opd.data.fields import all_said
@@ -25,16 +26,29 @@ def measure_exposure(inputs: dict[str, Path], spec: dict, out: Path, session) ->
     `not_at_hand` are named as not checked.
     Raises: DataError when a larger share than `max_contaminated` of a benchmark's questions are known by their words.
     """
-    asked = {name: questions(name, **told) for name, told in spec["benchmarks"].items()}
-    found = contamination(asked, all_trained(inputs))
-    for name, told in spec["benchmarks"].items():
+    asked, missing = read_questions(spec["benchmarks"])
+    found, missing = contamination(asked, all_trained(inputs)), sorted([*spec["not_at_hand"], *missing])
+    for name, told in ((name, spec["benchmarks"][name]) for name in asked):
         examples = found[name]["examples"]
         if told["max_contaminated"] is not None:
             refuse(name, found[name], asked[name][examples[0]] if examples else "", told["max_contaminated"])
-    (out / FILE).write_text(json.dumps({"benchmarks": found, "not_checked": spec["not_at_hand"]}))
+    (out / FILE).write_text(json.dumps({"benchmarks": found, "not_checked": missing}))
     shares = {f"{name}_{share}": value for name, told in found.items() for share, value in told.items()
               if share != "examples"}
-    return {"benchmarks_not_checked": len(spec["not_at_hand"]), **shares}
+    return {"benchmarks_not_checked": len(missing), **shares}
+
+
+def read_questions(benchmarks: dict[str, dict]) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The questions of benchmarks by name, and the names of those that cannot be read and need not: without a limit."""
+    asked, missing = {}, []
+    for name, told in benchmarks.items():
+        try:
+            asked[name] = questions(name, **told)
+        except (DataError, OSError):
+            if told["max_contaminated"] is not None:
+                raise
+            missing.append(name)
+    return asked, missing
 
 
 def questions(name: str, *, source: dict, first: int, count: int, max_contaminated: float | None) -> dict[str, str]:

@@ -1,27 +1,35 @@
 """The benchmarks of configs/benchmarks, whether they can be had without a network, and what is asked of them all."""
+import contextlib
 import os
 from pathlib import Path
 
+from tasks.opd.core.errors import RecipeError
 from tasks.opd.recipe import loading, slots
 from tasks.opd.recipe.questions import Benchmark
 from tasks.opd.recipe.schema import Recipe
 
 
+def files() -> list[Path]:
+    """The files of configs/benchmarks, each named as its benchmark."""
+    return sorted((loading.CONFIGS / loading.FOLDERS["benchmarks"]).glob("*.yaml"))
+
+
 def registered() -> dict[str, Benchmark]:
-    """Every benchmark of configs/benchmarks, by name."""
-    files = sorted((loading.CONFIGS / loading.FOLDERS["benchmarks"]).glob("*.yaml"))
-    found = [Benchmark(**loading.chained(file).data) for file in files]
-    return {benchmark.name: benchmark for benchmark in found}
+    """Every benchmark of configs/benchmarks, by name; without those that are unsound, which no run ends by."""
+    found = {}
+    for file in files():
+        with contextlib.suppress(RecipeError, ValueError):
+            found[file.stem] = Benchmark(**loading.chained(file).data)
+    return found
 
 
 def exposure_spec(recipe: Recipe) -> dict:
     """The spec of the stage `exposure`: the recipe's benchmarks with their limits, the registered ones at hand without,
     and the names of those that are not.
     """
-    others = {name: one for name, one in registered().items() if name not in {own.name for own in recipe.benchmarks}}
-    there = {name: asked_of(one, None) for name, one in others.items() if at_hand(one)}
     own = {one.name: asked_of(one, one.max_contaminated) for one in recipe.benchmarks}
-    return {"benchmarks": own | there, "not_at_hand": sorted(others.keys() - there.keys())}
+    there = {name: asked_of(one, None) for name, one in registered().items() if name not in own and at_hand(one)}
+    return {"benchmarks": own | there, "not_at_hand": sorted({file.stem for file in files()} - {*own, *there})}
 
 
 def asked_of(benchmark: Benchmark, limit: float | None) -> dict:
