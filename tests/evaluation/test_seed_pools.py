@@ -7,7 +7,7 @@ import pytest
 from tasks.opd.core.errors import RecipeError
 from tasks.opd.evaluation import power
 from tasks.opd.evaluation.comparison import compare
-from tasks.opd.evaluation.comparison_tables import note
+from tasks.opd.evaluation.comparison_tables import note, pooling
 from tasks.opd.evaluation.seed_pools import SeedPool, seed_pool
 from tasks.opd.evaluation.statistics import detectable, paired_difference
 from tasks.opd.recipe import loading
@@ -112,6 +112,15 @@ def test_two_seeds_are_enough_where_they_are_pooled():
     two = {key: cell for key, cell in cells().items() if key[1] < 2}
     assert not any(row.seeds_covered for row in compare(two, "start").rows)
     assert all(row.seeds_covered for row in compare(two, "start", pooled=True).rows if row.variant != "start")
+
+
+def test_the_note_counts_what_a_difference_between_two_variants_has_and_says_where_there_is_none():
+    rows = [{0: 0.1, 1: 0.2, 2: 0.4}, {0: 0.3, 1: 0.1, 2: 0.2}]
+    assert "(4 degrees of freedom)" in pooling(seed_pool(rows), "start")
+    assert "(2 degrees of freedom)" in pooling(seed_pool(rows), "gkd")
+    apart = [{0: 0.1, 1: 0.2}, {1: 0.3, 2: 0.1}]
+    assert "could not be pooled" in pooling(seed_pool(apart), "gkd")
+    assert "(2 degrees" in pooling(seed_pool(apart), "start")
 
 
 def planned(*overrides: str) -> float:

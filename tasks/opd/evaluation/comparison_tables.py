@@ -127,11 +127,15 @@ def coverage(found: Comparison) -> list[str]:
 
 def pooling(pool: SeedPool, baseline: str) -> str:
     """What is assumed where the variance between seeds is pooled, and how well that goes with the seeds."""
+    known = pool.of_difference(1 if baseline == START else 2)
+    if known is None:
+        return ("The variance between seeds could not be pooled, since no two seeds are common to all variants: each "
+                "comparison takes its own.")
     test = "not to be tested, for a variant's seeds are all alike"
     if pool.p_equal is not None:
         test = f"Bartlett's test of that: p = {pool.p_equal:.3f}"
         test += ", so it does not hold here: take seed_variance: own" if pool.p_equal < ALPHA else ""
-    return (f"The variance between seeds is pooled over {pool.variants} variants ({pool.alone_degrees:g} degrees of "
+    return (f"The variance between seeds is pooled over {pool.variants} variants ({known[1]:g} degrees of "
             f"freedom): assumes that all variants are equally stable over seeds ({test})"
             f"{' and that no seed is lucky for all of them' if baseline == START else ''}.")
 
