@@ -12,7 +12,7 @@ APART = {"round": 0, "set": {}, "counts": {"step": 1}, "metrics": {"trust/overla
 
 def test_a_finding_is_said_once_and_kept_with_the_run(monkeypatch, capsys, opd_home):
     from tasks.tracking.runs import run_for
-    monkeypatch.setattr(door, "round_record", lambda checkpoint: APART)
+    monkeypatch.setattr(door, "round_record", lambda checkpoint, before: APART)
     history, found, nobody = [], [], Artifact(kind="checkpoint", fingerprint="f", digest="", counts={})
     with run_records.recorded("opd-seed0"), run_for(recipe()):
         for _ in range(2):

@@ -76,12 +76,17 @@ def test_a_slice_holds_whole_completions_and_a_longer_one_goes_alone(monkeypatch
     assert slices([10]) == [slice(0, 1)] and slices([]) == []
 
 
-def hidden_rows(width: int) -> int:
-    """Tokens whose hidden states [n, width] are alive now, those of views once; weights are parameters."""
+def hidden_states(width: int) -> list[torch.Tensor]:
+    """What is alive of the shape [n, width]; weights are parameters."""
     gc.collect()
     found = [thing for thing in gc.get_objects() if type(thing) is torch.Tensor]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // (width * t.element_size())
-                for t in found if t.ndim == 2 and t.shape[1] == width}.values())
+    return [t for t in found if t.ndim == 2 and t.shape[1] == width]
+
+
+def rows_of(tensors: list[torch.Tensor]) -> int:
+    """Tokens whose hidden states these are, those of views once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() // (t.shape[1] * t.element_size())
+                for t in tensors}.values())
 
 
 class Watched:
@@ -92,16 +97,16 @@ class Watched:
 
     def score(self, *given, **options):
         signals = self.engine.score(*given, **options)
-        self.seen.append(hidden_rows(signals[0].hidden.shape[1]))
+        self.seen.append(rows_of(hidden_states(signals[0].hidden.shape[1])))
         return signals
 
 
 def test_hidden_states_of_one_slice_live_at_once(engines, monkeypatch):
     monkeypatch.setattr(module, "SLICE_TOKENS", 10)
-    seen, before = [], hidden_rows(64)
+    seen, before = [], hidden_states(64)            # held: none of another test's goes meanwhile
     teacher_divergence(*(Watched(engine, seen) for engine in engines), *asked([(2, 5)] * 4))
     # two slices of 10 tokens: the student's, then with them the teacher's
-    assert [rows - before for rows in seen] == [10, 20] * 2
+    assert [rows - rows_of(before) for rows in seen] == [10, 20] * 2
 
 
 def test_a_student_that_is_not_finite_is_named(engines):

@@ -132,7 +132,7 @@ def test_a_chunk_holds_no_more_logits_than_allowed_and_no_more_tokens_than_said(
         forward = Forward.__new__(Forward)
         forward.spec = {"vocabulary": vocabulary, "effort": {"chunk_tokens": most}}
         return [part.stop - part.start for part in forward.chunks(1500)]
-    # 2^25 logits: 682 tokens of 49,152, 220 of 151,936
-    assert sizes(49_152, 1024) == [682, 682, 136] and sizes(151_936, 1024)[:2] == [220, 220]
-    assert sizes(600, 1024) == [1024, 476] and sizes(49_152, 512) == [512, 512, 476]
+    # 2^25 logits: at most 682 tokens of 49,152, 220 of 151,936; as equal as can be, so that no row stands alone
+    assert sizes(49_152, 1024) == [500] * 3 and set(sizes(151_936, 1024)) <= {214, 215}
+    assert sizes(600, 1024) == [750, 750] and sizes(49_152, 512) == [500] * 3
     assert chunk_tokens(1 << 40) == 1
