@@ -50,10 +50,9 @@ def rounding_settings(train: Train, autocast: str) -> dict:
     Under bfloat16 autocast a weight's gradient is summed over a micro-batch in bfloat16: other micro-batches give
     another gradient by about 1 % (in float32 by 2e-6), and of AdamW's first steps, which look at the sign, some weights
     move the other way. So checkpoints of other `micro_batch_tokens` are other artifacts there, and so are those without
-    `share_prompts`. They stay a setting, and
-    are not made a function of the data, for they are what fits a model into memory. A second attempt with half of them,
-    after memory was short, is the same artifact; its record counts the attempts. `chunk_tokens` parts the head only,
-    whose factors round by themselves and whose sums are float32.
+    `share_prompts`. Both stay settings, and are not made a function of the data, for they are what fits a model into
+    memory. A second attempt with half the tokens, after memory was short, is the same artifact; its record counts the
+    attempts. `chunk_tokens` parts the head only, whose factors round by themselves and whose sums are float32.
     """
     return train.model_dump(include={"micro_batch_tokens", "share_prompts"}) if autocast == "bfloat16" else {}
 
